@@ -1,0 +1,109 @@
+"""What the engine, the evaluator and a model agree on: the loss they exchange and the tiles they score.
+
+Letters: B rows, D width, V items. Item ids run from 1 to V; 0 is padding and never scored.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+
+class Batch(Protocol):
+    """A frozen set of named tensors. Never edited; everything random in a step is keyed by what it carries."""
+
+    def num_targets(self) -> int:
+        """How many predictions the batch asks for."""
+        ...
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on `device`."""
+        ...
+
+    def split(self, parts: int) -> list[Self]:
+        """At most `parts` batches of about equal work whose rows together are this batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of a loss. The loop divides `sum` by the global `count` of the step, once, and applies `weight`."""
+
+    sum: Tensor
+    count: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The named terms of one batch. A term that does not depend on the rows enters with `sum = value * count`."""
+
+    terms: Mapping[str, Term]
+
+
+class Scorer(Protocol):
+    """Scores users against a tile of the catalogue; computed when asked for, so nothing on a model is stale."""
+
+    def users(self, batch: Any) -> Any:
+        """The state of the batch's B users from which tiles are scored."""
+        ...
+
+    def score(self, state: Any, lo: int, hi: int) -> Tensor:
+        """Scores of items lo..hi-1 (1 <= lo < hi <= V + 1), float32 or float64: [B, hi - lo]."""
+        ...
+
+
+class DotProduct:
+    """The usual scorer: a user's vector times an item's vector, plus the item's bias, in float32."""
+
+    def __init__(self, encode: Callable[[Any], Tensor], items: Tensor, bias: Tensor | None = None) -> None:
+        """`encode(batch)` gives [B, D]; `items` is [V + 1, D] with the unused padding row 0; `bias` is [V + 1]."""
+        self.encode = encode
+        self.items = items.float()
+        self.bias = None if bias is None else bias.float()
+
+    def users(self, batch: Any) -> Tensor:
+        """The users' vectors: [B, D]."""
+        return self.encode(batch).float()
+
+    def score(self, state: Tensor, lo: int, hi: int) -> Tensor:
+        """[B, D] -> [B, hi - lo]."""
+        # Scores decide ranks, so no reduced precision may slip in from the caller's autocast.
+        with torch.autocast(state.device.type, enabled=False):
+            if self.bias is None:
+                return state @ self.items[lo:hi].T
+            return torch.addmm(self.bias[lo:hi], state, self.items[lo:hi].T)
+
+
+class Model(nn.Module, ABC):
+    """A recommender: `forward` gives the loss of a batch, `scorer` what ranks items. It knows no training."""
+
+    @abstractmethod
+    def forward(self, batch: Any) -> Loss:
+        """The loss of a batch as sums: a pure function of the parameters and the batch, dropout included."""
+
+    @abstractmethod
+    def scorer(self) -> Scorer:
+        """What ranks items with the present parameters."""
+
+    # Not every model has work that belongs to an epoch, so doing nothing is the right default for both hooks.
+    def begin_epoch(self, epoch: int, generator: torch.Generator) -> None:
+        """Work that belongs to an epoch: re-encode the item table, prune edges, draw neighbours."""
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """The count of each term, known before `forward`; a term that is not named has `batch.num_targets()`.
+
+        The loop adds these over accumulated batches and processes to divide each term by its global count.
+        """
+        return {}
+
+
+class Counted(Model):
+    """A model that is counted in one pass over the training histories instead of being trained by gradients."""
+
+    @abstractmethod
+    def count(self, histories: Any) -> None:
+        """Fill the buffers from `histories` (offsets [U + 1], items [E]): the training part alone."""

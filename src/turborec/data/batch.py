@@ -1,0 +1,91 @@
+"""The batches models eat: frozen sets of named tensors, each with an `.example()`.
+
+Letters: B rows, L positions.
+"""
+
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor
+
+from turborec.data.schema import UNKNOWN_TIME
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Facts about the data nobody chose, as a model needs them to be built."""
+
+    users: int
+    items: int  # V: real items; tables have V + 1 rows because row 0 is padding
+    max_length: int  # the longest history a batch shows
+    popularity: Tensor | None = None  # int64 [V + 1]: training events of each item; None where nobody counted
+
+    def item_counts(self) -> Tensor:
+        """Training events of each item, one each where nobody counted: int64 [V + 1]."""
+        return torch.ones(self.items + 1, dtype=torch.int64) if self.popularity is None else self.popularity
+
+
+@dataclass(frozen=True)
+class SequenceBatch:
+    """Histories, oldest event first, padded with 0 on the right."""
+
+    items: Tensor  # int64 [B, L]
+    times: Tensor  # int64 [B, L]; UNKNOWN_TIME where unknown or padded
+    targets: Tensor  # int64 [B, L]: the item that follows; 0 where nothing is to be predicted
+    lengths: Tensor  # int64 [B]: events shown
+    users: Tensor  # int64 [B]: row in the store, -1 for a user it does not hold
+    keys: Tensor  # int64 [B]: the random key of each row; whatever is random about a row follows from it
+    key: int = 0  # the random key of the step, for what all its rows share (negatives)
+    targets_count: int = 0  # how many targets are not 0; counted once, where the batch is made
+
+    def num_targets(self) -> int:
+        """How many predictions the batch asks for."""
+        return self.targets_count
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on `device`."""
+        if self.items.device == device:
+            return self
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors().items()}
+        return replace(self, **cast("dict[str, Any]", moved))
+
+    def split(self, parts: int) -> list[Self]:
+        """At most `parts` batches of consecutive rows whose sizes differ by one at most."""
+        rows = len(self.items)
+        edges = [rows * i // parts for i in range(parts + 1)]
+        return [self.rows(lo, hi) for lo, hi in pairwise(edges) if hi > lo]
+
+    def rows(self, lo: int, hi: int) -> Self:
+        """Rows lo..hi-1."""
+        cut = {name: tensor[lo:hi] for name, tensor in self._tensors().items()}
+        return replace(self, **cast("dict[str, Any]", cut), targets_count=int((cut["targets"] != 0).sum()))
+
+    def last(self) -> Tensor:
+        """The position of each row's last event (0 for an empty row): int64 [B]."""
+        return (self.lengths - 1).clamp(min=0)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    @classmethod
+    def example(cls, spec: DataSpec, size: int, generator: torch.Generator) -> Self:
+        """A random batch of `size` histories of 1..max_length events, with a target after each event."""
+        length = spec.max_length
+        lengths = torch.randint(1, length + 1, (size,), generator=generator)
+        lengths[0] = length
+        shown = torch.arange(length) < lengths[:, None]
+        events = torch.randint(1, spec.items + 1, (size, length + 1), generator=generator)
+        gaps = torch.randint(0, 10**6, (size, length), generator=generator)
+        return cls(
+            items=events[:, :-1] * shown,
+            times=torch.where(shown, 10**9 + gaps.cumsum(1), UNKNOWN_TIME),
+            targets=events[:, 1:] * shown,
+            lengths=lengths,
+            users=torch.randint(0, spec.users, (size,), generator=generator),
+            keys=torch.randint(-(2**62), 2**62, (size,), generator=generator),
+            key=int(torch.randint(0, 2**31, (), generator=generator)),
+            targets_count=int(lengths.sum()),
+        )

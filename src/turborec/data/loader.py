@@ -1,0 +1,180 @@
+"""A store as deterministic batches: each one a pure function of (seed, epoch, step), built without a Python loop over rows.
+
+Letters: R rows (windows), B rows of a batch, L its width.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from turborec.data.batch import SequenceBatch
+from turborec.data.schema import UNKNOWN_TIME
+from turborec.data.store import Part, Store
+from turborec.data.windows import Coverage, Int64, WindowRows, lay, newest, widths
+from turborec.recipe import Config
+
+
+class Batches(Config):
+    """How histories become batches."""
+
+    max_length: int = Field(50, ge=1, description="events a row shows at most, in training and in evaluation")
+    tokens: int = Field(8192, ge=1, description="padded positions of a global batch: the budget it is filled to")
+    coverage: Coverage = Field("all", description="all: every target once an epoch; newest: the last window alone")
+    overlap: int = Field(0, ge=0, description="events a window shows for context before its first target")
+    random_seams: bool = Field(True, description="lay the windows of long histories anew in every epoch")
+    shapes: int = Field(12, ge=1, description="how many padded widths there are at most")
+
+    @model_validator(mode="after")
+    def _overlap_leaves_targets(self) -> "Batches":
+        if self.overlap >= self.max_length:
+            raise ValueError(f"overlap {self.overlap} must be smaller than max_length {self.max_length}")
+        return self
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training targets, planned: which rows form which batch."""
+
+    store: Store
+    rows: WindowRows
+    order: list[NDArray[np.int64]]  # row numbers of each batch
+    width: list[int]  # padded width of each batch
+    keys: Int64  # [R] random key of each row
+    key: int  # random key of the epoch
+
+    def __len__(self) -> int:
+        """Batches, which is optimizer steps."""
+        return len(self.order)
+
+    @property
+    def fill(self) -> float:
+        """Share of the batches' positions that hold an event."""
+        shown = int(self.rows.lengths.sum())
+        return shown / max(1, sum(len(o) * w for o, w in zip(self.order, self.width, strict=True)))
+
+    @property
+    def targets(self) -> int:
+        """Predictions asked for in the whole epoch."""
+        return int((self.rows.end - self.rows.first + 1).sum())
+
+    def batch(self, step: int) -> SequenceBatch:
+        """The batch of step 0..len - 1."""
+        chosen = self.order[step]
+        rows = WindowRows(*(getattr(self.rows, name)[chosen] for name in ("users", "begin", "end", "first")))
+        key = _hash(self.key, step)
+        return _build(self.store, rows, self.width[step], self.keys[chosen], key)
+
+
+class TrainingBatches:
+    """The training part of a store, planned epoch by epoch."""
+
+    def __init__(self, store: Store, config: Batches, seed: int) -> None:
+        self.store, self.config, self.seed = store, config, seed
+        users = store.users_of("train")
+        self._users, (self._starts, self._ends) = users, store.span("train", users)
+        lengths = self._lay(None).lengths
+        self.widths = widths(lengths, config.max_length, config.shapes) if len(lengths) else np.ones(1, np.int64)
+
+    def epoch(self, number: int) -> Epoch:
+        """The plan of epoch `number`, counted from 0."""
+        key = _hash(self.seed, number)
+        generator = np.random.Generator(np.random.PCG64(key % 2**63))
+        rows = self._lay(generator if self.config.random_seams else None)
+        bucket = np.searchsorted(self.widths, rows.lengths)
+        shuffled = generator.permutation(len(rows.users))
+        shuffled = shuffled[np.argsort(bucket[shuffled], kind="stable")]
+        order, width = [], []
+        for number_of, members in enumerate(np.split(shuffled, np.cumsum(np.bincount(bucket, minlength=1))[:-1])):
+            size = max(1, self.config.tokens // int(self.widths[number_of])) if len(members) else 1
+            for start in range(0, len(members), size):
+                order.append(members[start : start + size])
+                width.append(int(self.widths[number_of]))
+        turn = generator.permutation(len(order))
+        keys = _row_keys(key, rows)
+        return Epoch(self.store, rows, [order[t] for t in turn], [width[t] for t in turn], keys, key)
+
+    def _lay(self, generator: np.random.Generator | None) -> WindowRows:
+        config = self.config
+        if config.coverage == "newest":
+            return newest(self._users, self._starts, self._ends, config.max_length)
+        return lay(self._users, self._starts, self._ends, config.max_length, config.overlap, generator)
+
+
+def evaluation_batches(store: Store, part: Part, batches: Batches, users: Int64 | None = None) -> Iterator[SequenceBatch]:
+    """The last `max_length` events before `part` of each user that takes part in it (or of `users`), like lengths together.
+
+    Fixed by store and recipe: no key, no targets, the same batches every time.
+    """
+    users = store.users_of(part) if users is None else users
+    end = store.span(part, users)[0]
+    begin = np.maximum(end - batches.max_length, store.histories.offsets[users])
+    order = np.argsort(end - begin, kind="stable")
+    at = 0
+    while at < len(order):
+        # Lengths ascend, so the width of a batch is that of its last row; shrink the batch to the budget it then allows.
+        size = max(1, batches.tokens // max(1, int((end - begin)[order[at]])))
+        last = order[min(at + size, len(order)) - 1]
+        size = max(1, batches.tokens // max(1, int((end - begin)[last])))
+        chosen = order[at : at + size]
+        at += size
+        rows = WindowRows(users[chosen], begin[chosen], end[chosen], end[chosen] + 1)
+        yield _build(store, rows, max(1, int(rows.lengths.max())), np.zeros(len(chosen), np.int64), 0)
+
+
+def history_batch(items: list[Int64], times: list[Int64], max_length: int) -> SequenceBatch:
+    """The last events of histories that no store holds: dense item ids, oldest first. -> [B, L]."""
+    lengths = np.asarray([min(len(history), max_length) for history in items], dtype=np.int64)
+    width = max(1, int(lengths.max(initial=0)))
+    shown = np.zeros((len(items), width), np.int64)
+    when = np.full((len(items), width), UNKNOWN_TIME, np.int64)
+    for row, (history, clock) in enumerate(zip(items, times, strict=True)):
+        if lengths[row]:
+            shown[row, : lengths[row]] = history[-max_length:]
+            when[row, : lengths[row]] = clock[-max_length:]
+    nobody = np.full(len(items), -1, np.int64)
+    return _tensors(shown, when, np.zeros_like(shown), lengths, nobody, np.zeros_like(nobody), 0)
+
+
+def _build(store: Store, rows: WindowRows, width: int, keys: Int64, key: int) -> SequenceBatch:
+    """Gather rows from the memory map: [B] positions -> [B, width] tensors."""
+    lengths = rows.lengths
+    position = np.arange(width)
+    shown = position < lengths[:, None]
+    index = rows.begin[:, None] + position
+    histories = store.histories
+    items = np.where(shown, histories.items[np.where(shown, index, 0)], 0).astype(np.int64)
+    times = np.where(shown, histories.times[np.where(shown, index, 0)], UNKNOWN_TIME)
+    wanted = shown & (index + 1 >= rows.first[:, None])
+    targets = np.where(wanted, histories.items[np.where(wanted, index + 1, 0)], 0).astype(np.int64)
+    return _tensors(items, times, targets, lengths, rows.users, keys, key)
+
+
+def _tensors(items: Int64, times: Int64, targets: Int64, lengths: Int64, users: Int64, keys: Int64, key: int) -> SequenceBatch:
+    as_tensor = torch.from_numpy
+    return SequenceBatch(
+        items=as_tensor(items),
+        times=as_tensor(times),
+        targets=as_tensor(targets),
+        lengths=as_tensor(lengths),
+        users=as_tensor(users),
+        keys=as_tensor(keys),
+        key=key,
+        targets_count=int(np.count_nonzero(targets)),
+    )
+
+
+def _row_keys(key: int, rows: WindowRows) -> Int64:
+    """A key for each row that depends on the epoch, the user and the window alone, never on its batch: [R]."""
+    mixed = np.random.Generator(np.random.PCG64(key % 2**63)).integers(-(2**63), 2**63 - 1, size=2, dtype=np.int64)
+    with np.errstate(over="ignore"):
+        keys: Int64 = (rows.users + 1) * (mixed[0] | 1) + rows.end * (mixed[1] | 1)
+    return keys
+
+
+def _hash(*parts: int) -> int:
+    """A 63-bit number from a few others, the same on every machine."""
+    return int(np.random.SeedSequence(list(parts)).generate_state(1, np.uint64)[0] >> np.uint64(1))

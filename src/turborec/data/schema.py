@@ -1,0 +1,56 @@
+"""The raw tables a source hands over: where their files lie, how they are laid out, what their columns mean.
+
+A source describes; `prepare` reads. So no source needs memory, and every row of every source is checked the same way.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+TimeFormat = Literal["seconds", "milliseconds", "iso"]
+
+UNKNOWN_TIME = -(2**63)
+"""The time of an event whose time nobody knows. Never zero: zero is the first of January 1970."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A delimited text file. `columns` names the fields in file order; a header must agree with them."""
+
+    delimiter: str
+    columns: tuple[str, ...] | None = None  # None: take the names from the header
+    header: bool = False
+    quote: str = ""  # '' : a quote is an ordinary character
+    encoding: Literal["utf-8", "latin-1"] = "utf-8"
+
+
+@dataclass(frozen=True)
+class Columnar:
+    """Parquet or Arrow (IPC) files, told apart by their first bytes."""
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """Files of one layout. `select` maps our column names to names of the file's columns."""
+
+    paths: tuple[Path, ...]
+    layout: Text | Columnar
+    select: Mapping[str, str]
+    where: str | None = None  # an SQL condition on the file's columns (all text): rows to leave out before validation
+    derive: Mapping[str, str] = field(default_factory=dict)  # our name -> SQL expression over the file's columns (all text)
+
+
+@dataclass(frozen=True)
+class RawTables:
+    """What a source parses to.
+
+    `events` selects `user`, `item` and any of `time`, `order`, `value`, `kind`, `label` (train, valid or test). `order`
+    is the place of an event in its user's history, for data whose times are unknown or too coarse.
+    `items` selects `item` and any attributes, kept as text. `time` says how the time column is written.
+    """
+
+    events: RawTable
+    items: RawTable | None = None
+    time: TimeFormat = "seconds"
+    terms: str = ""  # one line: whose data it is and what may be done with it

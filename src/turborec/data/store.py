@@ -1,0 +1,204 @@
+"""The prepared store on disk: three memory-mapped arrays, two cut points a user, the raw ids, and a card.
+
+Letters: U users, E events, V items. A user is a row 0..U-1; an item id runs from 1 to V, 0 is padding.
+
+    card.json           what was prepared, from what, by which rules; size and SHA-256 of every file below
+    offsets.npy         int64 [U + 1]   user u's events: offsets[u] .. offsets[u + 1] - 1, by (time, tie rule)
+    items.npy           int32 [E]
+    times.npy           int64 [E]       in the unit of the source; UNKNOWN_TIME where nobody knows
+    cuts.npy            int64 [U, 2]    where user u's validation and test parts begin (positions in items)
+    parts.npy           uint8 [U]       bits 1, 2, 4: the user takes part in training, validation, test
+    user_ids.*, item_ids.*              raw ids as UTF-8 (.bytes) with their ends (.ends.npy), in byte order
+    items.parquet       the items' attributes in item order, where the source has any
+"""
+
+import hashlib
+import json
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turborec.errors import UserError
+
+FORMAT = 1
+"""Raised when the meaning of a file changes, so that an old store is refused and prepared again."""
+
+Part = Literal["train", "validation", "test"]
+PART_BITS: dict[Part, int] = {"train": 1, "validation": 2, "test": 4}
+
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+
+
+class Ids:
+    """Raw ids in byte order, memory-mapped: position <-> text without a dictionary in memory."""
+
+    def __init__(self, path: Path) -> None:
+        """`path` without its suffix: the files are `path.bytes` and `path.ends.npy`."""
+        self._ends: Int64 = np.load(path.with_name(path.name + ".ends.npy"), mmap_mode="r")
+        content = path.with_name(path.name + ".bytes")
+        # numpy cannot map an empty file: no ids, or one empty id.
+        empty = content.stat().st_size == 0
+        self._bytes = np.zeros(0, np.uint8) if empty else np.memmap(content, dtype=np.uint8, mode="r")
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def raw_bytes(self, row: int) -> bytes:
+        """The UTF-8 bytes of the id at `row`."""
+        start = int(self._ends[row - 1]) if row else 0
+        return self._bytes[start : int(self._ends[row])].tobytes()
+
+    def raw(self, rows: Iterable[int]) -> list[str]:
+        """The ids at `rows`."""
+        return [self.raw_bytes(int(row)).decode("utf-8") for row in rows]
+
+    def find(self, ids: Iterable[str]) -> Int64:
+        """The row of every id, -1 for the unknown ones."""
+        order = _Lookup(self)
+        found = []
+        for text in ids:
+            key = text.encode("utf-8")
+            row = bisect_left(order, key)
+            found.append(row if row < len(self) and self.raw_bytes(row) == key else -1)
+        return np.asarray(found, dtype=np.int64)
+
+    @staticmethod
+    def write(path: Path, ids: Iterable[bytes]) -> None:
+        """Write ids, already in byte order, in bounded memory."""
+        ends: list[int] = []
+        end = 0
+        with path.with_name(path.name + ".bytes").open("wb") as file:
+            for text in ids:
+                file.write(text)
+                end += len(text)
+                ends.append(end)
+        np.save(path.with_name(path.name + ".ends.npy"), np.asarray(ends, dtype=np.int64))
+
+
+class _Lookup(Sequence[bytes]):
+    """`Ids` as a sequence of bytes, which is what `bisect` searches."""
+
+    def __init__(self, ids: Ids) -> None:
+        self._ids = ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self._ids.raw_bytes(row)
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Events sorted by user and time, as memory maps or slices of them."""
+
+    offsets: Int64  # [U + 1]
+    items: Int32  # [E]
+    times: Int64  # [E]
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+        return len(self.offsets) - 1
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open store; every array is memory-mapped and read-only."""
+
+    folder: Path
+    card: dict[str, Any]
+    histories: Histories
+    cuts: Int64  # [U, 2]
+    parts: NDArray[np.uint8]  # [U]
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+        return self.histories.num_users
+
+    @property
+    def num_items(self) -> int:
+        """V."""
+        return int(self.card["counts"]["items"])
+
+    @property
+    def key(self) -> str:
+        """The content hash that names the store."""
+        return str(self.card["key"])
+
+    @cached_property
+    def user_ids(self) -> Ids:
+        """Raw user ids; row u is user u."""
+        return Ids(self.folder / "user_ids")
+
+    @cached_property
+    def item_ids(self) -> Ids:
+        """Raw item ids; row i - 1 is item i."""
+        return Ids(self.folder / "item_ids")
+
+    def users_of(self, part: Part) -> Int64:
+        """The users that take part in `part`, ascending."""
+        return np.flatnonzero(self.parts & PART_BITS[part]).astype(np.int64)
+
+    def span(self, part: Part, users: Int64) -> tuple[Int64, Int64]:
+        """Where the users' events of `part` begin and end: two [N] arrays of positions in `histories.items`."""
+        if part == "train":
+            return self.histories.offsets[users], self.cuts[users, 0]
+        if part == "validation":
+            return self.cuts[users, 0], self.cuts[users, 1]
+        return self.cuts[users, 1], self.histories.offsets[users + 1]
+
+    def training(self) -> Histories:
+        """The training part alone, as histories of its own: what counted models see."""
+        starts, ends = self.span("train", np.arange(self.num_users))
+        ends = np.where(self.parts & PART_BITS["train"], ends, starts)
+        keep = np.zeros(len(self.histories.items) + 1, dtype=np.int8)
+        np.add.at(keep, starts, 1)
+        np.add.at(keep, ends, -1)
+        mask = np.cumsum(keep[:-1], dtype=np.int8).astype(bool)
+        offsets = np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int64)
+        return Histories(offsets, self.histories.items[mask], self.histories.times[mask])
+
+
+def open_store(folder: Path, verify: bool = True) -> Store:
+    """Open a prepared store; with `verify` every file's SHA-256 is compared with the card first."""
+    try:
+        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is not a prepared store: card.json cannot be read ({error}).") from error
+    if card.get("format") != FORMAT:
+        raise UserError(f"{folder} has store format {card.get('format')}, this version reads {FORMAT}: prepare it again.")
+    check_files(folder, card, contents=verify)
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("offsets", "items", "times")}
+    cuts = np.load(folder / "cuts.npy", mmap_mode="r")
+    parts = np.load(folder / "parts.npy", mmap_mode="r")
+    return Store(folder, card, Histories(**arrays), cuts, parts)
+
+
+def check_files(folder: Path, card: dict[str, Any], contents: bool) -> None:
+    """Compare every file with the card by size and, with `contents`, by SHA-256; say which ones differ."""
+    faults = []
+    for name, fact in card["files"].items():
+        path = folder / name
+        if not path.is_file():
+            faults.append(f"{name} is missing")
+        elif path.stat().st_size != fact["bytes"]:
+            faults.append(f"{name} has {path.stat().st_size} bytes, not {fact['bytes']}")
+        elif contents and (got := sha256(path)) != fact["sha256"]:
+            faults.append(f"{name} has SHA-256 {got[:12]}…, not {fact['sha256'][:12]}…")
+    if faults:
+        raise UserError(f"The store {folder} is damaged: {'; '.join(faults)}. Delete the folder and prepare it again.")
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

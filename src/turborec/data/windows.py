@@ -1,0 +1,86 @@
+"""Which part of a history a training row shows, and which widths rows are padded to.
+
+Letters: R rows (windows). A window shows the events begin .. end - 1 and predicts the events first .. end.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class WindowRows:
+    """R windows over the training parts of users' histories, as positions in the store's arrays."""
+
+    users: Int64  # [R]
+    begin: Int64  # [R] first event shown
+    end: Int64  # [R] one past the last event shown; the event at `end` is the last target
+    first: Int64  # [R] first target; events between begin and first are context alone
+
+    @property
+    def lengths(self) -> Int64:
+        """Events shown: [R]."""
+        return self.end - self.begin
+
+
+def lay(
+    users: Int64, starts: Int64, ends: Int64, length: int, overlap: int, generator: np.random.Generator | None
+) -> WindowRows:
+    """Lay windows of at most `length` events over each training part, so that every target is covered once.
+
+    Windows are laid from the end of a history: each predicts `length - overlap` targets and shows, before the first of
+    them, up to `overlap` events for context alone. With a generator, the newest window of a long history predicts a random
+    number of them, so that the seams lie elsewhere in every epoch. [U] each -> R rows.
+    """
+    stride = length - overlap
+    targets = np.maximum(ends - starts - 1, 0)
+    newest = np.minimum(targets, stride)
+    if generator is not None:
+        long = targets > stride
+        newest = np.where(long, generator.integers(1, stride + 1, size=len(users)), newest)
+    windows = np.where(targets > 0, 1 + -(-(targets - newest) // stride), 0)
+    row = np.repeat(np.arange(len(users)), windows)
+    number = np.arange(len(row)) - np.repeat(np.cumsum(windows) - windows, windows)
+    last_target = ends[row] - 1 - np.where(number > 0, newest[row] + (number - 1) * stride, 0)
+    predicted = np.where(number == 0, newest[row], stride)
+    first = np.maximum(last_target - predicted + 1, starts[row] + 1)
+    begin = np.maximum(last_target - length, starts[row])
+    return WindowRows(users[row], begin, last_target, np.maximum(first, begin + 1))
+
+
+def newest(users: Int64, starts: Int64, ends: Int64, length: int) -> WindowRows:
+    """Only the last window of each training part: older targets are never trained on. [U] each -> R rows."""
+    kept = ends - starts >= 2
+    users, starts, last = users[kept], starts[kept], ends[kept] - 1
+    begin = np.maximum(last - length, starts)
+    return WindowRows(users, begin, last, begin + 1)
+
+
+def widths(lengths: Int64, longest: int, shapes: int) -> Int64:
+    """At most `shapes` padded widths, the largest being `longest`, that waste the fewest padded positions. [R] -> [S].
+
+    Dynamic programming over the histogram: cost of one bucket (a, b] = b * rows in it.
+    """
+    histogram = np.bincount(lengths, minlength=longest + 1)[: longest + 1]
+    below = np.cumsum(histogram)
+    candidates = np.unique(np.append(np.flatnonzero(histogram), longest))
+    best = candidates * below[candidates].astype(np.float64)
+    choices: list[NDArray[np.intp]] = []
+    for _ in range(min(shapes, len(candidates)) - 1):
+        bucket = candidates[None, :] * (below[candidates][None, :] - below[candidates][:, None]).astype(np.float64)
+        cost = np.where(np.tri(len(candidates), k=0, dtype=bool).T, best[:, None] + bucket, np.inf)
+        choices.append(cost.argmin(0))
+        best = cost.min(0)
+    at = len(candidates) - 1
+    chosen = {int(candidates[at])}
+    for choice in reversed(choices):
+        at = int(choice[at])
+        chosen.add(int(candidates[at]))
+    return np.asarray(sorted(chosen), dtype=np.int64)
+
+
+Coverage = Literal["all", "newest"]

@@ -1,0 +1,55 @@
+"""What the machine does fast, found out rather than assumed."""
+
+import ctypes
+import sys
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def device_of(name: str = "auto") -> torch.device:
+    """The device a run uses: the named one, or the first accelerator, or the processor."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The type matrix products run in under `precision` on `device`.
+
+    `auto` takes bfloat16 where the hardware multiplies it natively: elsewhere its emulation is tens of times slower than
+    float32 (pytorch issue 146508). float16 on a processor is never fast.
+    """
+    if precision == "auto":
+        native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else _cpu_has_bfloat16()
+        return torch.bfloat16 if native else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the processor has bfloat16 dot products (AVX512_BF16, AMX or Arm's BF16)."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return False
+    flags = next((line.split() for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))), [])
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
+
+
+def keep_freed_memory() -> bool:
+    """Ask glibc to keep freed blocks instead of returning them to the system after every step.
+
+    Large tensors are otherwise mapped and unmapped at each use, and the page faults cost as much as the arithmetic
+    (docs/log.md). Returns whether it was done; elsewhere than glibc nothing happens.
+    """
+    if sys.platform != "linux":
+        return False
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    limit = 2**31 - 1
+    return bool(mallopt(mmap_threshold, limit) and mallopt(trim_threshold, limit) and mallopt(top_pad, 64 * 2**20))

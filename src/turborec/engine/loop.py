@@ -1,0 +1,130 @@
+"""The training loop: batches in, one record per optimizer step out. It knows no model and no data set."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from pydantic import Field
+
+from turborec.contract import Batch, Model
+from turborec.engine.hardware import Precision, compute_dtype
+from turborec.engine.optim import AdamW, Constant, Optimizer, Schedule
+from turborec.engine.state import Position, TrainState
+from turborec.errors import UserError
+from turborec.recipe import Config
+
+
+class Stage(Config):
+    """One stretch of training with one optimizer and one schedule."""
+
+    epochs: int = Field(20, ge=1)
+    optimizer: Optimizer = AdamW()
+    schedule: Schedule = Constant()
+    clip_norm: float | None = Field(None, gt=0.0, description="largest norm of the whole gradient")
+    accumulate: int = Field(1, ge=1, description="parts a global batch is computed in, to save memory")
+    average: float | None = Field(None, gt=0.0, lt=1.0, description="decay per step of the weights' moving average (EMA)")
+    precision: Precision = "auto"
+    start: str = Field("last", pattern="^(last|best)$", description="which weights of the stage before it begins with")
+    keep_optimizer: bool = Field(False, description="go on with the optimizer state of the stage before")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one optimizer step did."""
+
+    position: Position  # after the step
+    steps: int  # of the epoch
+    losses: dict[str, float]  # mean per target of each term
+    gradient_norm: float
+    lr: float
+    targets: int
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        """The weighted sum that was minimised."""
+        return self.losses["loss"]
+
+
+class Batches(Protocol):
+    """An epoch of batches, each a pure function of its number."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, step: int) -> Batch:
+        """The batch of step 0..len - 1."""
+        ...
+
+
+def start(model: Model, stage: Stage, device: torch.device) -> TrainState:
+    """A fresh state for the first step of a stage."""
+    scaled = device.type == "cuda" and compute_dtype(stage.precision, device) == torch.float16
+    return TrainState(model, stage.optimizer.build(model), torch.amp.GradScaler(device.type, enabled=scaled))
+
+
+def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device) -> Iterator[Record]:
+    """Train for the rest of the epoch, from `state.position.step` on; the position moves on before each record."""
+    model, position = state.model, state.position
+    model.train()
+    while position.step < len(batches):
+        began = time.perf_counter()
+        progress = (position.epoch + position.step / len(batches)) / stage.epochs
+        lr = stage.optimizer.lr * stage.schedule.factor(progress)
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        batch = batches.batch(position.step).to(device)
+        losses, norm = train_step(state, batch, stage, device)
+        position.step += 1
+        position.global_step += 1
+        if stage.average is not None:
+            state.update_average(stage.average)
+        moved = Position(position.stage, position.epoch, position.step, position.global_step)
+        yield Record(moved, len(batches), losses, norm, lr, batch.num_targets(), time.perf_counter() - began)
+
+
+def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.device) -> tuple[dict[str, float], float]:
+    """One optimizer step on one global batch -> (mean loss of each term, gradient norm before clipping).
+
+    Each term's sum is divided by its count over the whole batch, so neither accumulation nor padding changes the result.
+    """
+    model: Model = state.model  # type: ignore[assignment]
+    parts = batch.split(stage.accumulate) if stage.accumulate > 1 else [batch]
+    named = [model.counts(part) for part in parts]
+    targets = sum(part.num_targets() for part in parts)
+    dtype = compute_dtype(stage.precision, device)
+    losses: dict[str, float] = {"loss": 0.0}
+    for part in parts:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            terms = model(part).terms
+        total = torch.zeros((), device=device)
+        for name, term in terms.items():
+            count = sum(counts[name] for counts in named) if name in named[0] else targets
+            mean = term.sum.float() / max(1, count)
+            total = total + term.weight * mean
+            losses[name] = losses.get(name, 0.0) + float(mean.detach())
+        losses["loss"] += float(total.detach())
+        _refuse_non_finite(losses, state.position, part)
+        state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+    state.scaler.unscale_(state.optimizer)  # clipping scaled gradients would clip by the scale, not by the norm
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    limit = stage.clip_norm if stage.clip_norm is not None else math.inf
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    return losses, norm
+
+
+def _refuse_non_finite(losses: dict[str, float], position: Position, batch: Batch) -> None:
+    """Stop before a loss that is not a number reaches the weights."""
+    if math.isfinite(losses["loss"]):
+        return
+    named = ", ".join(f"{name} = {value}" for name, value in losses.items())
+    raise UserError(
+        f"The loss is not finite ({named}) in epoch {position.epoch + 1}, step {position.step + 1}, on a batch with "
+        f"{batch.num_targets()} targets. The weights are those before this step. Lower train.optimizer.lr, set "
+        "train.clip_norm, or try train.precision=float32."
+    )

@@ -1,0 +1,128 @@
+"""Everything of a training that must survive: if it is a field here it is in the checkpoint, and nothing else is."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from turborec.engine.stopping import StopperState
+
+Tensors = dict[str, dict[str, Tensor]]
+
+
+@dataclass
+class Position:
+    """Where the training stands. Batches follow from it alone."""
+
+    stage: int = 0
+    epoch: int = 0  # of the stage
+    step: int = 0  # batches done of the epoch
+    global_step: int = 0  # optimizer steps done in all
+
+
+@dataclass
+class TrainState:
+    """The model and all that its training remembers."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    position: Position = field(default_factory=Position)
+    stopper: StopperState = field(default_factory=StopperState)
+    average: dict[str, Tensor] | None = None  # exponential moving average of the parameters
+
+    def capture(self) -> tuple[Tensors, dict[str, Any]]:
+        """Tensors by file and name, and plain facts: what a checkpoint holds."""
+        optimizer_tensors, optimizer_facts = _flatten(self.optimizer.state_dict())
+        tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors, "random": _random_state()}
+        if self.average is not None:
+            tensors["average"] = self.average
+        facts = {
+            "position": asdict(self.position),
+            "stopper": self.stopper.to_json(),
+            "optimizer": optimizer_facts,
+            "scaler": self.scaler.state_dict(),
+        }
+        return tensors, facts
+
+    def restore(self, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
+        """Become what `capture` saw."""
+        self.model.load_state_dict(dict(tensors["model"]), strict=True)
+        self.optimizer.load_state_dict(_unflatten(tensors["optimizer"], facts["optimizer"]))
+        self.scaler.load_state_dict(facts["scaler"])
+        self.position = Position(**facts["position"])
+        self.stopper = StopperState.from_json(facts["stopper"])
+        self.average = dict(tensors["average"]) if "average" in tensors else None
+        _restore_random_state(tensors["random"])
+
+    def update_average(self, decay: float) -> None:
+        """Move the average towards the parameters: average = decay * average + (1 - decay) * parameter.
+
+        Early on the decay is lowered to (1 + steps) / (10 + steps), so that the random start is soon forgotten.
+        """
+        parameters = dict(self.model.named_parameters())
+        if self.average is None:
+            self.average = {name: p.detach().clone() for name, p in parameters.items()}
+            return
+        steps = self.position.global_step
+        weight = 1 - min(decay, (1 + steps) / (10 + steps))
+        current = [parameters[name].detach() for name in self.average]
+        torch._foreach_lerp_(list(self.average.values()), current, weight)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model with the averaged weights, where there are any, while the block runs."""
+        if self.average is None:
+            yield
+            return
+        parameters = dict(self.model.named_parameters())
+        own = {name: parameters[name].detach().clone() for name in self.average}
+        try:
+            _copy(parameters, self.average)
+            yield
+        finally:
+            _copy(parameters, own)
+
+
+@torch.no_grad()
+def _copy(into: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        into[name].copy_(value)
+
+
+def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state dict as named tensors and plain facts."""
+    tensors: dict[str, Tensor] = {}
+    facts: dict[str, Any] = {"groups": state["param_groups"], "values": {}}
+    for index, entry in state["state"].items():
+        for name, value in entry.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value
+            else:
+                facts["values"][f"{index}.{name}"] = value
+    return tensors, facts
+
+
+def _unflatten(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {}
+    for path, value in [*tensors.items(), *facts["values"].items()]:
+        index, name = path.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    return {"state": state, "param_groups": facts["groups"]}
+
+
+def _random_state() -> dict[str, Tensor]:
+    """The generators that library code might draw from; turborec's own draws are keyed by rows and steps."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _restore_random_state(states: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"].cpu())
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"].cpu())

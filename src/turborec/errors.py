@@ -1,0 +1,18 @@
+"""The one exception meant for a user's eyes."""
+
+
+class UserError(Exception):
+    """Something the user can mend: says what was expected, what was got and what to do.
+
+    The command line prints it as one paragraph and exits with 2. Anything else that escapes is a defect of turborec.
+    """
+
+
+def closest(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """` (did you mean 'x'?)` for the nearest known names, else the whole list; '' when none is known."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, n=3, cutoff=0.6)
+    if near:
+        return f" (did you mean {' or '.join(repr(n) for n in near)}?)"
+    return f" (known: {', '.join(sorted(known))})" if known else ""

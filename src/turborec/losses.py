@@ -1,0 +1,221 @@
+"""Losses over a catalogue: (states, item table, targets) -> the sum over targets, written in logit space.
+
+Letters: N predicted positions, D width, V items. The table has V + 1 rows; row 0 is padding and never a candidate.
+Each loss is a frozen config whose `build` gives the module that computes it.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from turborec.recipe import Config
+
+TILE_BYTES = 16 * 2**20
+"""Logits held at a time. A tile that stays in the processor's cache is read again without touching memory."""
+
+_MIN_ROWS = 128  # fewer rows make the matrix products of a tile too thin
+
+
+class CrossEntropy(Config):
+    """Exact softmax cross-entropy over all items, never holding more than a tile of logits."""
+
+    kind: Literal["cross_entropy"] = "cross_entropy"
+
+    def build(self, counts: Tensor) -> "Criterion":
+        """`counts` [V + 1]: training events of each item (not needed here)."""
+        return Criterion(self, counts)
+
+    def value(self, states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor, share: Tensor) -> Tensor:
+        """[N, D], [V + 1, D], [N] -> scalar."""
+        total: Tensor = TiledCrossEntropy.apply(states, table, targets)  # type: ignore[no-untyped-call]
+        return total
+
+
+class SampledSoftmax(Config):
+    """Cross-entropy against negatives shared by the whole step, with each one's logit corrected by its expected count.
+
+    The partition sum over the items other than the target is estimated without bias by
+    sum_k exp(s_k) / (K q_k), so the target itself, which is always present, takes no correction
+    (the refinement of arXiv 2507.09331 over the usual logQ correction). Draws that hit the target are left out.
+    """
+
+    kind: Literal["sampled_softmax"] = "sampled_softmax"
+    negatives: int = Field(256, ge=1)
+    popularity_power: float = Field(0.0, ge=0.0, le=1.0, description="0 draws uniformly, 1 by popularity")
+
+    def build(self, counts: Tensor) -> "Criterion":
+        """`counts` [V + 1]: training events of each item."""
+        return Criterion(self, counts)
+
+    def value(self, states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor, share: Tensor) -> Tensor:
+        """[N, D], [V + 1, D], [N], [K], [V + 1] -> scalar."""
+        positive, negative, hit = _shared_logits(states, table, targets, negatives)
+        negative = negative - (share[negatives] * len(negatives)).log()
+        logits = torch.cat([positive[:, None], negative.masked_fill(hit, -math.inf)], dim=1)
+        return (logits.logsumexp(1) - positive).sum()
+
+
+class GBCE(Config):
+    """Generalised binary cross-entropy of gSASRec (arXiv 2308.07192), with negatives shared by the step.
+
+    The positive's log-likelihood is raised to beta = a (t (1 - 1/a) + 1/a), a = negatives / (V - 1); t = 0 is plain binary
+    cross-entropy, t = 1 is fully calibrated.
+    """
+
+    kind: Literal["gbce"] = "gbce"
+    negatives: int = Field(256, ge=1)
+    calibration: float = Field(0.75, ge=0.0, le=1.0, description="t of the paper")
+    popularity_power: float = Field(0.0, ge=0.0, le=1.0)
+
+    def build(self, counts: Tensor) -> "Criterion":
+        """`counts` [V + 1]: training events of each item."""
+        return Criterion(self, counts)
+
+    def value(self, states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor, share: Tensor) -> Tensor:
+        """[N, D], [V + 1, D], [N], [K], [V + 1] -> scalar."""
+        rate = min(1.0, len(negatives) / max(1, len(table) - 2))
+        beta = rate * (self.calibration * (1 - 1 / rate) + 1 / rate)
+        positive, negative, hit = _shared_logits(states, table, targets, negatives)
+        return beta * F.softplus(-positive).sum() + F.softplus(negative).masked_fill(hit, 0.0).sum()
+
+
+class BPR(Config):
+    """Bayesian personalised ranking (arXiv 1205.2618): softplus(negative - positive), averaged over shared negatives."""
+
+    kind: Literal["bpr"] = "bpr"
+    negatives: int = Field(1, ge=1)
+    popularity_power: float = Field(0.0, ge=0.0, le=1.0)
+
+    def build(self, counts: Tensor) -> "Criterion":
+        """`counts` [V + 1]: training events of each item."""
+        return Criterion(self, counts)
+
+    def value(self, states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor, share: Tensor) -> Tensor:
+        """[N, D], [V + 1, D], [N], [K], [V + 1] -> scalar."""
+        positive, negative, hit = _shared_logits(states, table, targets, negatives)
+        return F.softplus(negative - positive[:, None]).masked_fill(hit, 0.0).sum() / len(negatives)
+
+
+CatalogueLoss = Annotated[CrossEntropy | SampledSoftmax | GBCE | BPR, Field(discriminator="kind")]
+
+
+class Criterion(nn.Module):
+    """A loss together with the distribution its negatives are drawn from."""
+
+    share: Tensor
+    cumulative: Tensor
+
+    def __init__(self, config: CrossEntropy | SampledSoftmax | GBCE | BPR, counts: Tensor) -> None:
+        """`counts` [V + 1]: training events of each item; row 0 is ignored."""
+        super().__init__()
+        self.config = config
+        weight = (counts.double().clamp(min=1) ** getattr(config, "popularity_power", 0.0)).index_fill(
+            0, torch.zeros(1, dtype=torch.int64), 0.0
+        )
+        share = weight / weight.sum()
+        # Facts of the data, not learnt: they come back with the store, so no checkpoint carries them.
+        self.register_buffer("share", share.float(), persistent=False)  # [V + 1]: q of each item
+        self.register_buffer("cumulative", share.cumsum(0), persistent=False)  # [V + 1]
+
+    def forward(self, states: Tensor, table: Tensor, targets: Tensor, key: int) -> Tensor:
+        """[N, D], [V + 1, D], [N] -> scalar sum; `key` is the step's, so that all processes draw the same negatives."""
+        size = getattr(self.config, "negatives", 0)
+        negatives = self.draw(size, key) if size else targets[:0]
+        return self.config.value(states, table, targets, negatives, self.share)
+
+    def draw(self, size: int, key: int) -> Tensor:
+        """`size` item ids drawn with replacement: int64 [K]."""
+        generator = torch.Generator().manual_seed(key % 2**63)
+        uniform = torch.rand(size, dtype=torch.float64, generator=generator)
+        cumulative = self.cumulative
+        return torch.searchsorted(cumulative, uniform.to(cumulative.device), right=True).clamp(1, len(cumulative) - 1)
+
+
+def _shared_logits(states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of targets [N] and of shared negatives [N, K] in float32, and where a negative is the target [N, K]."""
+    positive = (states.float() * table[targets].float()).sum(1)
+    negative = (states @ table[negatives].to(states.dtype).T).float()
+    return positive, negative, negatives == targets[:, None]
+
+
+class TiledCrossEntropy(torch.autograd.Function):
+    """Sum of logsumexp(states @ table[1:].T) - target logit, whose gradients are formed tile by tile in the forward pass.
+
+    The sum's gradient is known up to the scalar that arrives in `backward`, so each tile of logits is used at once for
+    the value and for both gradients and then forgotten. Under bf16 autocast the three products of a tile run in bf16;
+    the normaliser and the targets' own terms stay in float32, because 1 - p of a good prediction would drown in bf16.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+        """[N, D], [V + 1, D], [N] -> scalar in float32 (float64 for float64 inputs)."""
+        device = states.device.type
+        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else table.dtype
+        needs_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        with torch.autocast(device, enabled=False):
+            total, *gradients = _cross_entropy(states.to(table.dtype), table, targets, low, needs_gradient)
+        if needs_gradient:
+            ctx.save_for_backward(*gradients)
+        ctx.dtype = states.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        """Scalar -> gradients of states [N, D] and of the table [V + 1, D]."""
+        states, table = ctx.saved_tensors
+        return (states * scale).to(ctx.dtype), table * scale, None
+
+
+def _cross_entropy(
+    states: Tensor, table: Tensor, targets: Tensor, low: torch.dtype, needs_gradient: bool
+) -> tuple[Tensor, ...]:
+    """The value and, where asked for, the gradients of states and table, a block of rows at a time."""
+    rows, columns = _tile(len(table) - 1, low.itemsize)
+    tiles = torch.split(table[1:].to(low), columns)
+    total = table.new_zeros(())
+    state_gradient, table_gradient = torch.empty_like(states), torch.zeros_like(table)
+    for start in range(0, len(states), rows):
+        block, target = states[start : start + rows], targets[start : start + rows]
+        low_block, embedded = block.to(low), table[target]
+        peak, mass, kept = _normaliser(low_block, tiles, table.dtype)
+        total += (peak.squeeze(1) + mass.log() - (block * embedded).sum(1)).sum()
+        if not needs_gradient:
+            continue
+        # Dividing the thin products by the mass spares a pass over the tile.
+        scaled = (block / mass[:, None]).to(low)
+        gradient = torch.zeros_like(block)
+        for number, tile in enumerate(tiles):
+            share = kept if kept is not None else (low_block @ tile.T).sub_(peak).exp_()
+            gradient += share @ tile
+            lo = 1 + number * columns
+            table_gradient[lo : lo + len(tile)] += share.T @ scaled
+        state_gradient[start : start + rows] = gradient.div_(mass[:, None]).sub_(embedded)
+    table_gradient.index_add_(0, targets, states, alpha=-1)
+    return total, state_gradient, table_gradient
+
+
+def _tile(items: int, itemsize: int) -> tuple[int, int]:
+    """Rows and columns of a tile: all items while a block of rows of them fits, else a square-ish piece."""
+    capacity = TILE_BYTES // itemsize
+    if items * _MIN_ROWS <= capacity:
+        return capacity // items, items
+    return 4 * _MIN_ROWS, capacity // (4 * _MIN_ROWS)
+
+
+def _normaliser(block: Tensor, tiles: tuple[Tensor, ...], wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Each row's largest logit [R, 1] and sum of exp(logit - largest) [R]; with one tile, those exponentials [R, V] too."""
+    peaks, masses, exponentials = [], [], None
+    for tile in tiles:
+        logits = block @ tile.T
+        peaks.append(logits.amax(1, keepdim=True))
+        exponentials = logits.sub_(peaks[-1]).exp_()
+        masses.append(exponentials.sum(1, dtype=wide))
+    if len(tiles) == 1:
+        return peaks[0], masses[0], exponentials
+    peak = torch.cat(peaks, dim=1).amax(1, keepdim=True)
+    rescaled = torch.stack(masses, dim=1) * (torch.cat(peaks, dim=1) - peak).to(wide).exp()
+    return peak, rescaled.sum(1), None

@@ -1,0 +1,1 @@
+"""One file per model: its `Config` and its module."""

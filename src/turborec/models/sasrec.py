@@ -1,0 +1,104 @@
+"""SASRec: a causal Transformer over item ids that predicts the next item at every position.
+
+Letters: B rows, L positions, D width, V items, N predicted positions.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from turborec.contract import DotProduct, Loss, Model, Term
+from turborec.data.batch import DataSpec, SequenceBatch
+from turborec.losses import CatalogueLoss, CrossEntropy
+from turborec.nn.attention import Block
+from turborec.nn.keyed import Dropout
+from turborec.nn.linear import Context
+from turborec.recipe import Config as BaseConfig
+
+
+class Config(BaseConfig):
+    """Self-Attentive Sequential Recommendation (Kang and McAuley, ICDM 2018, arXiv 1808.09781).
+
+    Deliberate deviations: pre-norm blocks with a final norm, GELU, positions counted from the end of the window (so that
+    padding and bucketing cannot move them), no dropout on attention weights, and the loss of the recipe's choice: the
+    paper's binary cross-entropy with one negative is the known cause of its low published numbers (arXiv 2309.07602).
+    """
+
+    kind: Literal["sasrec"] = "sasrec"
+    batch: ClassVar[type[SequenceBatch]] = SequenceBatch
+
+    width: int = Field(64, ge=1)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(1, ge=1)
+    hidden: int = Field(256, ge=1, description="width of the feed-forward layer")
+    dropout: float = Field(0.2, ge=0.0, lt=1.0, description="on the embeddings and on every residual branch")
+    loss: CatalogueLoss = CrossEntropy()
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "Config":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be divisible by heads {self.heads}")
+        return self
+
+    def build(self, spec: DataSpec) -> "SASRec":
+        """The model for data of this shape, with freshly drawn weights."""
+        return SASRec(self, spec)
+
+
+class SASRec(Model):
+    """The module; its item table serves both ends."""
+
+    def __init__(self, config: Config, spec: DataSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.items = nn.Embedding(spec.items + 1, config.width, padding_idx=0)
+        self.positions = nn.Embedding(spec.max_length, config.width)
+        self.dropout = Dropout(config.dropout, site=4 * config.layers)
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.hidden, config.dropout, causal=True, site=site)
+            for site in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(config.width)
+        self.criterion = config.loss.build(spec.item_counts())
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Every matrix normal with deviation 0.02, biases zero, norms one, the padding row zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        with torch.no_grad():
+            self.items.weight[0].zero_()
+
+    def forward(self, batch: SequenceBatch) -> Loss:
+        """The loss of predicting every target of the batch."""
+        states = self._encode(batch)
+        wanted = batch.targets.flatten().nonzero().squeeze(1)
+        chosen = states.flatten(0, 1)[wanted]
+        total = self.criterion(chosen, self.items.weight, batch.targets.flatten()[wanted], batch.key)
+        return Loss({"next_item": Term(total, batch.num_targets())})
+
+    def scorer(self) -> DotProduct:
+        """Scores by the state after the last event."""
+        return DotProduct(self._last_state, self.items.weight)
+
+    def _last_state(self, batch: SequenceBatch) -> Tensor:
+        """[B, D]."""
+        states = self._encode(batch)
+        return states[torch.arange(len(states), device=states.device), batch.last()]
+
+    def _encode(self, batch: SequenceBatch) -> Tensor:
+        """[B, L] -> [B, L, D]; positions beyond a row's length hold nothing of meaning."""
+        context = Context(keys=batch.keys)
+        length = batch.items.shape[1]
+        age = (batch.lengths[:, None] - 1 - torch.arange(length, device=batch.items.device)).clamp(min=0)
+        x = self.items(batch.items) + self.positions(age)
+        x = self.dropout(x, context.keys)
+        for block in self.blocks:
+            x = block(x, context)
+        encoded: Tensor = self.norm(x)
+        return encoded

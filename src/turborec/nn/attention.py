@@ -1,0 +1,85 @@
+"""Multi-head self-attention with named q, k, v, o projections, and the pre-norm Transformer block around it.
+
+Letters: B rows, L positions, D width, H heads.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from turborec.nn.keyed import Dropout
+from turborec.nn.linear import Context, Linear
+
+
+class Attention(nn.Module):
+    """Scaled dot-product self-attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2), without weight dropout."""
+
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"expected a width divisible by the number of heads, got width {width} and {heads} heads")
+        self.heads = heads
+        self.causal = causal
+        self.q = Linear(width, width)
+        self.k = Linear(width, width)
+        self.v = Linear(width, width)
+        self.o = Linear(width, width)
+
+    def forward(self, x: Tensor, context: Context, visible: Tensor | None = None) -> Tensor:
+        """[B, L, D] -> [B, L, D]; `visible` is bool [B, 1, L, L] or broadcastable, True where a key may be seen.
+
+        A causal model needs no `visible` for padding on the right: no real position looks there.
+        """
+        q, k, v = (self._heads(projection(x, context)) for projection in (self.q, self.k, self.v))
+        if x.device.type == "cpu":
+            # The CPU's bf16 attention kernel is slower than its fp32 one; see docs/log.md.
+            with torch.autocast("cpu", enabled=False):
+                mixed = F.scaled_dot_product_attention(
+                    q.float(), k.float(), v.float(), attn_mask=visible, is_causal=self.causal
+                )
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=self.causal)
+        projected: Tensor = self.o(mixed.transpose(1, 2).flatten(2), context)
+        return projected
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, H, L, D / H]."""
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """Two projections with GELU between them, at every position alone."""
+
+    def __init__(self, width: int, hidden: int, dropout: float, site: int) -> None:
+        super().__init__()
+        self.up = Linear(width, hidden)
+        self.down = Linear(hidden, width)
+        self.dropout = Dropout(dropout, site)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """[B, L, D] -> [B, L, D]."""
+        raised = F.gelu(self.up(x, context))
+        lowered: Tensor = self.down(self.dropout(raised, context.keys), context)
+        return lowered
+
+
+class Block(nn.Module):
+    """A pre-norm Transformer block: x + attention(norm(x)), then x + feed-forward(norm(x))."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float, causal: bool, site: int) -> None:
+        """`site` is the block's place in its model; it takes the dropout sites 4 * site .. 4 * site + 2."""
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads, causal)
+        self.attention_dropout = Dropout(dropout, 4 * site)
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.feed_forward = FeedForward(width, hidden, dropout, 4 * site + 1)
+        self.feed_forward_dropout = Dropout(dropout, 4 * site + 2)
+
+    def forward(self, x: Tensor, context: Context, visible: Tensor | None = None) -> Tensor:
+        """[B, L, D] -> [B, L, D]."""
+        mixed = self.attention(self.attention_norm(x), context, visible)
+        x = x + self.attention_dropout(mixed, context.keys)
+        changed = self.feed_forward(self.feed_forward_norm(x), context)
+        x = x + self.feed_forward_dropout(changed, context.keys)
+        return x

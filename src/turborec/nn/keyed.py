@@ -1,0 +1,53 @@
+"""Randomness that belongs to a row: bits and dropout as pure functions of the row's key, a site and a position.
+
+The same row draws the same bits in any batch, at any padding, on any process and after any resume. It is also faster
+on CPU than the stock dropout: one 64-bit hash serves eight channels. Letters: B rows, L positions, D width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+# Multipliers of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014, doi 10.1145/2660193.2660195), as signed 64-bit numbers.
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_FIRST = 0xBF58476D1CE4E5B9 - 2**64
+_SECOND = 0x94D049BB133111EB - 2**64
+
+
+def _shift(x: Tensor, by: int) -> Tensor:
+    """Logical right shift of int64, whose `>>` would copy the sign."""
+    return (x >> by) & ((1 << (64 - by)) - 1)
+
+
+def mix(x: Tensor) -> Tensor:
+    """SplitMix64's output function: a bijection of int64 whose images look random. Any shape, same shape."""
+    x = (x ^ _shift(x, 30)) * _FIRST
+    x = (x ^ _shift(x, 27)) * _SECOND
+    return x ^ _shift(x, 31)
+
+
+def bits(keys: Tensor, site: int, length: int, words: int) -> Tensor:
+    """64 random bits for each of `words` words at each position: [B] -> [B, length, words]."""
+    row = mix(mix(keys) + site)
+    counter = torch.arange(length * words, device=keys.device).view(length, words) * _GOLDEN
+    return mix(row[:, None, None] + counter)
+
+
+class Dropout(nn.Module):
+    """Dropout keyed by row. The rate is rounded to 1/256 and the scale follows the rounded rate, so the mean is exact."""
+
+    def __init__(self, rate: float, site: int) -> None:
+        """`site` tells the places of a model apart; two places with one site would drop the same channels."""
+        super().__init__()
+        self.site = site
+        self.threshold = round(rate * 256)
+        if not 0 <= self.threshold < 256:
+            raise ValueError(f"expected a dropout rate in [0, 1), got {rate}")
+
+    def forward(self, x: Tensor, keys: Tensor) -> Tensor:
+        """[B, L, D], [B] -> [B, L, D]; the identity outside training."""
+        if not self.training or self.threshold == 0:
+            return x
+        _, length, width = x.shape
+        noise = bits(keys, self.site, length, -(-width // 8)).view(torch.uint8)[..., :width]
+        scale = 256 / (256 - self.threshold)
+        return x * (noise >= self.threshold).to(x.dtype).mul_(scale)

@@ -1,0 +1,214 @@
+"""What every model promises. A model is tested here because its file exists."""
+
+import importlib
+from dataclasses import fields, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from turborec.contract import Counted
+from turborec.data.batch import DataSpec
+from turborec.data.schema import UNKNOWN_TIME
+from turborec.data.store import Histories
+from turborec.recipe import kinds
+
+SPEC = DataSpec(users=7, items=23, max_length=12)
+MODELS = kinds("turborec.models")
+
+
+def build(kind):
+    torch.manual_seed(0)
+    config = importlib.import_module(f"turborec.models.{kind}").Config()
+    return config.build(SPEC), config.batch.example(SPEC, 5, torch.Generator().manual_seed(1))
+
+
+TRAINED = [kind for kind in MODELS if not isinstance(build(kind)[0], Counted)]
+COUNTED = [kind for kind in MODELS if kind not in TRAINED]
+
+
+def fit(model, batch):
+    """Make a model worth scoring: a few steps, or the counts."""
+    if isinstance(model, Counted):
+        rows = [row[:n] for row, n in zip(batch.items, batch.lengths, strict=True)]
+        offsets = torch.tensor([0, *batch.lengths]).cumsum(0)
+        model.count(Histories(offsets.numpy(), torch.cat(rows).int().numpy(), torch.cat(rows).numpy()))
+        return model
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(5):
+        optimizer.zero_grad()
+        total(model, batch).backward()
+        optimizer.step()
+    return model
+
+
+def total(model, batch):
+    return sum(term.weight * term.sum for term in model(batch).terms.values())
+
+
+def scores(model, batch):
+    model.eval()
+    with torch.no_grad():
+        scorer = model.scorer()
+        return scorer.score(scorer.users(batch), 1, SPEC.items + 1)
+
+
+def tensors(batch):
+    return {f.name: getattr(batch, f.name) for f in fields(batch) if isinstance(getattr(batch, f.name), torch.Tensor)}
+
+
+def padded(batch, extra):
+    fill = {"items": 0, "targets": 0, "times": UNKNOWN_TIME}
+    return replace(batch, **{name: F.pad(getattr(batch, name), (0, extra), value=v) for name, v in fill.items()})
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_the_loss_is_finite_and_counts_its_targets(kind):
+    model, batch = build(kind)
+    terms = model(batch).terms
+    assert terms and all(term.sum.isfinite() and term.sum.ndim == 0 for term in terms.values())
+    counts = model.counts(batch)
+    assert all(term.count == counts.get(name, batch.num_targets()) for name, term in terms.items())
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_the_loss_adds_up_over_rows_dropout_included(kind):
+    model, batch = build(kind)
+    rows = sum(total(model, batch.rows(r, r + 1)) for r in range(5))
+    assert total(model, batch).item() == pytest.approx(rows.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_forward_is_a_pure_function_of_the_batch(kind):
+    model, batch = build(kind)
+    assert total(model, batch).item() == total(model, batch).item()
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_every_parameter_receives_a_gradient(kind):
+    model, batch = build(kind)
+    total(model, batch).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_tensor_is_registered(kind):
+    model, batch = build(kind)
+    fit(model, batch)
+    for name, module in model.named_modules():
+        loose = [a for a, value in vars(module).items() if isinstance(value, torch.Tensor)]
+        assert loose == [], f"{name}: {loose} would be neither saved nor moved"
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_neither_loss_nor_scores_leave_anything_behind(kind):
+    model, batch = build(kind)
+    before = {name: set(vars(module)) for name, module in model.named_modules()}
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model(batch)
+    scores(model, batch)
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == before
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_batch_is_not_touched(kind):
+    model, batch = build(kind)
+    copies = {name: value.clone() for name, value in tensors(batch).items()}
+    model(batch)
+    scores(model, batch)
+    assert all(torch.equal(value, copies[name]) for name, value in tensors(batch).items())
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_saved_state_restores_the_scores_to_the_bit(kind):
+    model, batch = build(kind)
+    expected = scores(fit(model, batch), batch)
+    torch.manual_seed(99)
+    fresh = build(kind)[0]
+    fresh.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(scores(fresh, batch), expected)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_tiles_are_parts_of_the_whole_catalogue(kind):
+    model, batch = build(kind)
+    whole = scores(fit(model, batch), batch)
+    assert whole.shape == (5, SPEC.items) and whole.dtype in (torch.float32, torch.float64) and whole.isfinite().all()
+    with torch.no_grad():
+        scorer = model.scorer()
+        state = scorer.users(batch)
+        tiles = [scorer.score(state, lo, min(lo + 6, SPEC.items + 1)) for lo in range(1, SPEC.items + 1, 6)]
+    assert torch.allclose(torch.cat(tiles, dim=1), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_padding_changes_nothing(kind):
+    model, batch = build(kind)
+    fit(model, batch)
+    assert torch.allclose(scores(model, padded(batch, 9)), scores(model, batch), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_padding_does_not_change_the_loss(kind):
+    model, batch = build(kind)
+    model.train()
+    assert total(model, padded(batch, 9)).item() == pytest.approx(total(model, batch).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_user_scores_the_same_alone_and_in_company(kind):
+    model, batch = build(kind)
+    together = scores(fit(model, batch), batch)
+    for row in range(5):
+        length = int(batch.lengths[row])
+        alone = batch.rows(row, row + 1)
+        alone = replace(alone, **{n: getattr(alone, n)[:, :length] for n in ("items", "times", "targets")})
+        assert torch.allclose(scores(model, alone)[0], together[row], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_no_prediction_sees_its_own_future(kind):
+    model, batch = build(kind)
+    early = replace(batch, targets=batch.targets.clone(), targets_count=0)
+    early.targets[:, 6:] = 0
+    later = replace(early, items=early.items.clone(), times=early.times.clone())
+    changed = later.items[:, 6:]
+    later.items[:, 6:] = torch.where(changed > 0, changed % SPEC.items + 1, 0)
+    later.times[:, 6:] += 10**6 * (changed > 0)
+    assert total(model, later).item() == pytest.approx(total(model, early).item(), rel=1e-6)
+
+
+NOT_PERSONAL = {"popularity": "ranks the same for everybody"}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind not in NOT_PERSONAL])
+def test_learns_a_checkerboard(kind):
+    """Users of even and of odd taste walk through the items of their parity; the next one must rank first."""
+    spec = DataSpec(users=16, items=12, max_length=8)
+    config = importlib.import_module(f"turborec.models.{kind}").Config()
+    torch.manual_seed(0)
+    model = config.build(spec)
+    walks = torch.tensor([[(u % 2) + 1 + 2 * ((u // 2 + s) % 6) for s in range(9)] for u in range(16)])
+    batch = config.batch.example(spec, 16, torch.Generator().manual_seed(0))
+    batch = replace(
+        batch,
+        items=walks[:, :-1],
+        targets=walks[:, 1:],
+        lengths=torch.full((16,), 8),
+        users=torch.arange(16),
+        targets_count=128,
+    )
+    if isinstance(model, Counted):
+        fit(model, batch)
+    else:
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        for _ in range(60):
+            optimizer.zero_grad()
+            total(model, batch).backward()
+            optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        scorer = model.scorer()
+        best = scorer.score(scorer.users(batch), 1, 13).argmax(1) + 1
+    assert torch.equal(best, walks[:, -1])

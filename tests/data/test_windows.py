@@ -1,0 +1,69 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turborec.data.windows import lay, newest, widths
+
+
+def one_user(events, length, overlap, seed=None):
+    generator = None if seed is None else np.random.default_rng(seed)
+    start = np.array([5])
+    return lay(np.array([3]), start, start + events, length, overlap, generator)
+
+
+@given(
+    events=st.integers(0, 60),
+    length=st.integers(1, 20),
+    share=st.floats(0, 0.99),
+    seed=st.one_of(st.none(), st.integers(0, 99)),
+)
+def test_every_target_is_covered_once_and_sees_only_its_past(events, length, share, seed):
+    overlap = int(share * length)
+    rows = one_user(events, length, overlap, seed)
+    covered = sorted(itertools.chain(*(range(f, e + 1) for f, e in zip(rows.first, rows.end, strict=True))))
+    assert covered == list(range(6, 5 + events))
+    assert (rows.lengths <= length).all() and (rows.begin >= 5).all() and (rows.first > rows.begin).all()
+
+
+def test_older_windows_keep_their_context():
+    rows = one_user(events=10, length=4, overlap=2)
+    assert sorted(zip(rows.begin - 5, rows.first - 5, rows.end - 5, strict=True)) == [
+        (0, 1, 1),
+        (0, 2, 3),
+        (1, 4, 5),
+        (3, 6, 7),
+        (5, 8, 9),
+    ]
+
+
+def test_random_seams_move():
+    ends = {tuple(one_user(50, 10, 0, seed).end) for seed in range(10)}
+    assert len(ends) > 3
+
+
+def test_newest_shows_the_last_window_alone():
+    rows = newest(np.array([0, 1, 2]), np.array([0, 8, 9]), np.array([8, 9, 11]), length=4)
+    assert rows.users.tolist() == [0, 2]
+    assert rows.begin.tolist() == [3, 9]
+    assert rows.end.tolist() == [7, 10]
+    assert rows.first.tolist() == [4, 10]
+
+
+def waste(lengths, chosen):
+    return sum(min(w for w in chosen if w >= n) - n for n in lengths)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 4))
+def test_widths_waste_as_little_as_any_choice(lengths, shapes):
+    chosen = widths(np.array(lengths), 9, shapes)
+    best = min(waste(lengths, [*others, 9]) for n in range(shapes) for others in itertools.combinations(range(1, 9), n))
+    assert len(chosen) <= shapes and chosen[-1] == 9
+    assert waste(lengths, chosen) == best
+
+
+@pytest.mark.parametrize("events", [0, 1])
+def test_a_history_without_a_target_has_no_window(events):
+    assert len(one_user(events, 5, 0).users) == 0

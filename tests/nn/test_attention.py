@@ -1,0 +1,56 @@
+import math
+
+import pytest
+import torch
+
+from turborec.nn.attention import Attention, Block
+from turborec.nn.linear import Context, Linear
+
+CONTEXT = Context(keys=torch.tensor([1, 2]))
+
+
+def plain_attention(layer: Attention, x: torch.Tensor) -> torch.Tensor:
+    """Softmax attention written out head by head and query by query, in float64."""
+    x = x.double()
+    q, k, v = (x @ p.weight.double().T + p.bias.double() for p in (layer.q, layer.k, layer.v))
+    out = torch.zeros_like(x)
+    size = x.shape[2] // layer.heads
+    for row in range(x.shape[0]):
+        for head in range(layer.heads):
+            part = slice(head * size, (head + 1) * size)
+            for at in range(x.shape[1]):
+                seen = at + 1 if layer.causal else x.shape[1]
+                weights = torch.softmax(k[row, :seen, part] @ q[row, at, part] / math.sqrt(size), 0)
+                out[row, at, part] = weights @ v[row, :seen, part]
+    return out @ layer.o.weight.double().T + layer.o.bias.double()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_attention_equals_the_formula(causal, heads):
+    layer, x = Attention(8, heads, causal), torch.randn(2, 5, 8)
+    assert torch.allclose(layer(x, CONTEXT).double(), plain_attention(layer, x), atol=1e-6)
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="divisible"):
+        Attention(8, 3, causal=True)
+
+
+def test_a_causal_block_sees_no_future():
+    block, x = Block(8, 2, 16, dropout=0.3, causal=True, site=0), torch.randn(2, 6, 8)
+    changed = torch.cat([x[:, :4], torch.randn(2, 2, 8)], dim=1)
+    assert torch.equal(block(x, CONTEXT)[:, :4], block(changed, CONTEXT)[:, :4])
+
+
+def test_every_projection_is_called_with_the_context(monkeypatch):
+    seen = []
+    original = Linear.forward
+    monkeypatch.setattr(Linear, "forward", lambda self, x, context: (seen.append(context), original(self, x, context))[1])
+    Block(8, 2, 16, dropout=0.0, causal=True, site=0)(torch.randn(2, 3, 8), CONTEXT)
+    assert seen == [CONTEXT] * 6
+
+
+def test_a_block_is_the_same_function_of_the_same_batch():
+    block, x = Block(8, 2, 16, dropout=0.5, causal=True, site=1), torch.randn(2, 3, 8)
+    assert torch.equal(block(x, CONTEXT), block(x, CONTEXT))

@@ -1,0 +1,150 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from turborec import losses
+from turborec.losses import BPR, GBCE, CrossEntropy, SampledSoftmax, TiledCrossEntropy
+
+N, V, D = 37, 53, 8
+
+
+def inputs(dtype=torch.float64, items=V):
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(N, D, dtype=dtype, generator=generator).requires_grad_()
+    table = torch.randn(items + 1, D, dtype=dtype, generator=generator).requires_grad_()
+    return states, table, torch.randint(1, items + 1, (N,), generator=generator)
+
+
+def gradients(total, states, table):
+    return torch.autograd.grad(total, [states, table])
+
+
+def counts(items=V):
+    return torch.cat([torch.zeros(1, dtype=torch.int64), torch.arange(1, items + 1)])
+
+
+@pytest.mark.parametrize("tile", [2**10, 2**14, 2**18, 2**24])
+def test_tiled_cross_entropy_equals_the_plain_one_at_any_tile(monkeypatch, tile):
+    monkeypatch.setattr(losses, "TILE_BYTES", tile)
+    monkeypatch.setattr(losses, "_MIN_ROWS", 4)
+    states, table, targets = inputs()
+    total = TiledCrossEntropy.apply(states, table, targets)
+    plain = F.cross_entropy(states @ table[1:].T, targets - 1, reduction="sum")
+    assert total.item() == pytest.approx(plain.item(), rel=1e-12)
+    for got, expected in zip(gradients(total, states, table), gradients(plain, states, table), strict=True):
+        assert torch.allclose(got, expected, atol=1e-12)
+
+
+def test_tiled_cross_entropy_passes_gradcheck():
+    states, table, targets = inputs()
+    assert torch.autograd.gradcheck(lambda s, t: TiledCrossEntropy.apply(s, t, targets), (states, table))
+
+
+def test_the_gradient_scales_with_what_arrives():
+    states, table, targets = inputs()
+    once = gradients(TiledCrossEntropy.apply(states, table, targets), states, table)
+    thrice = gradients(3 * TiledCrossEntropy.apply(states, table, targets), states, table)
+    assert all(torch.allclose(3 * a, b) for a, b in zip(once, thrice, strict=True))
+
+
+def test_without_gradients_only_the_value_is_formed():
+    states, table, targets = inputs()
+    with torch.no_grad():
+        total = TiledCrossEntropy.apply(states, table, targets)
+    assert total.item() == pytest.approx(TiledCrossEntropy.apply(states, table, targets).item())
+
+
+def test_logits_of_ten_thousand_stay_finite():
+    states, table, targets = inputs(torch.float32)
+    total = TiledCrossEntropy.apply(states * 1e4, table, targets)
+    assert math.isfinite(total.item())
+    assert all(g.isfinite().all() for g in gradients(total, states, table))
+
+
+def test_bfloat16_products_stay_close_to_the_exact_gradient():
+    states, table, targets = inputs(torch.float32)
+    exact = gradients(TiledCrossEntropy.apply(states.double(), table.double(), targets), states, table)
+    with torch.autocast("cpu", torch.bfloat16):
+        total = TiledCrossEntropy.apply(states, table, targets)
+    for got, expected in zip(gradients(total, states, table), exact, strict=True):
+        assert (got - expected).norm() / expected.norm() < 0.01
+
+
+def test_no_targets_give_zero():
+    states, table, _ = inputs()
+    assert TiledCrossEntropy.apply(states[:0], table, torch.zeros(0, dtype=torch.int64)).item() == 0
+
+
+def test_sampling_every_item_once_gives_the_exact_softmax(monkeypatch):
+    states, table, targets = inputs()
+    criterion = SampledSoftmax(negatives=V).build(counts())
+    monkeypatch.setattr(criterion, "draw", lambda size, key: torch.arange(1, V + 1))
+    plain = F.cross_entropy(states @ table[1:].T, targets - 1, reduction="sum")
+    assert criterion(states, table, targets, 0).item() == pytest.approx(plain.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_the_sampled_partition_sum_is_unbiased(power):
+    states, table, targets = inputs()
+    criterion = SampledSoftmax(negatives=20_000, popularity_power=power).build(counts())
+    plain = F.cross_entropy(states @ table[1:].T, targets - 1, reduction="sum")
+    assert criterion(states, table, targets, 5).item() == pytest.approx(plain.item(), rel=0.02)
+
+
+def test_gbce_equals_the_paper_in_float64():
+    states, table, targets = inputs()
+    criterion = GBCE(negatives=9, calibration=0.75).build(counts())
+    drawn = criterion.draw(9, 4)
+    rate = 9 / (V - 1)
+    beta = rate * (0.75 * (1 - 1 / rate) + 1 / rate)
+    expected = 0.0
+    states, table = states.detach(), table.detach()
+    for state, target in zip(states, targets, strict=True):
+        expected -= beta * math.log(torch.sigmoid(state @ table[target]))
+        expected -= sum(math.log(1 - torch.sigmoid(state @ table[j])) for j in drawn if j != target)
+    assert criterion(states, table, targets, 4).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_bpr_equals_minus_log_sigmoid_of_the_difference():
+    states, table, targets = inputs()
+    criterion = BPR(negatives=4).build(counts())
+    drawn = criterion.draw(4, 9)
+    states, table = states.detach(), table.detach()
+    expected = sum(
+        -math.log(torch.sigmoid(s @ table[t] - s @ table[j])) / 4
+        for s, t in zip(states, targets, strict=True)
+        for j in drawn
+        if j != t
+    )
+    assert criterion(states, table, targets, 9).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [SampledSoftmax(), GBCE(), BPR()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sampled_losses_are_finite_for_any_difference(loss, dtype):
+    states, table, targets = inputs(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        total = loss.build(counts())(states * 1e4, table, targets, 1)
+    assert math.isfinite(total.item())
+    assert all(g.isfinite().all() for g in gradients(total, states, table))
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), SampledSoftmax(), GBCE(), BPR(negatives=3)])
+def test_every_loss_adds_up_over_positions(loss):
+    states, table, targets = inputs()
+    criterion = loss.build(counts())
+    whole = criterion(states, table, targets, 7)
+    parts = criterion(states[:11], table, targets[:11], 7) + criterion(states[11:], table, targets[11:], 7)
+    assert whole.item() == pytest.approx(parts.item(), rel=1e-6)
+
+
+def test_negatives_follow_the_stated_distribution_and_the_key():
+    criterion = SampledSoftmax(popularity_power=1.0).build(counts())
+    drawn = criterion.draw(200_000, 3)
+    share = torch.bincount(drawn, minlength=V + 1).double() / len(drawn)
+    expected = counts().double() / counts().sum()
+    assert torch.equal(drawn, criterion.draw(200_000, 3))
+    assert (share - expected).abs().max() < 5 * (expected.max() / len(drawn)) ** 0.5
+    assert drawn.min() >= 1
