@@ -8,6 +8,10 @@ class UserError(Exception):
     """
 
 
+class InterruptedRunError(UserError):
+    """The run was asked to stop; its state is saved."""
+
+
 def closest(name: str, known: list[str] | tuple[str, ...]) -> str:
     """` (did you mean 'x'?)` for the nearest known names, else the whole list; '' when none is known."""
     from difflib import get_close_matches

@@ -164,7 +164,7 @@ class TiledCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None]:
         """Scalar -> gradients of states [N, D] and of the table [V + 1, D]."""
         states, table = ctx.saved_tensors
         return (states * scale).to(ctx.dtype), table * scale, None

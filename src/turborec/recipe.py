@@ -4,11 +4,11 @@ Every component keeps its own `Config` beside its code. Closed choices are union
 (models, sources) are folders of files, and `kind` is the file's name.
 """
 
+import copy
 import importlib
 import json
 import pkgutil
 import types
-import typing
 from collections.abc import Iterable, Mapping
 from io import StringIO
 from pathlib import Path
@@ -16,8 +16,8 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from turborec.errors import UserError, closest
 
@@ -31,69 +31,85 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class _PlainData(SafeConstructor):
+    """Builds what YAML 1.2 calls its core schema, and refuses every other tag."""
+
+
+_CORE = ("null", "bool", "int", "float", "str", "seq", "map")
+# None stands for the tags without a constructor of their own: refused. A date is text in YAML 1.2.
+_PlainData.yaml_constructors = {
+    None: SafeConstructor.yaml_constructors[None],
+    "tag:yaml.org,2002:timestamp": SafeConstructor.construct_yaml_str,
+    **{tag: SafeConstructor.yaml_constructors[tag] for tag in (f"tag:yaml.org,2002:{name}" for name in _CORE)},
+}
+
+
 def read(path: Path) -> Tree:
     """The tree in a YAML 1.2 file; duplicate keys and anything but plain data are refused."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read the recipe {path}: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"The recipe {path} is not UTF-8 text: {error.reason} at byte {error.start}.") from error
+    except OSError as error:
+        raise UserError(f"The recipe {path} cannot be read: {error.strerror}.") from error
     tree = parse(text, str(path))
     if not isinstance(tree, dict):
-        raise UserError(f"{path} must hold a mapping of keys to values, got {type(tree).__name__}.")
+        got = "it is empty" if tree is None else f"got {_shown(tree)}"
+        raise UserError(f"{path} must hold a mapping of keys to values: {got}.")
     return tree
 
 
 def parse(text: str, origin: str) -> Any:
     """Plain data from YAML text; `origin` names it in errors."""
     yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _PlainData
     yaml.version = (1, 2)
     try:
         return yaml.load(text)
     except DuplicateKeyError as error:
-        mark = error.problem_mark
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{origin}{where}: {str(error.problem).split(' with value')[0]}; keep one of them.") from error
+        problem = str(error.problem).split(" with value")[0].removeprefix("found ")
+        raise UserError(f"{origin}{_where(error)}: {problem}; keep one of them.") from error
+    except MarkedYAMLError as error:
+        problem = ": ".join(part for part in (error.context, error.problem) if part)
+        raise UserError(f"{origin}{_where(error)}: this is not plain YAML 1.2: {problem}.") from error
     except YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{origin} is not plain YAML 1.2: {reason}") from error
+        raise UserError(f"{origin} is not plain YAML 1.2: {' '.join(str(error).split())}.") from error
+    except RecursionError as error:
+        raise UserError(f"{origin} is nested too deeply for a recipe.") from error
+
+
+def _where(error: MarkedYAMLError) -> str:
+    return f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
 
 
 def override(tree: Tree, assignments: Iterable[str]) -> Tree:
     """A copy of `tree` changed by `a.b=value` assignments; a value is YAML, so `{kind: bpr}` and `[1, 2]` work."""
-    result: Tree = json.loads(json.dumps(tree))
+    result = copy.deepcopy(tree)
     for assignment in assignments:
         path, equals, value = assignment.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
             raise UserError(f"An override reads a.b=value, got {assignment!r}.")
         node: Any = result
-        for depth, key in enumerate(keys[:-1]):
-            node = _child(node, key, ".".join(keys[:depth]), assignment)
-        _assign(node, keys[-1], parse(value, f"The value of {path}"), assignment)
+        for depth, key in enumerate(keys[:-1], start=1):
+            place = _place(node, key, assignment)
+            if isinstance(node, list) or node.get(key) is not None:
+                node = node[place]
+            else:
+                node[key] = node = {}
+            if not isinstance(node, dict | list):
+                raise UserError(f"{assignment!r} goes inside {'.'.join(keys[:depth])}, which is {_shown(node)}.")
+        node[_place(node, keys[-1], assignment)] = parse(value, f"The value of {path}")
     return result
 
 
-def _child(node: Any, key: str, path: str, assignment: str) -> Any:
-    if isinstance(node, list):
-        return node[_index(node, key, assignment)]
-    if node.get(key) is None:
-        node[key] = {}
-    if not isinstance(node[key], dict | list):
-        where = f"{path}.{key}".lstrip(".")
-        raise UserError(f"{assignment!r} goes inside {where}, which is the plain value {node[key]!r}.")
-    return node[key]
-
-
-def _assign(node: Any, key: str, value: Any, assignment: str) -> None:
-    if isinstance(node, list):
-        node[_index(node, key, assignment)] = value
-    else:
-        node[key] = value
-
-
-def _index(node: list[Any], key: str, assignment: str) -> int:
-    if not key.isdigit() or int(key) >= len(node):
-        raise UserError(f"{assignment!r}: expected a position 0 to {len(node) - 1} in the list, got {key!r}.")
+def _place(node: Any, key: str, assignment: str) -> str | int:
+    """The key of a mapping, or the position in a list."""
+    if not isinstance(node, list):
+        return key
+    if not key.isdecimal() or int(key) >= len(node):
+        known = ", ".join(str(position) for position in range(len(node)))
+        raise UserError(f"{assignment!r}: {key!r} is not a position in the list{f' (known: {known})' if node else ''}.")
     return int(key)
 
 
@@ -101,12 +117,12 @@ def validate(kind: type[C], tree: Mapping[str, Any], origin: str) -> C:
     """`tree` as a `kind`; every mistake is reported at once with its dotted path and the closest known names."""
     try:
         text = json.dumps(tree, allow_nan=True)
-    except TypeError as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{origin} holds something that is not plain data: {error}.") from error
     try:
         return kind.model_validate_json(text, strict=True)
     except ValidationError as error:
-        mistakes = [_explain(kind, dict(e)) for e in error.errors(include_url=False)]
+        mistakes = _explain(kind, [dict(e) for e in error.errors(include_url=False)])
         noun = "mistake" if len(mistakes) == 1 else "mistakes"
         raise UserError(f"{origin} has {len(mistakes)} {noun}:\n" + "\n".join(f"  {m}" for m in mistakes)) from error
 
@@ -130,56 +146,97 @@ def kinds(package: str) -> list[str]:
 def open_kind(package: str, tree: Any, path: str, origin: str) -> type[Config]:
     """The `Config` class of the file that `tree["kind"]` names in `package`."""
     known = kinds(package)
-    name = tree.get("kind") if isinstance(tree, Mapping) else None
-    if not isinstance(name, str):
-        raise UserError(f"{origin} has 1 mistake:\n  {path}.kind: one of {', '.join(known)} is needed, got {name!r}")
-    if name not in known:
-        raise UserError(f"{origin} has 1 mistake:\n  {path}.kind: nothing is called {name!r}{closest(name, known)}")
-    config: type[Config] = importlib.import_module(f"{package}.{name}").Config
-    return config
+    if tree is None:
+        mistake = f"{path}: needed, but not given"
+    elif not isinstance(tree, Mapping):
+        mistake = f"{path}: expected {_MAPPING}, got {_shown(tree)}"
+    elif tree.get("kind") is None:
+        mistake = f"{path}.kind: needed, but not given (known: {', '.join(known)})"
+    elif tree["kind"] not in known:
+        mistake = f"{path}.kind: nothing is called {_shown(tree['kind'])}{closest(str(tree['kind']), known)}"
+    else:
+        config: type[Config] = importlib.import_module(f"{package}.{tree['kind']}").Config
+        return config
+    raise UserError(f"{origin} has 1 mistake:\n  {mistake}")
 
 
-def _explain(kind: type[Config], error: dict[str, Any]) -> str:
-    """One mistake as `a.b: what is wrong`, in the words of the recipe rather than of the validator."""
-    location = error["loc"]
-    path, fields = _walk(kind, location)
-    if error["type"] == "extra_forbidden":
-        return f"{path}: no such key{closest(str(location[-1]), fields)}"
-    if error["type"] == "missing":
-        return f"{path}: needed, but not given"
-    if error["type"] == "union_tag_invalid":
-        context = error["ctx"]
-        known = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
-        return f"{path}.kind: nothing is called {context['tag']!r}{closest(context['tag'], known)}"
-    if error["type"] == "union_tag_not_found":
-        return f"{path}.kind: needed, but not given"
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ").rstrip(".")
-    expected = message if error["type"] == "value_error" else f"expected {message.removeprefix('a ').removeprefix('an ')}"
-    if error["type"] == "value_error":
-        return f"{path}: {expected}" if path else expected
-    return f"{path}: {expected}, got {error['input']!r}"
+_MAPPING = "a mapping of keys to values"
+_WORDS = {
+    "bool_type": "true or false",
+    "dict_type": _MAPPING,
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "int_from_float": "a whole number",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "model_attributes_type": _MAPPING,
+    "model_type": _MAPPING,
+    "string_type": "text",
+    "tuple_type": "a list",
+}
+"""What the validator's kinds of mistakes mean in the words of a recipe."""
+
+
+def _explain(kind: type[Config], errors: list[dict[str, Any]]) -> list[str]:
+    """Each mistake as `a.b: what is wrong`; the alternatives of a union are told in one line."""
+    wanted: dict[tuple[str, str], list[str]] = {}
+    for error in errors:
+        path, fields = _walk(kind, error["loc"])
+        said, got = _complaint(error, fields)
+        if error["type"].startswith("union_tag"):
+            path = f"{path}.kind"
+        wanted.setdefault((path, got), []).append(said)
+    lines = (": ".join(filter(None, (path, " or ".join(said)))) + got for (path, got), said in wanted.items())
+    return [line.replace(" or expected ", " or ") for line in lines]
+
+
+def _complaint(error: dict[str, Any], fields: list[str]) -> tuple[str, str]:
+    """What is wrong, and what was got where that helps."""
+    reason, message = error["type"], error["msg"].rstrip(".")
+    if reason == "extra_forbidden":
+        return f"no such key{closest(str(error['loc'][-1]), fields)}", ""
+    if reason in ("missing", "union_tag_not_found"):
+        return "needed, but not given", ""
+    if reason == "union_tag_invalid":
+        known = [tag.strip(" '") for tag in error["ctx"]["expected_tags"].split(",")]
+        return f"nothing is called {error['ctx']['tag']!r}{closest(error['ctx']['tag'], known)}", ""
+    if reason == "value_error":
+        return message.removeprefix("Value error, "), ""
+    got = f", got {_shown(error['input'])}"
+    if reason in _WORDS:
+        return f"expected {_WORDS[reason]}", got
+    rest = message.removeprefix("Input should be ")
+    if rest == message:
+        return message[0].lower() + message[1:], got
+    return f"expected {'a number ' if reason.startswith(('greater_', 'less_')) else ''}{rest}", got
+
+
+def _shown(value: Any) -> str:
+    """A value much as YAML would write it, on one short line."""
+    text = repr(value) if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def _walk(kind: Any, location: tuple[Any, ...]) -> tuple[str, list[str]]:
-    """The dotted path a reader knows (without union tags) and the field names known where it ends."""
+    """The dotted path a reader knows (without the names of union members) and the field names known where it ends."""
     names: list[str] = []
     fields: list[str] = []
     node = kind
     for part in location:
         members = _members(node)
-        tagged = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel) and _tag(m) == part]
-        if len(members) > 1 and tagged:
-            node = tagged[0]
+        if len(members) > 1:
+            # The validator names the alternative that it tried: by its tag, or by its type.
+            node = next((m for m in members if part in (_tag(m), str(m))), None)
             continue
         names.append(str(part))
-        models = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
-        fields = list(models[0].model_fields) if models else []
-        if models and part in models[0].model_fields:
-            node = models[0].model_fields[part].annotation
-        elif members and isinstance(part, int):
-            node = (get_args(members[0]) or (None,))[0]
+        member = members[0]
+        fields = list(member.model_fields) if _is_model(member) else []
+        if part in fields:
+            node = member.model_fields[part].annotation
         else:
-            node = None
+            # Of a mapping the values matter, of a list the one type of its entries.
+            arguments = [a for a in get_args(member) if a is not Ellipsis]
+            node = arguments[-1] if arguments else None
     return ".".join(names), fields
 
 
@@ -187,13 +244,16 @@ def _members(node: Any) -> list[Any]:
     """The alternatives of an annotation: union members without None, or the annotation itself."""
     if get_origin(node) is Annotated:
         return _members(get_args(node)[0])
-    if isinstance(node, typing.TypeAliasType) if hasattr(typing, "TypeAliasType") else False:
-        return _members(node.__value__)
     if get_origin(node) in (Union, types.UnionType):
         return [m for a in get_args(node) if a is not type(None) for m in _members(a)]
     return [node]
 
 
-def _tag(model: type[BaseModel]) -> Any:
-    field = model.model_fields.get("kind")
+def _is_model(member: Any) -> bool:
+    return isinstance(member, type) and get_origin(member) is None and issubclass(member, BaseModel)
+
+
+def _tag(member: Any) -> Any:
+    """The `kind` that tells a union member from the others."""
+    field = member.model_fields.get("kind") if _is_model(member) else None
     return (get_args(field.annotation) or (None,))[0] if field else None

@@ -37,7 +37,7 @@ class RawTable:
     paths: tuple[Path, ...]
     layout: Text | Columnar
     select: Mapping[str, str]
-    where: str | None = None  # an SQL condition on the file's columns (all text): rows to leave out before validation
+    where: str | None = None  # an SQL condition on the file's columns (all text); other rows are left out unvalidated
     derive: Mapping[str, str] = field(default_factory=dict)  # our name -> SQL expression over the file's columns (all text)
 
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -79,10 +79,11 @@ def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device)
         losses, norm = train_step(state, batch, stage, device)
         position.step += 1
         position.global_step += 1
+        position.loss += losses["loss"] * batch.num_targets()
+        position.targets += batch.num_targets()
         if stage.average is not None:
             state.update_average(stage.average)
-        moved = Position(position.stage, position.epoch, position.step, position.global_step)
-        yield Record(moved, len(batches), losses, norm, lr, batch.num_targets(), time.perf_counter() - began)
+        yield Record(replace(position), len(batches), losses, norm, lr, batch.num_targets(), time.perf_counter() - began)
 
 
 def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.device) -> tuple[dict[str, float], float]:

@@ -21,6 +21,8 @@ class Position:
     epoch: int = 0  # of the stage
     step: int = 0  # batches done of the epoch
     global_step: int = 0  # optimizer steps done in all
+    loss: float = 0.0  # of the epoch so far, summed over its targets
+    targets: int = 0  # of the epoch so far
 
 
 @dataclass
@@ -32,6 +34,7 @@ class TrainState:
     scaler: torch.amp.GradScaler
     position: Position = field(default_factory=Position)
     stopper: StopperState = field(default_factory=StopperState)
+    best_step: int | None = None  # global step of the checkpoint with the best validation value of the stage
     average: dict[str, Tensor] | None = None  # exponential moving average of the parameters
 
     def capture(self) -> tuple[Tensors, dict[str, Any]]:
@@ -43,6 +46,7 @@ class TrainState:
         facts = {
             "position": asdict(self.position),
             "stopper": self.stopper.to_json(),
+            "best_step": self.best_step,
             "optimizer": optimizer_facts,
             "scaler": self.scaler.state_dict(),
         }
@@ -55,6 +59,7 @@ class TrainState:
         self.scaler.load_state_dict(facts["scaler"])
         self.position = Position(**facts["position"])
         self.stopper = StopperState.from_json(facts["stopper"])
+        self.best_step = facts["best_step"]
         self.average = dict(tensors["average"]) if "average" in tensors else None
         _restore_random_state(tensors["random"])
 

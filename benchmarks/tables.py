@@ -1,0 +1,82 @@
+"""Write RESULTS.md and the README's table from the committed rows: python benchmarks/tables.py [--check]."""
+
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from rows import Row, read_all
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- results: written by benchmarks/tables.py -->", "<!-- end of results -->"
+SHOWN = ("hr@10", "ndcg@10", "mrr", "catalogue_auc")
+
+
+def quality_table(rows: list[Row]) -> list[str]:
+    """One line for each data set, model, variant and history: mean, and deviation over the seeds."""
+    groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["kind"] == "quality":
+            groups[row["data"], row["model"], row["variant"], row["protocol"]["history"]].append(row)
+    lines = [f"| data | model | variant | history | seeds | {' | '.join(SHOWN)} |", "|---" * (5 + len(SHOWN)) + "|"]
+    for (data, model, variant, history), members in sorted(groups.items()):
+        # An anchor is counted, not trained: every run of the same data finds the same numbers, so one of them is told.
+        seeds = sorted({m["seed"] for m in members}) if model not in ("popularity", "markov") else [members[0]["seed"]]
+        cells = [_cell([m["values"][name] for m in members if m["seed"] in seeds]) for name in SHOWN]
+        told = str(len(seeds)) if model not in ("popularity", "markov") else "–"
+        lines.append(f"| {data} | {model} | {variant} | {history} | {told} | {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{spread}"
+
+
+def results_page(rows: list[Row]) -> str:
+    """RESULTS.md."""
+    commits = sorted({row["provenance"]["commit"][:10] for row in rows if row["provenance"].get("commit")})
+    return "\n".join(
+        [
+            "# Results",
+            "",
+            "Written by `python benchmarks/tables.py` from `benchmarks/results/`; every row there carries its protocol card and",
+            "its provenance (command, commit, versions, hardware, date). A row that nobody measured is not here.",
+            "",
+            "## Quality",
+            "",
+            "Test split, opened once; the epoch chosen on validation; the whole catalogue ranked; ties at mid-rank. `masked`:",
+            "items of the user's history are no candidates; `kept`: they are. Mean ± standard deviation over seeds.",
+            "",
+            *quality_table(rows),
+            "",
+            f"Commits measured: {', '.join(commits) or 'none'}.",
+            "",
+        ]
+    )
+
+
+def readme_with(rows: list[Row], readme: str) -> str:
+    """The README with its table renewed."""
+    head, _, rest = readme.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    masked = [row for row in rows if row["kind"] == "quality" and row["protocol"]["history"] == "masked"]
+    return f"{head}{BEGIN}\n" + "\n".join(quality_table(masked)) + f"\n{END}{tail}"
+
+
+def main() -> None:
+    """Write both pages, or with --check fail if they differ from what the rows say."""
+    rows = read_all()
+    pages = {ROOT / "benchmarks" / "RESULTS.md": results_page(rows)}
+    readme = ROOT / "README.md"
+    pages[readme] = readme_with(rows, readme.read_text(encoding="utf-8"))
+    for path, text in pages.items():
+        if "--check" in sys.argv:
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                sys.exit(f"{path.name} is not what the rows say: run python benchmarks/tables.py")
+        else:
+            path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

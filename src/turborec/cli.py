@@ -1,0 +1,292 @@
+"""The command line: one function a command, each a call into the part of turborec that owns the topic."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from turborec import __version__
+from turborec.errors import InterruptedRunError, UserError
+
+if TYPE_CHECKING:
+    from turborec.evaluate import Result
+    from turborec.run import Example
+
+app = typer.Typer(
+    help="turborec trains recommenders, from raw interactions to a result that can be trusted and used.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data = typer.Typer(help="Raw data and prepared stores.", no_args_is_help=True)
+recipe = typer.Typer(help="The recipes that ship with turborec.", no_args_is_help=True)
+app.add_typer(data, name="data")
+app.add_typer(recipe, name="recipe")
+console = Console(highlight=False, soft_wrap=True)
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a shipped recipe (see `recipe list`) or a YAML file")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[A.B=VALUE]...", help="changes to the recipe; values are YAML")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder", exists=True, file_okay=False)]
+Home = Annotated[Path, typer.Option(envvar="TURBOREC_HOME", help="where raw data and prepared stores are kept")]
+Raw = Annotated[Path | None, typer.Option(help="a folder that holds the raw files already")]
+StoreFolder = Annotated[Path | None, typer.Option("--store", help="use this prepared store as it is")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON for a script")]
+
+DEFAULT_HOME = Path.home() / ".cache" / "turborec"
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="print the version and leave")] = False) -> None:
+    """Print the version."""
+    if show:
+        console.print(f"turborec {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="a shipped recipe or a YAML file")] = None,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="the run folder; by default a new one below runs/")] = None,
+    resume: Annotated[Path | None, typer.Option(help="go on with the run in this folder")] = None,
+    home: Home = DEFAULT_HOME,
+    raw: Raw = None,
+    store: StoreFolder = None,
+    device: Device = "auto",
+    dry: Annotated[bool, typer.Option("--dry", help="check and print the resolved recipe, and leave")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="a few steps of everything, to see that it runs")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prepare the data, train, evaluate against the anchors, and leave a run folder."""
+    from turborec import recipes, run
+    from turborec.recipe import dump
+
+    if (name is None) == (resume is None):
+        raise UserError("Name a recipe to train, or a run folder to go on with: `train RECIPE` or `train --resume RUN`.")
+    if resume is not None:
+        if overrides:
+            raise UserError("A resumed run keeps its recipe; train anew to change it.")
+        chosen, folder = run.recipe_of(resume), resume
+    else:
+        chosen = recipes.load(str(name), [*(overrides or []), *(_DEBUG if debug else [])])
+        folder = out or _new_folder(str(name))
+    if dry:
+        console.print(escape(dump(chosen)), end="")
+        return
+    options = run.Options(home, raw, store, device, steps=5 if debug else None)
+    done, results = run.train(chosen, folder, options)
+    if as_json:
+        facts = {"folder": str(folder), "results": {name: {"masked": r.masked, "kept": r.kept} for name, r in results.items()}}
+        print(json.dumps(facts))
+        return
+    _print_results(results)
+    _print_example(run.example(done))
+    console.print(f"\nThe run is in [bold]{escape(str(folder))}[/bold]")
+
+
+_DEBUG = ["train.epochs=2", "then=[]", "evaluation.max_users=200"]
+
+
+@app.command()
+def evaluate(
+    folder: RunFolder,
+    part: Annotated[str, typer.Option(help="test or validation")] = "test",
+    home: Home = DEFAULT_HOME,
+    raw: Raw = None,
+    store: StoreFolder = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a run's best weights again: exact ranking of the whole catalogue."""
+    from turborec import run
+
+    if part not in ("test", "validation"):
+        raise UserError(f"The part is test or validation, got {part!r}.")
+    opened = run.reopen(folder, run.Options(home, raw, store, device))
+    result = run.measure(opened, part)  # type: ignore[arg-type]
+    result.write(folder / "evaluation" / part / opened.recipe.model.kind, opened.store)
+    if as_json:
+        print(json.dumps({"masked": result.masked, "kept": result.kept}))
+    else:
+        _print_results({opened.recipe.model.kind: result})
+
+
+@app.command()
+def recommend(
+    folder: RunFolder,
+    users: Annotated[list[str] | None, typer.Option(help="user ids, or a file of them; all of the store's when absent")] = None,
+    history: Annotated[
+        Path | None, typer.Option(help="events of the users (user,item[,time]); also for users never seen")
+    ] = None,
+    k: Annotated[int, typer.Option(help="items a user gets")] = 10,
+    out: Annotated[Path, typer.Option(help="a .parquet, .csv, .tsv or .jsonl file")] = Path("recommendations.parquet"),
+    candidates: Annotated[Path | None, typer.Option(help="a file of the item ids that may be recommended")] = None,
+    seen: Annotated[bool, typer.Option("--seen/--no-seen", help="whether items of the history may come again")] = False,
+    home: Home = DEFAULT_HOME,
+    raw: Raw = None,
+    store: StoreFolder = None,
+    device: Device = "auto",
+) -> None:
+    """Write the k best items for any users, with raw ids, in bounded memory."""
+    from turborec import run
+    from turborec.recommend import Lists, write
+
+    opened = run.reopen(folder, run.Options(home, raw, store, device))
+    lists = Lists(k=k, seen="kept" if seen else "filtered")
+    found, unknown = run.recommend_for(opened, lists, users, history, candidates)
+    summary = write(found, out, opened.store)
+    console.print(f"{summary.rows:,} recommendations for {summary.users:,} users are in {escape(str(out))}.")
+    if summary.popular_users:
+        console.print(f"{summary.popular_users:,} users have no known event and got the most popular items (reason: popular).")
+    if summary.unknown_events or unknown:
+        console.print(f"Not in the training data and left out: {summary.unknown_events:,} events, {len(unknown):,} candidates.")
+
+
+def _print_results(results: "dict[str, Result]") -> None:
+    """A table with a line for each model and each of masked and kept history."""
+    first = next(iter(results.values()))
+    shown = [name for name in _SHOWN if name in first.values]
+    part, users = first.card["part"], first.card["users"]
+    other = "kept" if first.card["history"] == "masked" else "masked"
+    table = Table(
+        title=f"{part} split, {users:,} users, every item ranked, history {first.card['history']} ({other} in brackets)"
+    )
+    table.add_column("model")
+    for name in shown:
+        table.add_column(name, justify="right")
+    for name, result in results.items():
+        bracketed = result.kept if other == "kept" else result.masked
+        table.add_row(name, *(f"{result.values[m]:.4f} ({bracketed[m]:.4f})" for m in shown))
+    console.print(table)
+
+
+_SHOWN = ("hr@10", "ndcg@10", "mrr", "catalogue_auc", "coverage@10")
+
+
+def _print_example(example: "Example | None") -> None:
+    """Ten recommendations by name for one user."""
+    if example is None:
+        return
+    history = ", ".join(example.history)
+    console.print(f"\nUser [bold]{escape(example.user)}[/bold], whose last items were: {escape(history)}")
+    for place, (item, title, score) in enumerate(example.items, 1):
+        console.print(f"  {place:2d}. {escape(title)}  [dim]{escape(item)}, {score:.2f}[/dim]")
+
+
+def _new_folder(name: str) -> Path:
+    """A run folder nobody has yet."""
+    stem = Path(name).with_suffix("").as_posix().strip("./").replace("/", "-")
+    for number in range(1, 10**6):
+        folder = Path("runs") / f"{stem}-{number}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise UserError("runs/ is full: name a folder with --out.")
+
+
+@recipe.command("list")
+def recipe_list() -> None:
+    """Name every recipe that ships."""
+    from turborec import recipes
+
+    for name, path in recipes.shipped().items():
+        first = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        console.print(f"[bold]{name}[/bold]  {escape(first)}")
+
+
+@recipe.command("show")
+def recipe_show(name: RecipeName, overrides: Overrides = None) -> None:
+    """Print a recipe with every default filled in."""
+    from turborec import recipes
+    from turborec.recipe import dump
+
+    console.print(escape(dump(recipes.load(name, overrides or []))), end="")
+
+
+@data.command("list")
+def data_list(home: Home = DEFAULT_HOME) -> None:
+    """Name the sources, and the stores prepared so far."""
+    import importlib
+
+    from turborec.recipe import kinds
+
+    console.print("[bold]Sources[/bold]")
+    for kind in kinds("turborec.sources"):
+        summary = (importlib.import_module(f"turborec.sources.{kind}").__doc__ or "").strip().splitlines()[0]
+        console.print(f"  {kind}  {escape(summary)}")
+    console.print(f"[bold]Prepared stores[/bold] in {escape(str(home / 'stores'))}")
+    for card_file in sorted((home / "stores").glob("*/card.json")):
+        card = json.loads(card_file.read_text(encoding="utf-8"))
+        counts = {k: f"{card['counts'][k]:,}" for k in ("users", "items", "events")}
+        described = ", ".join(f"{count} {noun}" for noun, count in counts.items())
+        console.print(f"  {card_file.parent.name}  {card['source'].get('kind', '?')}: {described}")
+
+
+@data.command("prepare")
+def data_prepare(
+    name: RecipeName, overrides: Overrides = None, home: Home = DEFAULT_HOME, raw: Raw = None, as_json: AsJson = False
+) -> None:
+    """Download and prepare a recipe's data; print where the store is."""
+    from turborec import recipes, run
+
+    store = run.prepare(recipes.load(name, overrides or []), run.Options(home, raw))
+    print(json.dumps({"store": str(store.folder), "key": store.key}) if as_json else store.folder)
+
+
+@data.command("describe")
+def data_describe(folder: Annotated[Path, typer.Argument(metavar="STORE", exists=True)], as_json: AsJson = False) -> None:
+    """Show what a prepared store holds and how it came to be."""
+    from turborec.data.store import open_store
+
+    card = open_store(folder, verify=False).card
+    if as_json:
+        print(json.dumps(card))
+        return
+    shown = {key: value for key, value in card.items() if key != "files"}
+    console.print_json(json.dumps(shown))
+
+
+@data.command("verify")
+def data_verify(folder: Annotated[Path, typer.Argument(metavar="STORE", exists=True)]) -> None:
+    """Compare every file of a store with the checksums on its card."""
+    from turborec.data.store import open_store
+
+    store = open_store(folder, verify=True)
+    console.print(f"{len(store.card['files'])} files agree with the card of {store.key[:16]}.")
+
+
+@data.command("export")
+def data_export(
+    folder: Annotated[Path, typer.Argument(metavar="STORE", exists=True)],
+    out: Annotated[Path, typer.Option(help="a .parquet, .csv or .tsv file")],
+) -> None:
+    """Write a store's events with their raw ids and parts."""
+    from turborec.data.export import export
+    from turborec.data.store import open_store
+
+    console.print(f"{export(open_store(folder), out):,} events written to {escape(str(out))}.")
+
+
+def main() -> None:
+    """Run a command; a user's mistake is one paragraph and exit code 2, an interrupted run 130."""
+    try:
+        app(standalone_mode=True)
+    except InterruptedRunError as error:
+        print(f"\n{error}", file=sys.stderr)
+        sys.exit(130)
+    except UserError as error:
+        print(f"turborec: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,0 +1,149 @@
+"""Staged events -> clean, ordered, densely numbered ones: plain SQL on integers, in the engine's bounded memory.
+
+Raw ids are numbered by their rank in UTF-8 byte order, before and again after events are dropped, so that neither the
+order of the rows nor the engine matters. `moment` is what orders a user's events: `order` where it is given, else the
+time, else the position in the files.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turborec.data.read import quoted
+from turborec.data.schema import UNKNOWN_TIME
+from turborec.progress import task
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection as Connection
+
+Duplicates = Literal["keep", "drop_exact", "first", "last"]
+
+TIE_RULES = {
+    "order": "by the order column; ties by time, then by raw item id in byte order",
+    "time": "by time, ties by raw item id in byte order; histories with an unknown time by place in the files",
+    "position": "by place in the files",
+}
+"""What orders a user's events, by the column that leads."""
+
+
+def number_ids(con: "Connection") -> None:
+    """`raw_users` and `raw_items`: every raw id of a sound row with its rank."""
+    for raw, column in (("raw_users", "user"), ("raw_items", "item")):
+        con.execute(f"""
+            CREATE TABLE {raw} AS SELECT CAST(row_number() OVER (ORDER BY id) AS INTEGER) AS rank, id
+            FROM (SELECT DISTINCT "{column}" AS id FROM staged_events WHERE _reason IS NULL)""")
+
+
+def locate(con: "Connection", columns: Sequence[str], labelled: bool, conditions: Sequence[str]) -> None:
+    """`located`: the staged events for which all `conditions` hold, on integers and with their moment."""
+    time = "time" if "time" in columns else "CAST(NULL AS BIGINT)"
+    label = "label" if labelled else "CAST(0 AS TINYINT)"
+    given = '"order"' if "order" in columns else "position"
+    con.execute(f"""
+        CREATE TABLE chosen AS
+        SELECT users.rank AS u, items.rank AS i, {time} AS time, {label} AS label, {given} AS place
+        FROM staged_events
+        JOIN raw_users AS users ON users.id = staged_events."user"
+        JOIN raw_items AS items ON items.id = staged_events.item
+        WHERE {" AND ".join(conditions)}""")
+    timed = "time" in columns and "order" not in columns
+    con.execute(f"""
+        CREATE VIEW located AS SELECT u, i, time, label, {_MOMENT if timed else "place"} AS moment FROM chosen""")
+
+
+_MOMENT = "CASE WHEN u IN (SELECT u FROM chosen WHERE time IS NULL) THEN place ELSE time END"
+
+
+def drop_duplicates(con: "Connection", policy: Duplicates) -> None:
+    """`events`: `located` without its duplicates.
+
+    `drop_exact` drops repeats of (user, item, time); an event of unknown time repeats another only where the moment
+    does too. `first` and `last` keep one event of each (user, item).
+    """
+    if policy == "keep":
+        query = "SELECT * FROM located"
+    elif policy == "drop_exact":
+        query = """
+            SELECT u, i, time, min(label) AS label, min(moment) AS moment
+            FROM located GROUP BY u, i, time, CASE WHEN time IS NULL THEN moment END"""
+    else:
+        direction = "ASC" if policy == "first" else "DESC"
+        order = f"label {direction}, moment {direction}, time {direction} NULLS LAST"
+        query = f"""
+            SELECT u, i, time, label, moment
+            FROM (SELECT *, row_number() OVER (PARTITION BY u, i ORDER BY {order}) AS place FROM located)
+            WHERE place = 1"""
+    con.execute(f"CREATE TABLE events AS {query}")
+    con.execute("DROP VIEW located")
+    con.execute("DROP TABLE chosen")
+
+
+def keep_core(con: "Connection", user_events: int, item_events: int) -> None:
+    """`users` and `items`: the largest sets in which each user has `user_events` events with the items, and each item
+    `item_events` events with the users; with their dense rows, users from 0 and items from 1.
+    """
+    con.execute("CREATE TABLE core_items AS SELECT DISTINCT i FROM events")
+    before: tuple[int, ...] = ()
+    with task("Dropping rare users and items", unit="rounds") as advance:
+        while True:
+            con.execute(f"""
+                CREATE OR REPLACE TABLE core_users AS SELECT u FROM events
+                WHERE i IN (SELECT i FROM core_items) GROUP BY u HAVING count(*) >= {user_events}""")
+            con.execute(f"""
+                CREATE OR REPLACE TABLE core_items AS SELECT i FROM events
+                WHERE u IN (SELECT u FROM core_users) GROUP BY i HAVING count(*) >= {item_events}""")
+            advance(1)
+            after = tuple(number(con, f"SELECT count(*) FROM {name}") for name in ("core_users", "core_items"))
+            if after == before:
+                break
+            before = after
+    for name, numbers, column, base in (("users", "core_users", "u", 0), ("items", "core_items", "i", 1)):
+        row = f"CAST(row_number() OVER (ORDER BY {column}) - 1 + {base} AS INTEGER)"
+        con.execute(f"CREATE TABLE {name} AS SELECT {column}, {row} AS row FROM {numbers}")
+    con.execute("""
+        CREATE TABLE core AS SELECT users.row AS u, items.row AS i, time, label, moment
+        FROM events JOIN users ON users.u = events.u JOIN items ON items.i = events.i""")
+    con.execute("DROP TABLE events")
+
+
+def label_items(con: "Connection", labels: NDArray[np.uint8]) -> None:
+    """Give every event the label of its item: [V], item i at i - 1."""
+    import pyarrow as pa
+
+    con.register("labels", pa.table({"i": np.arange(1, len(labels) + 1, dtype=np.int32), "label": labels}))
+    con.execute("""
+        CREATE TABLE labelled AS SELECT u, core.i, time, labels.label, moment
+        FROM core JOIN labels ON labels.i = core.i""")
+    con.unregister("labels")
+    con.execute("DROP TABLE core")
+    con.execute("ALTER TABLE labelled RENAME TO core")
+
+
+LENGTHS = "SELECT count(*) AS length FROM core GROUP BY u ORDER BY u"
+"""The length of each user's history, by row."""
+
+EVENTS = f"""
+    SELECT i AS item, coalesce(time, {UNKNOWN_TIME}) AS time, label
+    FROM core ORDER BY u, label, moment, time NULLS FIRST, i"""
+"""Items, times and labels in the order of the store."""
+
+USER_IDS = "SELECT id FROM users JOIN raw_users ON rank = u ORDER BY row"
+ITEM_IDS = "SELECT id FROM items JOIN raw_items ON rank = i ORDER BY row"
+"""Raw ids by row."""
+
+
+def attributes_query(names: Sequence[str]) -> str:
+    """The items' attributes by row, from the first sound row that tells of each item; null where none does."""
+    columns = ", ".join(f"told.{quoted(name)}" for name in names)
+    return f"""
+        SELECT id AS item{", " * bool(names)}{columns} FROM items JOIN raw_items ON rank = i LEFT JOIN (
+            SELECT *, row_number() OVER (PARTITION BY item ORDER BY position) AS _place
+            FROM staged_items WHERE _reason IS NULL) AS told
+        ON told.item = id AND told._place = 1 ORDER BY row"""
+
+
+def number(con: "Connection", query: str) -> int:
+    """The single number a query gives."""
+    return int(con.execute(query).fetchall()[0][0])

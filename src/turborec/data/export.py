@@ -1,0 +1,66 @@
+"""A store's events written out again with their raw ids, in bounded memory."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from turborec.data.schema import UNKNOWN_TIME
+from turborec.data.store import PART_BITS, Store
+from turborec.errors import UserError
+from turborec.progress import task
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+USERS_AT_A_TIME = 4096
+
+
+def export(store: Store, out: Path) -> int:
+    """Write user, item, time and part of every event to `out` (.parquet, .csv or .tsv); how many there were."""
+    import pyarrow as pa
+    import pyarrow.csv as pc
+    import pyarrow.parquet as pq
+
+    schema = pa.schema({"user": pa.string(), "item": pa.string(), "time": pa.int64(), "part": pa.string()})
+    if out.suffix not in (".parquet", ".csv", ".tsv"):
+        raise UserError(f"Expected a file ending in .parquet, .csv or .tsv, got {out}.")
+    temporary = out.with_name(f".{out.name}.part")
+    writer: Any
+    if out.suffix == ".parquet":
+        writer = pq.ParquetWriter(temporary, schema, compression="zstd")
+    else:
+        delimiter = "," if out.suffix == ".csv" else "\t"
+        writer = pc.CSVWriter(temporary, schema, write_options=pc.WriteOptions(delimiter=delimiter))
+    with writer, task("Exporting", store.num_users, "users") as advance:
+        for first in range(0, store.num_users, USERS_AT_A_TIME):
+            users = np.arange(first, min(first + USERS_AT_A_TIME, store.num_users))
+            writer.write_table(_rows(store, users, schema))
+            advance(len(users))
+    temporary.rename(out)
+    return len(store.histories.items)
+
+
+def _rows(store: Store, users: np.ndarray[Any, Any], schema: "pa.Schema") -> "pa.Table":
+    """The events of consecutive users."""
+    import pyarrow as pa
+
+    offsets = store.histories.offsets
+    begin, end = int(offsets[users[0]]), int(offsets[users[-1] + 1])
+    row = np.repeat(users, np.diff(offsets[users[0] : users[-1] + 2]))
+    place = np.arange(begin, end)
+    times = store.histories.times[begin:end]
+    label = np.where(place < store.cuts[row, 0], "train", np.where(place < store.cuts[row, 1], "validation", "test"))
+    # History that is shown to an evaluation but never trained on (held-out users) belongs to no part.
+    label = np.where((label == "train") & (store.parts[row] & PART_BITS["train"] == 0), "history", label)
+    raw_users = dict(zip(users.tolist(), store.user_ids.raw(users), strict=True))
+    items = store.histories.items[begin:end]
+    distinct = np.unique(items)
+    raw_items = dict(zip(distinct.tolist(), store.item_ids.raw(distinct - 1), strict=True))
+    columns = [
+        [raw_users[u] for u in row.tolist()],
+        [raw_items[i] for i in items.tolist()],
+        pa.array(times, mask=times == UNKNOWN_TIME),
+        label.tolist(),
+    ]
+    return pa.table(columns, schema=schema)

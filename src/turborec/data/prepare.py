@@ -1,0 +1,257 @@
+"""Raw tables -> a prepared store: read, clean, number, order, split, and name the result by the hash of what made it.
+
+Letters: U users, E events, V items.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from turborec.data import clean
+from turborec.data.read import Intake, bad_records, columns_of, event_checks, ingest, item_checks, literal, write_quarantine
+from turborec.data.schema import RawTable, RawTables
+from turborec.data.split import GlobalTime, ItemHoldout, Labelled, Split
+from turborec.data.store import FORMAT, open_store, sha256
+from turborec.data.write import fsync, seal, write_attributes, write_cuts, write_events, write_ids
+from turborec.errors import UserError
+from turborec.progress import task
+from turborec.recipe import Config
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection as Connection
+
+THREAD_MB = 250
+"""Memory the engine should have for each of its threads."""
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+
+
+class Prepare(Config):
+    """What is kept of the raw events, in the order in which the filters apply."""
+
+    kinds: Annotated[tuple[str, ...], Field(min_length=1)] | None = None  # the kinds of event to keep; null keeps all
+    min_value: float | None = None  # events below it are dropped, and those whose value is unknown
+    duplicates: clean.Duplicates = "keep"
+    min_user_events: int = Field(default=1, ge=1)  # with the next one: a k-core, to its fixed point
+    min_item_events: int = Field(default=1, ge=1)
+    bad_rows: float = Field(default=0.01, ge=0, le=1)  # the share of bad rows above which nothing is prepared
+    memory_mb: int = Field(default=1000, ge=250)  # for the engine, which spills to disk beyond it; changes no result
+
+
+def prepare(tables: RawTables, source: Mapping[str, Any], config: Prepare, split: Split, home: Path) -> Path:
+    """The store of `tables` under `home`: made now, unless the same inputs were prepared there before.
+
+    `source` describes the data on the card. The store's name is the hash of the files' contents, the way they are
+    read, `config` and `split`. Of several processes that prepare the same store one works and the others wait.
+    """
+    files = _file_facts(tables)
+    key = store_key(tables, files, config, split)
+    folder = home / "stores" / key[:16]
+    if not folder.is_dir():
+        with _locked(folder):
+            if not folder.is_dir():
+                card = {"format": FORMAT, "key": key, "source": {**source, "files": files, "terms": tables.terms}}
+                _make(tables, config, split, folder, card)
+    open_store(folder, verify=False)
+    return folder
+
+
+def store_key(tables: RawTables, files: list[dict[str, Any]], config: Prepare, split: Split) -> str:
+    """The SHA-256 of all that decides what a store holds; not of names, places or memory."""
+    facts = {
+        "format": FORMAT,
+        "files": [fact["sha256"] for fact in files],
+        "time": tables.time,
+        "tables": [_description(table) for table in (tables.events, tables.items) if table],
+        "prepare": config.model_dump(mode="json", exclude={"memory_mb"}),
+        "split": split.model_dump(mode="json"),
+    }
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _description(table: RawTable) -> dict[str, Any]:
+    layout = {"kind": type(table.layout).__name__.lower(), **asdict(table.layout)}
+    selected = {"select": dict(table.select), "derive": dict(table.derive), "where": table.where}
+    return {"files": len(table.paths), "layout": layout, **selected}
+
+
+def _file_facts(tables: RawTables) -> list[dict[str, Any]]:
+    paths = [path for table in (tables.events, tables.items) if table for path in table.paths]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"The file {path} does not exist: the source should have named a file of raw rows.")
+    return [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths]
+
+
+def _make(tables: RawTables, config: Prepare, split: Split, folder: Path, card: dict[str, Any]) -> None:
+    """Build the store beside its place and move it there whole, or leave nothing."""
+    building, work = (folder.with_name(f".{folder.name}.{name}") for name in ("building", "work"))
+    try:
+        for place in (building, work):
+            shutil.rmtree(place, ignore_errors=True)  # of a process that was killed
+            place.mkdir()
+        with _explained(folder, config):
+            card |= _build(tables, config, split, building, work)
+            seal(building, card)
+            building.rename(folder)
+            fsync(folder.parent)
+    finally:
+        for place in (building, work):
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _build(tables: RawTables, config: Prepare, split: Split, folder: Path, work: Path) -> dict[str, Any]:
+    """Everything but the card, of which the facts are returned."""
+    columns = columns_of(tables.events)
+    _require_columns(columns, config, split)
+    with closing(_engine(work, config.memory_mb)) as con:
+        intakes = _ingest(con, tables, config.bad_rows, folder)
+        dropped = _clean(con, columns, config, split)
+        _require_events(con, intakes["events"].rows, dropped)
+        users, items = (clean.number(con, f"SELECT count(*) FROM {name}") for name in ("users", "items"))
+        if isinstance(split, ItemHoldout):
+            clean.label_items(con, split.labels(items))
+        events = write_events(con, folder, work / "labels.npy", 1000 if tables.time == "milliseconds" else 1)
+        write_ids(con, folder)
+        if tables.items:
+            names = [name for name in columns_of(tables.items) if name != "item"]
+            write_attributes(con, names, folder / "items.parquet")
+        earliest, latest = con.execute("SELECT min(time), max(time) FROM core").fetchall()[0]
+    taking_part = write_cuts(folder, split, events)
+    lengths = np.quantile(np.diff(events.offsets), QUANTILES, method="lower")
+    counts = {"users": users, "items": items, "events": len(events.times)}
+    return {
+        "prepare": config.model_dump(mode="json", exclude={"memory_mb"}),
+        "split": split.model_dump(mode="json"),
+        "tie_rule": _tie_rule(columns, split),
+        "time_unit": None if earliest is None else "milliseconds" if tables.time == "milliseconds" else "seconds",
+        "times": None if earliest is None else [earliest, latest],
+        "counts": {**counts, "dropped": dropped, "users_taking_part": taking_part},
+        "rows": {name: asdict(intake) for name, intake in intakes.items()},
+        "history_lengths": dict(zip(map(str, QUANTILES), lengths.tolist(), strict=True)),
+    }
+
+
+def _tie_rule(columns: list[str], split: Split) -> str:
+    leading = next((name for name in ("order", "time") if name in columns), "position")
+    return ("by label, then " if isinstance(split, Labelled | ItemHoldout) else "") + clean.TIE_RULES[leading]
+
+
+def _engine(work: Path, memory_mb: int) -> "Connection":
+    import duckdb
+
+    settings: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": f"{memory_mb}MB",
+        "temp_directory": str(work / "spill"),
+        "threads": max(1, min(os.cpu_count() or 1, memory_mb // THREAD_MB)),
+        "preserve_insertion_order": False,  # every row carries its position
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+    }
+    con = duckdb.connect(str(work / "events.duckdb"), config=settings)
+    con.execute("SET TimeZone = 'UTC'")
+    con.execute("SET enable_progress_bar = false")
+    return con
+
+
+def _ingest(con: "Connection", tables: RawTables, bad_rows: float, folder: Path) -> dict[str, Intake]:
+    parts = [("events", tables.events, event_checks(tables.time))]
+    if tables.items:
+        parts.append(("items", tables.items, item_checks(tables.items)))
+    intakes = {}
+    for name, table, checks in parts:
+        intakes[name] = ingest(con, f"staged_{name}", table, checks, bad_rows, name)
+    if any(intake.rejected for intake in intakes.values()):
+        records = chain.from_iterable(bad_records(con, f"staged_{name}", table) for name, table, _ in parts)
+        write_quarantine(folder / "quarantine.tsv", records)
+    return intakes
+
+
+def _clean(con: "Connection", columns: list[str], config: Prepare, split: Split) -> dict[str, int]:
+    """Leave the events to keep in `core`; how many were dropped for which reason, one after the other."""
+    tests = {}
+    if config.kinds is not None:
+        tests["other_kinds"] = f"kind IN ({', '.join(map(literal, config.kinds))})"
+    if config.min_value is not None:
+        tests["below_min_value"] = f"value >= CAST({config.min_value!r} AS DOUBLE)"
+    conditions = ["_reason IS NULL", *tests.values()]
+    with task("Cleaning events", 3, "steps") as advance:
+        clean.number_ids(con)
+        advance(1)
+        left = [
+            clean.number(con, f"SELECT count(*) FROM staged_events WHERE {' AND '.join(conditions[: 1 + applied])}")
+            for applied in range(len(conditions))
+        ]
+        clean.locate(con, columns, isinstance(split, Labelled), conditions)
+        advance(1)
+        clean.drop_duplicates(con, config.duplicates)
+        advance(1)
+    left.append(clean.number(con, "SELECT count(*) FROM events"))
+    clean.keep_core(con, config.min_user_events, config.min_item_events)
+    left.append(clean.number(con, "SELECT count(*) FROM core"))
+    reasons = [*tests, "duplicates", "outside_core"]
+    return {reason: before - after for reason, (before, after) in zip(reasons, pairwise(left), strict=True)}
+
+
+def _require_columns(columns: list[str], config: Prepare, split: Split) -> None:
+    needs = {
+        "kind": config.kinds is not None and "prepare.kinds",
+        "value": config.min_value is not None and "prepare.min_value",
+        "label": isinstance(split, Labelled) and "the split labelled",
+        "time": isinstance(split, GlobalTime) and "the split global_time",
+    }
+    for column, reason in needs.items():
+        if reason and column not in columns:
+            raise UserError(f"{reason} needs a column {column!r}; the source selects {', '.join(columns)}.")
+
+
+def _require_events(con: "Connection", rows: int, dropped: dict[str, int]) -> None:
+    items = clean.number(con, "SELECT count(*) FROM items")
+    if items < 2:
+        gone = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count)
+        left = "No event is" if not items else "Only one item is"
+        raise UserError(f"{left} left of {rows:,} rows{f'; dropped: {gone}' if gone else ''}. Nothing can be ranked.")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the store's lock, which a process that dies gives up too."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Another process is preparing {folder}: waiting for it.", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _explained(folder: Path, config: Prepare) -> Iterator[None]:
+    """Failures of the machine in words for the user."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.OutOfMemoryException as error:
+        raise UserError(
+            f"Preparing needs more than the {config.memory_mb} MB of prepare.memory_mb, or more room than there is for "
+            f"temporary files beside {folder}: {error}"
+        ) from error
+    except (OSError, duckdb.IOException) as error:
+        if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
+            raise
+        raise UserError(f"The disk of {folder} is full: free some space and prepare again. ({error})") from error

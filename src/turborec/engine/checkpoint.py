@@ -1,0 +1,352 @@
+"""Checkpoints: folders of safetensors and JSON, committed by one rename, verified by a manifest, guarded by a lock.
+
+    step_000123/
+        model.safetensors, optimizer.safetensors, ...   one file for each group of tensors
+        state.json                                      everything that is not a tensor
+        manifest.json                                   schema, step, size and SHA-256 of every other file
+
+No file format used here notices a flipped bit, so the manifest does. Nothing is pickled. Which checkpoint is the
+latest is computed, never stored.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from turborec.errors import UserError
+
+SCHEMA = 1
+"""Raised when the meaning of a file changes, so that an older version refuses what it would misread."""
+
+LOCK = "run.lock"
+MANIFEST = "manifest.json"
+STATE = "state.json"
+
+_COMMITTED = re.compile(r"step_(\d{6,})")
+_LEFTOVER = re.compile(r"(step_\d{6,})\.(tmp|old)\.(\d+)")
+_MARGIN_BYTES = 2**20  # the manifest, the headers and what a file system rounds up
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
+
+log = logging.getLogger(__name__)
+
+
+class DamagedCheckpointError(UserError):
+    """The files of a checkpoint are not those that were written."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved, verified; the tensors lie on the CPU."""
+
+    path: Path
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+    """Commit a checkpoint of `step` and return its folder; one that is already there is replaced.
+
+    `tensors` holds one group for each file, `state` plain JSON (a tuple comes back as a list). Whatever goes wrong
+    (`UserError` where it is the disk), earlier checkpoints stay as they were and no partial one is seen.
+    """
+    final = folder / f"step_{step:06d}"
+    temporary = folder / f"{final.name}.tmp.{os.getpid()}"
+    text = json.dumps(state, indent=1, allow_nan=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_space(folder, len(text) + sum(t.nbytes for group in tensors.values() for t in group.values()))
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        for name, group in tensors.items():
+            save_file(_storable(group), temporary / f"{name}.safetensors")
+        (temporary / STATE).write_text(text, encoding="utf-8")
+        (temporary / MANIFEST).write_text(_describe(temporary, step), encoding="utf-8")
+        for path in [*temporary.iterdir(), temporary]:
+            _sync(path)
+        _commit(temporary, final)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{_reason(error)}: step {step} was not saved in {folder}. {_kept(folder)}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint after comparing every file with the manifest; `DamagedCheckpointError` names what differs."""
+    manifest = _read_manifest(path)
+    for name, fact in manifest["files"].items():
+        _check_file(path / name, fact)
+    try:
+        tensors = {f.stem: load_file(f) for f in sorted(path / n for n in manifest["files"]) if f.suffix != ".json"}
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DamagedCheckpointError(f"The checkpoint {path} cannot be read: {error}.") from error
+    return Checkpoint(path, manifest["step"], tensors, state)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The committed checkpoints in the order of their steps; a folder without a manifest is left out with a warning."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not _COMMITTED.fullmatch(path.name):
+            continue
+        if (path / MANIFEST).is_file():
+            found.append(path)
+        else:
+            log.warning("%s is left out: without %s it is not a whole checkpoint.", path, MANIFEST)
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(path.name.removeprefix("step_"))
+
+
+def latest(folder: Path) -> Path | None:
+    """The committed checkpoint of the highest step, damaged or not."""
+    found = checkpoints(folder)
+    return found[-1] if found else None
+
+
+def load_latest(folder: Path, strict: bool = False) -> Checkpoint | None:
+    """The newest good checkpoint, None where none was committed.
+
+    A damaged one is passed over with a warning, or raises at once if `strict`; it raises as well when all are damaged.
+    """
+    damage = None
+    for path in reversed(checkpoints(folder)):
+        try:
+            return load(path)
+        except DamagedCheckpointError as error:
+            if strict:
+                raise
+            log.warning("%s The checkpoint before it is tried.", error)
+            damage = error
+    if damage:
+        raise UserError(f"Every checkpoint in {folder} is damaged. The oldest: {damage}")
+    return None
+
+
+def keep(folder: Path, last: int, protect: Set[int] = frozenset()) -> None:
+    """Delete all but the `last` newest checkpoints; the steps in `protect` (best, resumed, just saved) always stay.
+
+    A delete that fails is a warning: training matters more than tidiness.
+    """
+    found = checkpoints(folder)
+    for path in found[: max(0, len(found) - last)]:
+        if step_of(path) in protect:
+            continue
+        doomed = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+        try:
+            # Renamed first, so that a crash in the middle of deleting leaves no checkpoint that lacks files.
+            path.replace(doomed)
+            shutil.rmtree(doomed)
+        except OSError as error:
+            log.warning("The old checkpoint %s was not deleted: %s.", path, error.strerror)
+
+
+def sweep(folder: Path) -> None:
+    """Clear away what dead writers left, and put back a checkpoint whose replacement never arrived; call before saving."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        match = _LEFTOVER.fullmatch(path.name)
+        # A restarted container hands out the same process ids: what bears ours was left by the process before us.
+        if not match or (int(match[3]) != os.getpid() and _alive(int(match[3]))):
+            continue
+        committed = folder / match[1]
+        if match[2] == "old" and not committed.exists():
+            path.replace(committed)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; `UserError` names the process that already does.
+
+    The kernel drops the lock of a process that dies. On file systems without locks, and between hosts, the process
+    named in the file counts as alive unless it is of this host and known to be dead.
+    """
+    path = folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"The run folder {folder} cannot be written: {error.strerror}. Choose another.") from error
+    with file:
+        _claim(file, path)
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def _storable(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, contiguous, each with memory of its own, as safetensors wants them."""
+    storable: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in group.items():
+        plain = tensor.detach().cpu().contiguous()
+        place = plain.untyped_storage().data_ptr()
+        storable[name] = plain.clone() if place in seen else plain
+        seen.add(place)
+    return storable
+
+
+def _check_space(folder: Path, size: int) -> None:
+    needed, free = size + _MARGIN_BYTES, shutil.disk_usage(folder).free
+    if needed > free:
+        sizes = f"{needed / 2**20:,.1f} MiB are needed, {free / 2**20:,.1f} MiB are free"
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({sizes})")
+
+
+def _describe(folder: Path, step: int) -> str:
+    """The manifest of the files in `folder`, with a hash of itself."""
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(folder.iterdir())}
+    content = {"schema": SCHEMA, "step": step, "files": files}
+    return json.dumps({**content, "sha256": _seal(content)}, indent=1)
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _commit(temporary: Path, final: Path) -> None:
+    replaced = final.with_name(f"{final.name}.old.{os.getpid()}")
+    if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.replace(replaced)
+    try:
+        temporary.replace(final)
+    except OSError:
+        if replaced.exists():
+            replaced.replace(final)
+        raise
+    _sync(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, have reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: OSError | SafetensorError) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    full = os.strerror(errno.ENOSPC)
+    return full if full in str(error) else str(error).rstrip(".")
+
+
+def _kept(folder: Path) -> str:
+    try:
+        path = latest(folder)
+    except OSError:
+        return "The folder cannot be read any more."
+    return f"The checkpoint {path.name} is intact." if path else "No earlier checkpoint is there."
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not (path / MANIFEST).is_file():
+        raise DamagedCheckpointError(f"{path} is not a whole checkpoint: {MANIFEST} is missing.")
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        stated = manifest.pop("sha256")
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        raise DamagedCheckpointError(f"The checkpoint {path} is damaged: {MANIFEST} cannot be read ({error}).") from error
+    if (got := _seal(manifest)) != stated:
+        raise DamagedCheckpointError(_differs(path / MANIFEST, f"SHA-256 {got}", str(stated)))
+    if manifest["schema"] != SCHEMA:
+        formats = f"{path} has checkpoint format {manifest['schema']}, this version reads {SCHEMA}"
+        raise UserError(f"{formats}: open it with the version of turborec that wrote it.")
+    if _COMMITTED.fullmatch(path.name) and step_of(path) != manifest["step"]:
+        raise DamagedCheckpointError(_differs(path / MANIFEST, f"step {manifest['step']}", str(step_of(path))))
+    return dict(manifest)
+
+
+def _check_file(path: Path, fact: Mapping[str, Any]) -> None:
+    try:
+        size = path.stat().st_size
+        if size != fact["bytes"]:
+            raise DamagedCheckpointError(_differs(path, f"{size} bytes", str(fact["bytes"])))
+        if (got := _sha256(path)) != fact["sha256"]:
+            raise DamagedCheckpointError(_differs(path, f"SHA-256 {got}", fact["sha256"]))
+    except OSError as error:
+        raise DamagedCheckpointError(f"The checkpoint {path.parent} is damaged: {path.name}: {error.strerror}.") from error
+
+
+def _differs(path: Path, got: str, stated: str) -> str:
+    return f"The checkpoint {path.parent} is damaged: {path.name} has {got}, not {stated}."
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _claim(file: TextIO, path: Path) -> None:
+    """Lock the file and write this process into it, or say who holds it."""
+    locked = _flock(file)
+    holder = _holder(file)
+    own_host = socket.gethostname()
+    elsewhere = holder is not None and holder[1] != own_host
+    unsure = locked is None and holder is not None and holder[0] != os.getpid() and _alive(holder[0])
+    if locked is False or elsewhere or unsure:
+        who = f"process {holder[0]} on {holder[1]}" if holder else "another process"
+        advice = f"If that process is gone, delete {path}" if elsewhere else "Wait for it or stop it"
+        raise UserError(f"The run folder {path.parent} is in use by {who}. {advice}, or choose another folder.")
+    file.truncate(0)
+    file.write(json.dumps({"pid": os.getpid(), "host": own_host}))
+    file.flush()
+
+
+def _flock(file: TextIO) -> bool | None:
+    """Whether the lock was had; None where the file system has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return None
+        raise
+    return True
+
+
+def _holder(file: TextIO) -> tuple[int, str] | None:
+    """The process and host that a lock file names."""
+    file.seek(0)
+    try:
+        facts = json.loads(file.read())
+        return int(facts["pid"]), str(facts["host"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,259 @@
+"""Exact evaluation over the whole catalogue: ranks to metrics, per-user values, and the protocol card they carry.
+
+Letters: U users, P (user, target) pairs, V items.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+
+from turborec import __version__
+from turborec.contract import Scorer
+from turborec.data.store import Part, Store
+from turborec.errors import UserError
+from turborec.metrics import (
+    ARP,
+    HR,
+    MAP,
+    MRR,
+    NDCG,
+    TIES,
+    CatalogueAUC,
+    Coverage,
+    Exposure,
+    Float64,
+    Int64,
+    ListMetric,
+    Metric,
+    Precision,
+    Ranks,
+    Recall,
+    definition,
+)
+from turborec.progress import task
+from turborec.ranking import Ranker, Tally, Targets, UserBatch
+from turborec.recipe import Config
+
+History = Literal["masked", "kept"]
+HISTORIES: tuple[History, ...] = ("masked", "kept")
+"""Masked: items of the user's history are no candidates, unless they are targets. Kept: every item is a candidate."""
+
+
+class Evaluation(Config):
+    """How a model is measured."""
+
+    metrics: tuple[Metric, ...] = (
+        *(HR(k=k) for k in (1, 5, 10, 20)),
+        *(NDCG(k=k) for k in (5, 10, 20)),
+        *(Recall(k=k) for k in (10, 20)),
+        Precision(k=10),
+        MAP(k=10),
+        MRR(),
+        CatalogueAUC(),
+        Coverage(k=10),
+        ARP(k=10),
+    )
+    history: History = Field("masked", description="which values count; both are computed and written")
+    memory_mb: int = Field(
+        256, ge=0, description="scores of a batch held at a time; where they are more, each is computed twice"
+    )
+    max_users: int | None = Field(None, ge=1, description="rank a fixed random sample of the users; all when null")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the sample")
+
+    @field_validator("metrics")
+    @classmethod
+    def _names_differ(cls, metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
+        names = [metric.name for metric in metrics]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)} must be named once")
+        return metrics
+
+    @property
+    def cutoffs(self) -> list[int]:
+        """The lengths of the top lists that some metric asks for, ascending."""
+        return sorted({metric.k for metric in self.metrics if isinstance(metric, ListMetric)})
+
+    def users(self, store: Store, part: Part) -> Int64:
+        """The users to evaluate, ascending: all who take part, or a sample of them that depends on the seed alone."""
+        users = store.users_of(part)
+        if self.max_users is None or self.max_users >= len(users):
+            return users
+        # Only RandomState is promised to give the same numbers in every version of numpy.
+        return np.sort(np.random.RandomState(self.seed).permutation(users)[: self.max_users])
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a model is worth on one part of a store, and by which protocol that was found."""
+
+    card: dict[str, Any]
+    masked: dict[str, float]  # by name of the metric
+    kept: dict[str, float]
+    targets: Targets  # those of a user in order of rank
+    ranks: dict[History, Ranks]
+    per_user: dict[History, dict[str, Float64]]  # [U] by name of the metric; a list metric has no such values
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The values that count."""
+        return self.masked if self.card["history"] == "masked" else self.kept
+
+    def write(self, folder: Path, store: Store) -> None:
+        """Write `result.json` and `per_user.parquet`, or `per_user.npz` with store rows for ids where there is no pyarrow."""
+        folder.mkdir(parents=True, exist_ok=True)
+        result = {"protocol": self.card, "values": {"masked": self.masked, "kept": self.kept}}
+        (folder / "result.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError:
+            np.savez_compressed(folder / "per_user.npz", allow_pickle=False, **self._arrays())
+        else:
+            self._write_parquet(folder / "per_user.parquet", store)
+
+    def _write_parquet(self, path: Path, store: Store) -> None:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        arrays = self._arrays()
+        offsets = pa.array(arrays.pop("offsets"), pa.int64())
+        columns: dict[str, Any] = {"user": pa.array(store.user_ids.raw(arrays.pop("user")), pa.large_string())}
+        for name, array in arrays.items():
+            if name == "target":
+                array = pa.array(store.item_ids.raw(array - 1), pa.large_string())
+            per_pair = name == "target" or name.startswith("rank_")
+            columns[name] = pa.LargeListArray.from_arrays(offsets, array) if per_pair else array
+        parquet.write_table(pa.table(columns), path, compression="zstd")
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        """The columns of the per-user table; `target` and ranks are [P] and told apart by `offsets`."""
+        targets = self.targets
+        arrays: dict[str, NDArray[Any]] = {
+            "user": targets.users,
+            "history_events": targets.events,
+            "offsets": targets.offsets,
+            "target": targets.items,
+        }
+        for history in HISTORIES:
+            arrays[f"rank_{history}"] = self.ranks[history].values
+            arrays[f"candidates_{history}"] = self.ranks[history].candidates
+        for history in HISTORIES:
+            arrays |= {f"{name}_{history}": values for name, values in self.per_user[history].items()}
+        return arrays
+
+
+def evaluate(
+    scorer: Scorer,
+    batches: Iterable[UserBatch],
+    store: Store,
+    part: Part,
+    config: Evaluation,
+    device: torch.device,
+    max_length: int,
+) -> Result:
+    """Measure `scorer` on `part`; `batches` show the last `max_length` events before it of `config.users(store, part)`."""
+    targets = Targets.of(store, part, config.users(store, part))
+    tally = count(scorer, batches, store, part, targets, config, device)
+    return summarise(tally, targets, store, part, config, max_length)
+
+
+def count(
+    scorer: Scorer,
+    batches: Iterable[UserBatch],
+    store: Store,
+    part: Part,
+    targets: Targets,
+    config: Evaluation,
+    device: torch.device,
+) -> Tally:
+    """Rank `targets` for the users in `batches`: all of them, or one process's share."""
+    ranker = Ranker(store, part, targets, config.cutoffs, config.memory_mb * 2**20, device)
+    with task(f"Ranking {part}", len(targets.users), "users") as advance:
+        for batch in batches:
+            ranker.rank(scorer, batch)
+            advance(len(batch.users))
+    return ranker.tally
+
+
+def summarise(tally: Tally, targets: Targets, store: Store, part: Part, config: Evaluation, max_length: int) -> Result:
+    """Values from a complete tally; a UserError if a score was not a number or there is nobody to evaluate."""
+    _check(tally, part)
+    users = np.repeat(np.arange(len(targets.users)), np.diff(targets.offsets))
+    order = np.lexsort((tally.greater, users))
+    targets = Targets(targets.users, targets.offsets, targets.items[order], targets.events)
+    greater, equal, greater_seen, equal_seen = (
+        counts[order] for counts in (tally.greater, tally.equal, tally.greater_seen, tally.equal_seen)
+    )
+    # Masking keeps the order of a user's targets, because it takes none of them away.
+    ranks: dict[History, Ranks] = {
+        "masked": Ranks.of_counts(targets.offsets, greater - greater_seen, equal - equal_seen, store.num_items - tally.seen),
+        "kept": Ranks.of_counts(targets.offsets, greater, equal, np.full_like(tally.seen, store.num_items)),
+    }
+    exposures = _exposures(tally, store, config)
+    means: dict[History, dict[str, float]] = {history: {} for history in HISTORIES}
+    per_user: dict[History, dict[str, Float64]] = {history: {} for history in HISTORIES}
+    for metric in config.metrics:
+        for history in HISTORIES:
+            if isinstance(metric, ListMetric):
+                means[history][metric.name] = metric.value(exposures[history, metric.k])
+            else:
+                values = per_user[history][metric.name] = metric.per_user(ranks[history])
+                means[history][metric.name] = float(values.mean())
+    card = protocol(store.card, config, part, max_length, len(targets.users))
+    return Result(card, means["masked"], means["kept"], targets, ranks, per_user)
+
+
+def protocol(store_card: Mapping[str, Any], config: Evaluation, part: Part, max_length: int, users: int) -> dict[str, Any]:
+    """The protocol card: everything that must agree before two results may stand in one table."""
+    sample = None if config.max_users is None else {"max_users": config.max_users, "seed": config.seed}
+    return {
+        "data": {name: store_card.get(name) for name in ("key", "counts", "tie_rule", "time_unit")},
+        "filters": store_card.get("prepare"),
+        "split": store_card.get("split"),
+        "part": part,
+        "users": users,
+        "sample": sample,
+        "candidates": "the whole catalogue",
+        "history": config.history,
+        "repeated_targets": "a target that is in the history stays a candidate",
+        "targets": "the distinct items of the part; the others of a user stay candidates",
+        "ties": TIES,
+        "max_length": max_length,
+        "request_time": "none",
+        "metrics": {metric.name: definition(metric) for metric in config.metrics},
+        "turborec": __version__,
+    }
+
+
+def _exposures(tally: Tally, store: Store, config: Evaluation) -> dict[tuple[History, int], Exposure]:
+    """How often items were listed, by treatment of the history and length of the lists."""
+    if not config.cutoffs:
+        return {}
+    events = np.bincount(store.training().items, minlength=store.num_items + 1)
+    return {
+        (history, k): Exposure(tally.listed[place, row], events)
+        for place, history in enumerate(HISTORIES)
+        for row, k in enumerate(config.cutoffs)
+    }
+
+
+def _check(tally: Tally, part: Part) -> None:
+    """Refuse a tally that would make a result look right when it is not."""
+    if not len(tally.ranked):
+        raise UserError(f"Nobody takes part in {part}, so there is nothing to evaluate. Choose another part or another split.")
+    if (tally.ranked != 1).any():
+        never, often = (tally.ranked == 0).sum(), (tally.ranked > 1).sum()
+        raise ValueError(f"Every user must be ranked once, but {never} were left out and {often} were ranked more often")
+    if broken := int((tally.broken > 0).sum()):
+        raise UserError(
+            f"The model gave scores that are not numbers (NaN) to {broken:,} of {len(tally.ranked):,} users. Its training "
+            "has diverged: lower the learning rate, or clip the gradients, or go back to an earlier checkpoint."
+        )
+    if (tally.equal < 0).any():
+        raise ValueError("The scorer gave the same tile different scores when asked twice, so ranks mean nothing")

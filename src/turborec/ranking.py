@@ -1,0 +1,227 @@
+"""Ranks of targets among the whole catalogue, found by counting, in tiles of users x items.
+
+Letters: U users, P (user, target) pairs, B users of a batch, N their pairs, M the most targets any of them has, S their
+seen cells, V items, W items of a tile. Counts are integers, so the tallies of several processes add up to that of one.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from turborec.contract import Scorer
+from turborec.data.store import Part, Store
+from turborec.tiles import TopK, cells_by_tile, hide, tile_edges
+
+Int64 = NDArray[np.int64]
+
+
+class UserBatch(Protocol):
+    """A batch whose rows are users of a store."""
+
+    @property
+    def users(self) -> Tensor:
+        """Store rows: int64 [B]."""
+        ...
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on `device`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What there is to rank: each user's distinct items of a part."""
+
+    users: Int64  # [U] store rows, ascending
+    offsets: Int64  # [U + 1]
+    items: Int64  # [P], ascending within a user
+    events: Int64  # [U] events of the history, which is everything before the part
+
+    @classmethod
+    def of(cls, store: Store, part: Part, users: Int64) -> Self:
+        """The targets of `users`, who ascend and take part in `part`."""
+        starts, ends = store.span(part, users)
+        rows, items = _events(store, starts, ends)
+        size = store.num_items + 1
+        rows, items = np.divmod(np.unique(rows * size + items), size)
+        offsets = np.searchsorted(rows, np.arange(len(users) + 1)).astype(np.int64)
+        return cls(users, offsets, items, starts - store.histories.offsets[users])
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Counts over the whole catalogue and, apart from them, over the seen items: masking subtracts the latter.
+
+    A seen item is one of the history that is no target: a target stays a candidate wherever else it occurs.
+    """
+
+    ranked: Int64  # [U] how often the user was ranked: once, when all is done
+    broken: Int64  # [U] 1 where a score was not a number
+    seen: Int64  # [U] distinct seen items
+    greater: Int64  # [P] other items that score higher than the target
+    equal: Int64  # [P] other items that score the same
+    greater_seen: Int64  # [P] the seen ones among them
+    equal_seen: Int64  # [P]
+    listed: Int64  # [2, K, V + 1] how often an item is among the best k, for K values of k; history masked, kept
+
+    @classmethod
+    def empty(cls, targets: Targets, cutoffs: int, items: int) -> Self:
+        """Nothing counted yet, for `cutoffs` values of k."""
+        users, pairs = (len(targets.users),), (len(targets.items),)
+        shapes = (users, users, users, pairs, pairs, pairs, pairs, (2, cutoffs, items + 1))
+        return cls(*(np.zeros(shape, dtype=np.int64) for shape in shapes))
+
+    def arrays(self) -> list[Int64]:
+        """All counts; where several processes ranked a share of the users each, sum these over them in place."""
+        return [getattr(self, field.name) for field in fields(self)]
+
+
+class Ranker:
+    """Counts for the users of one batch after the other."""
+
+    def __init__(
+        self, store: Store, part: Part, targets: Targets, cutoffs: Sequence[int], memory: int, device: torch.device
+    ) -> None:
+        """`cutoffs`: the lengths of the top lists to tally, ascending. `memory`: bytes of scores that may be held."""
+        self.store, self.part, self.targets = store, part, targets
+        self.cutoffs, self.memory, self.device = cutoffs, memory, device
+        self.tally = Tally.empty(targets, len(cutoffs), store.num_items)
+
+    @torch.no_grad()
+    def rank(self, scorer: Scorer, batch: UserBatch) -> None:
+        """Add the counts of one batch to the tally."""
+        pairs = _Pairs.of(self.targets, batch.users.cpu().numpy())
+        seen = self._seen(pairs)
+        size = len(pairs.places)
+        edges = tile_edges(size, self.store.num_items, self.device)
+        wanted_cells, seen_cells = (cells_by_tile(keys, size, edges, self.device) for keys in (pairs.keys, seen))
+        tiles = list(zip(pairwise(edges), wanted_cells, seen_cells, strict=True))
+        masked, kept = (TopK(size, max(self.cutoffs, default=1), self.device) for _ in range(2))
+        broken = torch.zeros(size, dtype=torch.bool, device=self.device)
+        wanted_scores, seen_scores, held = [], [], []
+        state = scorer.users(batch.to(self.device))
+        for (lo, hi), wanted_here, seen_here in tiles:
+            tile = scorer.score(state, lo, hi)
+            broken |= tile.amax(1).isnan()
+            wanted_scores.append(tile[wanted_here])
+            seen_scores.append(tile[seen_here])
+            if self.cutoffs:
+                masked.offer(hide(tile, seen_here), lo)
+                kept.offer(tile, lo)
+            if size * self.store.num_items * tile.element_size() <= self.memory:
+                held.append(tile)
+        # A target ties with its equals only if its score is the very number that its tile holds: a product of another
+        # shape may round differently. So targets' scores are taken from the tiles in a first pass and compared with the
+        # same tiles in a second one: held ones where memory allows it, else ones computed again in the same shape.
+        counts = _Counts(pairs.table(torch.cat(wanted_scores)), pairs.slots())
+        for number, ((lo, hi), _, _) in enumerate(tiles):
+            counts.add(held[number] if held else scorer.score(state, lo, hi))
+        rows = seen % size
+        counts.add_seen(torch.from_numpy(rows).to(self.device), torch.cat(seen_scores))
+        self._record(pairs, counts, broken, np.bincount(rows, minlength=size))
+        for place, top in enumerate((masked, kept)):
+            self._record_list(place, top)
+
+    def _seen(self, pairs: "_Pairs") -> Int64:
+        """The seen cells of a batch as ascending keys item * B + row: [S]."""
+        users = self.targets.users[pairs.places]
+        rows, items = _events(self.store, self.store.histories.offsets[users], self.store.span(self.part, users)[0])
+        return np.setdiff1d(items * len(users) + rows, pairs.keys)
+
+    def _record(self, pairs: "_Pairs", counts: "_Counts", broken: Tensor, seen: Int64) -> None:
+        tally = self.tally
+        np.add.at(tally.ranked, pairs.places, 1)
+        tally.broken[pairs.places] |= broken.cpu().numpy()
+        tally.seen[pairs.places] += seen
+        for name in ("greater", "equal", "greater_seen", "equal_seen"):
+            getattr(tally, name)[pairs.pair] += getattr(counts, name).cpu().numpy()[pairs.row, pairs.slot]
+
+    def _record_list(self, place: int, top: TopK) -> None:
+        for row, k in enumerate(self.cutoffs):
+            items = top.items[:, :k].flatten().cpu().numpy()
+            self.tally.listed[place, row] += np.bincount(items[items > 0], minlength=self.store.num_items + 1)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The (user, target) pairs of a batch, by (item, row)."""
+
+    places: Int64  # [B] where the users stand in `Targets`
+    pair: Int64  # [N] number of the pair in `Targets`
+    row: Int64  # [N] the user's row in the batch
+    slot: Int64  # [N] the target's place among its user's own, from 0
+    keys: Int64  # [N] item * B + row, ascending
+
+    @classmethod
+    def of(cls, targets: Targets, users: Int64) -> Self:
+        """The pairs of the users at these store rows."""
+        places = np.searchsorted(targets.users, users)
+        if not np.array_equal(targets.users.take(places, mode="clip"), users):
+            raise ValueError("A batch holds users that are not to be evaluated")
+        row, pair = _ranges(targets.offsets[places], targets.offsets[places + 1])
+        slot = pair - targets.offsets[places][row]
+        keys = targets.items[pair] * len(users) + row
+        order = np.argsort(keys)
+        return cls(places, pair[order], row[order], slot[order], keys[order])
+
+    def table(self, scores: Tensor) -> Tensor:
+        """[N] -> [B, M], NaN where a user has fewer targets."""
+        table = scores.new_full((len(self.places), int(self.slot.max()) + 1), math.nan)
+        table[torch.from_numpy(self.row), torch.from_numpy(self.slot)] = scores
+        return table
+
+    def slots(self) -> list[slice | Tensor]:
+        """For each of the M slots the rows that fill it; a slice where all do, so that no tile is copied."""
+        counts = np.bincount(self.row)
+        return [
+            slice(None) if slot < counts.min() else torch.from_numpy(np.flatnonzero(counts > slot))
+            for slot in range(counts.max())
+        ]
+
+
+class _Counts:
+    """How many items score higher than, or the same as, each target of a batch: int64 [B, M] each."""
+
+    def __init__(self, scores: Tensor, slots: list[slice | Tensor]) -> None:
+        self.scores, self.slots = scores, slots
+        self.greater, self.equal, self.greater_seen, self.equal_seen = (
+            torch.zeros(scores.shape, dtype=torch.int64, device=scores.device) for _ in range(4)
+        )
+        self.equal -= 1  # a target is not its own rival
+
+    def add(self, tile: Tensor) -> None:
+        """Count the items of a tile [B, W]."""
+        for slot, rows in enumerate(self.slots):
+            # Sums of signs are about three times as fast as counting booleans, and exact: W is less than 2^24.
+            sign = (tile[rows] - self.scores[rows, slot, None]).nan_to_num_(0.0).sign_()  # inf - inf is a tie
+            balance = sign.sum(1)  # greater - smaller
+            unequal = sign.abs_().sum(1)  # greater + smaller
+            self.greater[rows, slot] += ((balance + unequal) / 2).long()
+            self.equal[rows, slot] += tile.shape[1] - unequal.long()
+
+    def add_seen(self, rows: Tensor, scores: Tensor) -> None:
+        """Count seen items: the row and the score of each, [S]."""
+        for slot in range(len(self.slots)):
+            target = self.scores[rows, slot]
+            self.greater_seen[:, slot].index_add_(0, rows, (scores > target).long())
+            self.equal_seen[:, slot].index_add_(0, rows, (scores == target).long())
+
+
+def _events(store: Store, starts: Int64, ends: Int64) -> tuple[Int64, Int64]:
+    """The row (0..N - 1) and the item of every event in N spans."""
+    rows, positions = _ranges(starts, ends)
+    return rows, store.histories.items[positions].astype(np.int64)
+
+
+def _ranges(starts: Int64, ends: Int64) -> tuple[Int64, Int64]:
+    """starts[i]..ends[i] - 1 for every i, one after the other, each with its i."""
+    lengths = ends - starts
+    rows = np.repeat(np.arange(len(starts)), lengths)
+    return rows, np.arange(len(rows)) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)

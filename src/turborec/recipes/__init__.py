@@ -1,0 +1,97 @@
+"""The recipe of a training, and the recipes that ship with turborec: `<data>/<model>.yaml`, found by name."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import Field, SerializeAsAny, model_validator
+
+from turborec.data.loader import Batches
+from turborec.data.prepare import Prepare
+from turborec.data.split import LeaveOneOut, Split
+from turborec.engine.loop import Stage
+from turborec.engine.stopping import EarlyStopping
+from turborec.errors import UserError, closest
+from turborec.evaluate import Evaluation
+from turborec.recipe import Config, Tree, open_kind, override, read, validate
+
+SourceConfig = TypeVar("SourceConfig", bound=Config)
+ModelConfig = TypeVar("ModelConfig", bound=Config)
+
+
+class Data(Config, Generic[SourceConfig]):
+    """Which interactions, cleaned how, split how."""
+
+    source: SerializeAsAny[SourceConfig]
+    prepare: Prepare = Prepare()
+    split: Split = LeaveOneOut()
+
+
+class Checkpoints(Config):
+    """When the state of a training is written down; the best epoch's is always kept."""
+
+    minutes: float = Field(10.0, gt=0.0, description="longest time between two checkpoints within an epoch")
+    keep: int = Field(2, ge=1, description="how many of the newest stay")
+
+
+class Recipe(Config, Generic[SourceConfig, ModelConfig]):
+    """Everything that decides what a training computes."""
+
+    data: Data[SourceConfig]
+    batches: Batches = Batches()
+    model: SerializeAsAny[ModelConfig]
+    train: Stage = Stage()
+    then: tuple[Stage, ...] = Field((), description="further stages, each from the weights of the one before")
+    stopping: EarlyStopping = EarlyStopping()
+    evaluation: Evaluation = Evaluation()
+    select: str = Field("ndcg@10", description="the validation value that chooses the best epoch and stops early")
+    anchors: bool = Field(True, description="also evaluate popularity and Markov, the baselines to beat")
+    checkpoints: Checkpoints = Checkpoints()
+    seed: int = Field(1, ge=0)
+
+    @model_validator(mode="after")
+    def _select_is_measured(self) -> "AnyRecipe":
+        known = [metric.name for metric in self.evaluation.metrics]
+        if self.select not in known:
+            raise ValueError(f"select: {self.select!r} is not among the evaluation's metrics{closest(self.select, known)}")
+        return self
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in order."""
+        return (self.train, *self.then)
+
+
+AnyRecipe = Recipe[Any, Any]
+
+
+def shipped() -> dict[str, Path]:
+    """Name and file of every recipe that ships, in order of name."""
+    folder = Path(__file__).parent
+    return {str(p.relative_to(folder).with_suffix("")): p for p in sorted(folder.rglob("*.yaml"))}
+
+
+def load(name: str, overrides: Iterable[str] = ()) -> AnyRecipe:
+    """The recipe called `name` (a shipped one, or a YAML file), with `a.b=value` overrides applied."""
+    return from_tree(override(read(find(name)), overrides), f"The recipe {name}")
+
+
+def find(name: str) -> Path:
+    """The file of a shipped recipe or of the user's own."""
+    known = shipped()
+    if name in known:
+        return known[name]
+    if Path(name).is_file():
+        return Path(name)
+    if name.endswith((".yaml", ".yml")):
+        raise UserError(f"There is no recipe file {name}.")
+    raise UserError(f"No recipe is called {name!r}{closest(name, list(known))}. `turborec recipe list` shows them all.")
+
+
+def from_tree(tree: Tree, origin: str) -> AnyRecipe:
+    """A checked recipe from plain data; the files that `kind` names supply the types of source and model."""
+    data = tree.get("data")
+    source = open_kind("turborec.sources", data.get("source") if isinstance(data, dict) else None, "data.source", origin)
+    model = open_kind("turborec.models", tree.get("model"), "model", origin)
+    kind: type[AnyRecipe] = Recipe[source, model]  # type: ignore[valid-type]
+    return validate(kind, tree, origin)

@@ -1,0 +1,358 @@
+"""A run, from store to result: the one file that sees data, models, engine and evaluation side by side.
+
+A run folder holds recipe.yaml, environment.json, status.json, metrics.jsonl, log.txt, checkpoints/ and evaluation/.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from turborec.contract import Counted, Model
+from turborec.data.batch import DataSpec
+from turborec.data.loader import Epoch, TrainingBatches, evaluation_batches
+from turborec.data.store import Part, Store, open_store
+from turborec.engine import checkpoint, hardware, log, loop
+from turborec.engine.interrupt import Interruption, interruptible
+from turborec.engine.state import Position, TrainState
+from turborec.engine.stopping import StopperState
+from turborec.errors import InterruptedRunError, UserError
+from turborec.evaluate import Result, evaluate
+from turborec.histories import from_file, read_ids, stored
+from turborec.progress import task
+from turborec.recipe import dump, open_kind, read
+from turborec.recipes import AnyRecipe, from_tree
+from turborec.recommend import Lists, Recommendations, candidates_of, recommend
+
+logger = logging.getLogger("turborec")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What changes how a run is carried out, but not what it computes."""
+
+    home: Path  # where raw data and prepared stores are kept
+    raw: Path | None = None  # a folder that holds the raw files already
+    store: Path | None = None  # a prepared store to use as it is, on machines that cannot prepare one
+    device: str = "auto"
+    steps: int | None = None  # steps an epoch at most, for a trial
+
+
+def prepare(recipe: AnyRecipe, options: Options) -> Store:
+    """The recipe's store: downloaded, read and prepared, unless that was done before."""
+    if options.store is not None:
+        return open_store(options.store)
+    from turborec.data.prepare import prepare as prepare_tables
+
+    source = recipe.data.source
+    folder = options.raw or options.home / "raw" / source.kind
+    source.download(folder)
+    tables = source.parse(folder)
+    path = prepare_tables(tables, source.model_dump(), recipe.data.prepare, recipe.data.split, options.home)
+    return open_store(path)
+
+
+def spec_of(store: Store, recipe: AnyRecipe) -> DataSpec:
+    """The facts a model is built from."""
+    counts = np.bincount(store.training().items, minlength=store.num_items + 1)
+    return DataSpec(store.num_users, store.num_items, recipe.batches.max_length, torch.from_numpy(counts))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training under way or done: what every step of it needs."""
+
+    folder: Path
+    recipe: AnyRecipe
+    store: Store
+    model: Model
+    device: torch.device
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints lie."""
+        return self.folder / "checkpoints"
+
+
+def train(recipe: AnyRecipe, folder: Path, options: Options) -> tuple[Run, dict[str, Result]]:
+    """Carry out the run in `folder`, or go on with it: the run, and the test results of its model and of the anchors."""
+    hardware.keep_freed_memory()
+    with checkpoint.lock(folder), log.logging_to(None), log.logging_to(folder), interruptible() as interruption:
+        log.write_status(folder, "running")
+        try:
+            store = prepare(recipe, options)
+            run = _open(folder, recipe, store, hardware.device_of(options.device))
+            _describe(run)
+            _fit(run, options, interruption)
+            results = _compare(run)
+        except InterruptedRunError as error:
+            log.write_status(folder, "interrupted", str(error))
+            raise
+        except BaseException as error:
+            log.write_status(folder, "failed", f"{type(error).__name__}: {error}")
+            raise
+        log.write_status(folder, "finished")
+    return run, results
+
+
+def reopen(folder: Path, options: Options) -> Run:
+    """A run whose model holds the weights that validation chose, ready to evaluate and to recommend."""
+    recipe = recipe_of(folder)
+    run = _open(folder, recipe, prepare(recipe, options), hardware.device_of(options.device))
+    newest = checkpoint.load_latest(run.checkpoints)
+    if newest is None:
+        raise UserError(f"{folder} holds no checkpoint yet. `turborec train --resume {folder}` goes on with it.")
+    _load_best(run, newest)
+    return run
+
+
+def recipe_of(folder: Path) -> AnyRecipe:
+    """The resolved recipe that a run folder carries."""
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a run folder: it has no recipe.yaml.")
+    return from_tree(read(path), str(path))
+
+
+def measure(run: Run, part: Part, model: Model | None = None) -> Result:
+    """Rank the part's targets by the run's model (or another one on the same data)."""
+    model = run.model if model is None else model
+    model.eval()
+    config, shown = run.recipe.evaluation, run.recipe.batches
+    batches = evaluation_batches(run.store, part, shown, config.users(run.store, part))
+    with torch.no_grad():
+        return evaluate(model.scorer(), batches, run.store, part, config, run.device, shown.max_length)
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a run recommends to one user, in words."""
+
+    user: str
+    history: list[str]  # the last items, oldest first
+    items: list[tuple[str, str, float]]  # raw id, name, score
+
+
+def example(run: Run, k: int = 10) -> Example | None:
+    """Recommendations for the test user with the median history; None where the items have no names."""
+    names = titles(run.store)
+    if names is None:
+        return None
+    users = run.store.users_of("test")
+    lengths = np.diff(run.store.histories.offsets)[users]
+    user = run.store.user_ids.raw([users[np.argsort(lengths, kind="stable")[len(users) // 2]]])
+    run.model.eval()
+    with torch.no_grad():
+        asked = list(stored(run.store, user))
+        lists = recommend(run.model.scorer(), asked, run.store, Lists(k=k), run.recipe.batches.max_length, run.device)
+        found = next(iter(lists))
+    items = found.items[0][found.items[0] > 0]
+    raw = run.store.item_ids.raw(items - 1)
+    listed = [(r, names[i - 1], float(s)) for r, i, s in zip(raw, items, found.scores[0], strict=False)]
+    return Example(user[0], [names[i - 1] for i in asked[0].items[0][-5:]], listed)
+
+
+def recommend_for(
+    run: Run, lists: Lists, users: list[str] | None, history: Path | None, candidates: Path | None
+) -> tuple[Iterator[Recommendations], list[str]]:
+    """The lists of `users` (ids, or one file of them; everybody when None), and the candidates nobody knows."""
+    ids: Iterable[str] | None = users
+    if users and len(users) == 1 and Path(users[0]).is_file():
+        ids = read_ids(Path(users[0]), "user")
+    asked = stored(run.store, ids) if history is None else from_file(run.store, history, ids)
+    allowed, unknown = (None, []) if candidates is None else candidates_of(run.store, list(read_ids(candidates, "item")))
+    run.model.eval()
+    with torch.no_grad():
+        scorer = run.model.scorer()
+    return recommend(scorer, asked, run.store, lists, run.recipe.batches.max_length, run.device, allowed), unknown
+
+
+def titles(store: Store) -> list[str] | None:
+    """The items' names in item order: the attribute called title or name, raw ids where it is missing; None without one."""
+    path = store.folder / "items.parquet"
+    if not path.is_file():
+        return None
+    from pyarrow import parquet
+
+    column = next((c for c in ("title", "name", "product") if c in parquet.read_schema(path).names), None)
+    if column is None:
+        return None
+    table = parquet.read_table(path, columns=["item", column]).to_pydict()
+    return [name or raw for raw, name in zip(table["item"], table[column], strict=True)]
+
+
+def _open(folder: Path, recipe: AnyRecipe, store: Store, device: torch.device) -> Run:
+    torch.manual_seed(recipe.seed)  # the one draw from a global generator: the initial weights
+    return Run(folder, recipe, store, recipe.model.build(spec_of(store, recipe)).to(device), device)
+
+
+def _describe(run: Run) -> None:
+    """Write down what is run on what, and refuse to go on with a run of something else."""
+    facts = {"store": str(run.store.folder), "key": run.store.key}
+    text = dump(run.recipe)
+    path, known = run.folder / "recipe.yaml", run.folder / "data.json"
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        raise UserError(f"{run.folder} holds a run of another recipe. Give this one a folder of its own.")
+    if known.is_file() and json.loads(known.read_text(encoding="utf-8"))["key"] != run.store.key:
+        raise UserError(f"The data are not those that the run in {run.folder} began with. Train again in a new folder.")
+    path.write_text(text, encoding="utf-8")
+    known.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    (run.folder / "environment.json").write_text(json.dumps(log.environment(), indent=1), encoding="utf-8")
+    counts = run.store.card["counts"]
+    logger.info("Data: %s users, %s items, %s events", *(f"{counts[k]:,}" for k in ("users", "items", "events")))
+    parameters = sum(p.numel() for p in run.model.parameters())
+    logger.info("Model: %s with %s parameters on %s", run.recipe.model.kind, f"{parameters:,}", run.device)
+
+
+def _fit(run: Run, options: Options, interruption: Interruption) -> None:
+    """Leave the weights that validation chooses in the run's model, from the newest checkpoint on if there is one."""
+    saved = checkpoint.load_latest(run.checkpoints)
+    if isinstance(run.model, Counted):
+        run.model.count(run.store.training())
+        checkpoint.save(run.checkpoints, 0, {"model": run.model.state_dict()}, {"best_step": None})
+        return
+    state = loop.start(run.model, run.recipe.stages[saved.state["position"]["stage"] if saved else 0], run.device)
+    if saved:
+        state.restore(saved.tensors, saved.state)
+        logger.info("Going on after step %d", state.position.global_step)
+    batches = TrainingBatches(run.store, run.recipe.batches, run.recipe.seed)
+    with log.MetricsLog(run.folder, state.position.global_step) as metrics:
+        for number, stage in enumerate(run.recipe.stages):
+            if number > state.position.stage:
+                state = _next_stage(run, state, number)
+            stopping = run.recipe.stopping
+            while state.position.stage == number and state.position.epoch < stage.epochs:
+                if stopping.should_stop(state.stopper):
+                    logger.info("No gain for %d epochs: stopping early", stopping.patience_epochs)
+                    break
+                _epoch(run, state, batches, metrics, options, interruption)
+    newest = checkpoint.load_latest(run.checkpoints)
+    if newest is not None:
+        _load_best(run, newest)
+
+
+def _epoch(
+    run: Run,
+    state: TrainState,
+    batches: TrainingBatches,
+    metrics: log.MetricsLog,
+    options: Options,
+    interruption: Interruption,
+) -> None:
+    """Train for the rest of an epoch, validate, and write a checkpoint."""
+    position, stage = state.position, run.recipe.stages[state.position.stage]
+    number = position.epoch + sum(s.epochs for s in run.recipe.stages[: position.stage])
+    plan: Epoch = batches.epoch(number)
+    steps = len(plan) if options.steps is None else min(len(plan), options.steps)
+    if not steps:
+        raise UserError("There is nothing to train on: no user has two events before the validation part.")
+    run.model.begin_epoch(number, torch.Generator().manual_seed(plan.key))
+    began = saved = time.monotonic()
+    before, label = position.targets, f"Epoch {position.epoch + 1}/{stage.epochs}"
+    if not position.global_step:
+        logger.info(f"{steps} steps an epoch, {plan.targets:,} targets, {plan.fill:.1%} of the positions filled")
+    with task(label, plan.targets, "targets") as advance:
+        for record in loop.fit(state, _First(plan, steps), stage, run.device):
+            advance(record.targets)
+            facts = {"gradient_norm": record.gradient_norm, "lr": record.lr, "epoch": position.epoch + 1}
+            metrics.write("train", position.global_step, {**record.losses, **facts})
+            if interruption or time.monotonic() - saved > 60 * run.recipe.checkpoints.minutes:
+                _save(run, state)
+                saved = time.monotonic()
+            if interruption.signal:
+                raise InterruptedRunError(
+                    f"Stopped by {interruption.signal.name} after step {position.global_step:,}; everything is saved. "
+                    f"Go on with: turborec train --resume {run.folder}"
+                )
+    speed = (position.targets - before) / (time.monotonic() - began)
+    values: dict[str, float] = {
+        "loss": position.loss / max(1, position.targets),
+        "fill": plan.fill,
+        "targets_per_second": speed,
+    }
+    position.epoch, position.step, position.loss, position.targets = position.epoch + 1, 0, 0.0, 0
+    _validate(run, state, values, metrics)
+    logger.info(
+        f"{label}: step {position.global_step:,} of about {stage.epochs * steps:,} ({position.epoch / stage.epochs:.0%}), "
+        f"loss {values['loss']:.4f}, validation {run.recipe.select} {values[run.recipe.select]:.4f} "
+        f"(best {state.stopper.best or 0:.4f} in epoch {state.stopper.best_epoch}), {speed:,.0f} targets/s"
+    )
+    _save(run, state)
+
+
+def _validate(run: Run, state: TrainState, values: dict[str, float], metrics: log.MetricsLog) -> None:
+    """Rank the validation targets with the averaged weights, where there are any, and remember whether it is the best."""
+    with state.averaged():
+        result = measure(run, "validation")
+    values.update(result.values)
+    epoch = state.position.epoch
+    state.stopper = run.recipe.stopping.update(state.stopper, epoch, values[run.recipe.select])
+    if state.stopper.best_epoch == epoch:
+        state.best_step = state.position.global_step
+    metrics.write("epoch", state.position.global_step, {"epoch": epoch, **values})
+
+
+def _save(run: Run, state: TrainState) -> None:
+    tensors, facts = state.capture()
+    checkpoint.save(run.checkpoints, state.position.global_step, tensors, facts)
+    best = {state.best_step} if state.best_step is not None else set()
+    checkpoint.keep(run.checkpoints, run.recipe.checkpoints.keep, best)
+
+
+def _next_stage(run: Run, state: TrainState, number: int) -> TrainState:
+    """The first state of stage `number`, from the weights of the one before as the recipe says."""
+    stage = run.recipe.stages[number]
+    newest = checkpoint.load_latest(run.checkpoints)
+    if stage.start == "best" and newest is not None:
+        _load_best(run, newest)
+    fresh = loop.start(run.model, stage, run.device)
+    if stage.keep_optimizer:
+        fresh.optimizer.load_state_dict(state.optimizer.state_dict())
+    fresh.position = Position(stage=number, global_step=state.position.global_step)
+    fresh.stopper = StopperState()
+    logger.info("Stage %d of %d begins", number + 1, len(run.recipe.stages))
+    return fresh
+
+
+def _load_best(run: Run, newest: checkpoint.Checkpoint) -> None:
+    """Put the weights of the best epoch (the averaged ones, where there are any) into the model."""
+    step = newest.state["best_step"]
+    best = newest if step in (None, newest.step) else checkpoint.load(run.checkpoints / f"step_{step:06d}")
+    run.model.load_state_dict({**best.tensors["model"], **best.tensors.get("average", {})}, strict=True)
+
+
+def _compare(run: Run) -> dict[str, Result]:
+    """The one opening of the test split, for the model and for the anchors it must beat."""
+    models: dict[str, Model] = {run.recipe.model.kind: run.model}
+    for kind in ("markov", "popularity") if run.recipe.anchors else ():
+        if kind not in models:
+            models[kind] = _anchor(run, kind)
+    results = {}
+    for name, model in models.items():
+        results[name] = measure(run, "test", model)
+        results[name].write(run.folder / "evaluation" / "test" / name, run.store)
+    return results
+
+
+def _anchor(run: Run, kind: str) -> Model:
+    config: Any = open_kind("turborec.models", {"kind": kind}, "anchors", "turborec")()
+    model: Counted = config.build(spec_of(run.store, run.recipe))
+    model.count(run.store.training())
+    return model
+
+
+class _First:
+    """The first steps of an epoch, for a trial."""
+
+    def __init__(self, plan: Epoch, steps: int) -> None:
+        self._plan, self._steps = plan, steps
+        self.batch = plan.batch
+
+    def __len__(self) -> int:
+        return self._steps

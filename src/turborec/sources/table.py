@@ -1,0 +1,126 @@
+"""Any table of events in text, Parquet or Arrow files, with the user saying what its columns mean."""
+
+import os
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from turborec import recipe
+from turborec.data.schema import Columnar, RawTable, RawTables, Text, TimeFormat
+from turborec.errors import UserError
+from turborec.sources._fetch import Remote, fetch
+
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".dat": "::"}
+COLUMNAR = (".parquet", ".arrow", ".feather", ".ipc")
+
+Paths = str | tuple[str, ...]
+"""One path or several of one layout; each absolute, relative, or an address on the web."""
+
+
+class Config(recipe.Config):
+    """Events, and optionally items, whose columns are named here.
+
+    A relative path is looked for in the raw folder, then in the folder that TURBOREC_DATA names or, where it names
+    none, in the working directory. Text is told apart by its suffix (.csv, .tsv, .dat with `::`), with .gz or not.
+    """
+
+    kind: Literal["table"] = "table"
+    events: Paths
+    user: str
+    item: str
+    time: str | None = None  # None: nobody knows it
+    order: str | None = None  # the place of an event in its user's history
+    value: str | None = None
+    event_kind: str | None = None
+    label: str | None = None  # train, valid or test
+    items: Paths | None = None
+    item_id: str | None = None  # the item column of `items`; None: called as in `events`
+    item_attributes: tuple[str, ...] = ()
+    time_format: TimeFormat = "seconds"
+    columns: tuple[str, ...] | None = None  # the fields of events without a header, in file order
+    item_columns: tuple[str, ...] | None = None  # the same of items
+    delimiter: str | None = Field(default=None, min_length=1)  # None: by suffix
+    quote: Literal['"', "'", ""] | None = None  # None: '"' where commas delimit, else none
+    encoding: Literal["utf-8", "latin-1"] = "utf-8"
+
+    @model_validator(mode="after")
+    def _items_complete(self) -> Self:
+        if self.items is None and (self.item_id or self.item_attributes or self.item_columns):
+            raise ValueError("item_id, item_attributes and item_columns need items, the table they are about")
+        if not _listed(self.events):
+            raise ValueError("events needs one path at least")
+        return self
+
+    def download(self, folder: Path) -> None:
+        """Fetch the paths that are addresses on the web; nobody states their checksums, so the first is trusted."""
+        for path in (*_listed(self.events), *_listed(self.items)):
+            if _on_web(path):
+                place = _place(path, folder)
+                fetch(Remote(path, place.name), place.parent)
+
+    def parse(self, folder: Path) -> RawTables:
+        """Describe the files that are there."""
+        wanted = {
+            **{"user": self.user, "item": self.item, "time": self.time, "order": self.order},
+            **{"value": self.value, "kind": self.event_kind, "label": self.label},
+        }
+        select = {ours: theirs for ours, theirs in wanted.items() if theirs is not None}
+        items = None
+        if self.items is not None:
+            attributes = {"item": self.item_id or self.item} | {name: name for name in self.item_attributes}
+            items = self._table(_listed(self.items), folder, self.item_columns, attributes)
+        return RawTables(self._table(_listed(self.events), folder, self.columns, select), items, self.time_format)
+
+    def _table(self, paths: tuple[str, ...], folder: Path, columns: tuple[str, ...] | None, select: dict[str, str]) -> RawTable:
+        found = tuple(_find(path, folder) for path in paths)
+        layouts = [self._layout(path, columns) for path in found]
+        if len(set(layouts)) > 1:
+            raise UserError(f"The files of one table share one layout, but {', '.join(paths)} are laid out differently.")
+        return RawTable(found, layouts[0], select)
+
+    def _layout(self, path: Path, columns: tuple[str, ...] | None) -> Text | Columnar:
+        suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+        if suffix in COLUMNAR:
+            return Columnar()
+        delimiter = self.delimiter or DELIMITERS.get(suffix)
+        if delimiter is None:
+            raise UserError(
+                f"The suffix of {path} does not tell how it is laid out (known: "
+                f"{', '.join([*DELIMITERS, *COLUMNAR])}): state its delimiter."
+            )
+        quote = self.quote if self.quote is not None else '"' if delimiter == "," else ""
+        return Text(delimiter, columns, header=columns is None, quote=quote, encoding=self.encoding)
+
+
+def _listed(paths: Paths | None) -> tuple[str, ...]:
+    return (paths,) if isinstance(paths, str) else paths or ()
+
+
+def _on_web(path: str) -> bool:
+    return urlsplit(path).scheme in ("http", "https", "file")
+
+
+def _place(address: str, folder: Path) -> Path:
+    """Where the file at an address is kept: in a folder of its own, since other addresses may end alike."""
+    name = Path(urlsplit(address).path).name
+    if not name:
+        raise UserError(f"The address {address} names no file.")
+    return folder / sha256(address.encode()).hexdigest()[:12] / name
+
+
+def _find(path: str, folder: Path) -> Path:
+    """The file a path or an address means; a UserError says where it was looked for."""
+    if _on_web(path):
+        places = [_place(path, folder)]
+    else:
+        data = os.environ.get("TURBOREC_DATA")
+        places = [folder / path, (Path(data) if data else Path.cwd()) / path]
+    for place in places:
+        if place.is_file():
+            return place
+    looked = " or ".join(str(place) for place in dict.fromkeys(places))
+    hint = "" if Path(path).is_absolute() else " A relative path starts at TURBOREC_DATA or, without it, here."
+    raise UserError(f"There is no file {path}; looked for {looked}.{hint}")

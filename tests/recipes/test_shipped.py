@@ -1,0 +1,79 @@
+"""Every recipe that ships: it loads, comes back from its own dump, builds, and trains two steps."""
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from stores import store_of
+
+from turborec import recipes
+from turborec.contract import Counted
+from turborec.data.batch import DataSpec
+from turborec.data.loader import TrainingBatches
+from turborec.engine import loop
+from turborec.errors import UserError
+from turborec.recipe import dump, parse
+
+CPU = torch.device("cpu")
+NAMES = list(recipes.shipped())
+
+
+def test_all_files_are_found():
+    folder = Path(recipes.__file__).parent
+    assert len(NAMES) == len(list(folder.rglob("*.y*ml"))) > 0
+    assert all(name.count("/") == 1 for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_resolved_recipe_loads_to_itself(name):
+    recipe = recipes.load(name)
+    assert recipes.from_tree(parse(dump(recipe), "dump"), "dump") == recipe
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_says_in_its_first_line_what_it_is(name):
+    first = recipes.find(name).read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# ") and len(first) > 30
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_trains_two_steps(name, tmp_path):
+    recipe = recipes.load(name)
+    generator = np.random.default_rng(0)
+    store = store_of(tmp_path / "store", [generator.integers(1, 31, n).tolist() for n in (4, 9, 30, 12)], items=30)
+    model = recipe.model.build(DataSpec(4, 30, recipe.batches.max_length))
+    if isinstance(model, Counted):
+        model.count(store.training())
+        return
+    for stage in recipe.stages:
+        state = loop.start(model, stage, CPU)
+        plan = TrainingBatches(store, recipe.batches.model_copy(update={"tokens": 24}), seed=1).epoch(0)
+        records = list(islice(loop.fit(state, plan, stage, CPU), 2))
+        assert len(records) == 2 and all(r.loss > 0 for r in records)
+
+
+def test_a_name_that_is_nearly_right_is_answered_with_the_right_one():
+    with pytest.raises(UserError, match=r"No recipe is called 'ml-1m/sasrek' \(did you mean 'ml-1m/sasrec'"):
+        recipes.load("ml-1m/sasrek")
+
+
+def test_three_mistakes_are_told_at_once():
+    with pytest.raises(UserError) as error:
+        recipes.load("ml-1m/sasrec", ["model.widht=3", "train.epochs=many", "data.split.kind=leave_two_out"])
+    text = str(error.value)
+    assert "has 3 mistakes" in text
+    assert "model.widht: no such key (did you mean 'width'?)" in text
+    assert "train.epochs: expected a whole number, got 'many'" in text
+    assert "data.split.kind: nothing is called 'leave_two_out' (did you mean 'leave_one_out'?)" in text
+
+
+def test_an_unknown_model_is_answered_with_the_known_ones():
+    with pytest.raises(UserError, match=r"model.kind: nothing is called 'sasrek' \(did you mean 'sasrec'\?\)"):
+        recipes.load("ml-1m/sasrec", ["model.kind=sasrek"])
+
+
+def test_the_selecting_value_must_be_measured():
+    with pytest.raises(UserError, match=r"'ndcg@11' is not among the evaluation's metrics"):
+        recipes.load("ml-1m/sasrec", ["select=ndcg@11"])
