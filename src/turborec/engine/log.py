@@ -128,7 +128,7 @@ def environment() -> dict[str, Any]:
     return {
         "commit": commit,
         "dirty": dirty,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["turborec", *sys.argv[1:]]),
         "versions": versions | {"torch": torch.__version__, "numpy": np.__version__},
         "hardware": {
             "platform": platform.platform(),
