@@ -40,8 +40,8 @@ def results_page(rows: list[Row]) -> str:
         [
             "# Results",
             "",
-            "Written by `python benchmarks/tables.py` from `benchmarks/results/`; every row there carries its protocol card and",
-            "its provenance (command, commit, versions, hardware, date). A row that nobody measured is not here.",
+            "Written by `python benchmarks/tables.py` from `benchmarks/results/`; every row there carries its protocol card",
+            "and its provenance (command, commit, versions, hardware, date). A row that nobody measured is not here.",
             "",
             "## Quality",
             "",

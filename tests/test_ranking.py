@@ -169,3 +169,9 @@ def test_users_who_are_not_to_be_evaluated_are_a_mistake(store):
     for user in (1, 4):
         with pytest.raises(ValueError, match="not to be evaluated"):
             ranker.rank(ties(0), Asked(torch.tensor([user])))
+
+
+def test_a_user_without_an_event_in_the_part_is_a_mistake(tmp_path):
+    store = store_of(tmp_path, [[1, 2, 3], [1, 2]])
+    with pytest.raises(ValueError, match="row 1 has no event in test"):
+        Targets.of(store, "test", np.array([0, 1]))

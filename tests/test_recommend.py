@@ -111,7 +111,7 @@ def test_only_candidates_are_listed(store):
 
 
 def test_candidates_of_which_none_is_known_are_refused(store):
-    with pytest.raises(UserError, match="None of the 2 candidates is an item .* look like 'item-000001'"):
+    with pytest.raises(UserError, match=r"None of the 2 candidates is an item .* look like 'item-000001'"):
         candidates_of(store, ["a", "b"])
 
 

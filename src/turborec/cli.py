@@ -74,13 +74,13 @@ def train(
     if resume is not None:
         if overrides:
             raise UserError("A resumed run keeps its recipe; train anew to change it.")
-        chosen, folder = run.recipe_of(resume), resume
+        chosen = run.recipe_of(resume)
     else:
         chosen = recipes.load(str(name), [*(overrides or []), *(_DEBUG if debug else [])])
-        folder = out or _new_folder(str(name))
     if dry:
         console.print(escape(dump(chosen)), end="")
         return
+    folder = resume or out or _new_folder(str(name))
     options = run.Options(home, raw, store, device, steps=5 if debug else None)
     done, results = run.train(chosen, folder, options)
     if as_json:

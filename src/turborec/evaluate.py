@@ -113,7 +113,7 @@ class Result:
         try:
             import pyarrow  # noqa: F401
         except ImportError:
-            np.savez_compressed(folder / "per_user.npz", allow_pickle=False, **self._arrays())
+            np.savez_compressed(folder / "per_user.npz", **self._arrays())  # type: ignore[arg-type]
         else:
             self._write_parquet(folder / "per_user.parquet", store)
 

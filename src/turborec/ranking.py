@@ -48,6 +48,8 @@ class Targets:
     def of(cls, store: Store, part: Part, users: Int64) -> Self:
         """The targets of `users`, who ascend and take part in `part`."""
         starts, ends = store.span(part, users)
+        if (starts >= ends).any():
+            raise ValueError(f"The user at row {users[starts >= ends][0]} has no event in {part}")
         rows, items = _events(store, starts, ends)
         size = store.num_items + 1
         rows, items = np.divmod(np.unique(rows * size + items), size)
@@ -120,7 +122,7 @@ class Ranker:
         # A target ties with its equals only if its score is the very number that its tile holds: a product of another
         # shape may round differently. So targets' scores are taken from the tiles in a first pass and compared with the
         # same tiles in a second one: held ones where memory allows it, else ones computed again in the same shape.
-        counts = _Counts(pairs.table(torch.cat(wanted_scores)), pairs.slots())
+        counts = _Counts(pairs.table(torch.cat(wanted_scores)), pairs.slots(self.device))
         for number, ((lo, hi), _, _) in enumerate(tiles):
             counts.add(held[number] if held else scorer.score(state, lo, hi))
         rows = seen % size
@@ -177,11 +179,11 @@ class _Pairs:
         table[torch.from_numpy(self.row), torch.from_numpy(self.slot)] = scores
         return table
 
-    def slots(self) -> list[slice | Tensor]:
+    def slots(self, device: torch.device) -> list[slice | Tensor]:
         """For each of the M slots the rows that fill it; a slice where all do, so that no tile is copied."""
         counts = np.bincount(self.row)
         return [
-            slice(None) if slot < counts.min() else torch.from_numpy(np.flatnonzero(counts > slot))
+            slice(None) if slot < counts.min() else torch.from_numpy(np.flatnonzero(counts > slot)).to(device)
             for slot in range(counts.max())
         ]
 

@@ -85,6 +85,7 @@ def train(recipe: AnyRecipe, folder: Path, options: Options) -> tuple[Run, dict[
     hardware.keep_freed_memory()
     with checkpoint.lock(folder), log.logging_to(None), log.logging_to(folder), interruptible() as interruption:
         log.write_status(folder, "running")
+        checkpoint.sweep(folder / "checkpoints")
         try:
             store = prepare(recipe, options)
             run = _open(folder, recipe, store, hardware.device_of(options.device))
@@ -259,7 +260,7 @@ def _epoch(
         logger.info(f"{steps} steps an epoch, {plan.targets:,} targets, {plan.fill:.1%} of the positions filled")
     with task(label, plan.targets, "targets") as advance:
         for record in loop.fit(state, _First(plan, steps), stage, run.device):
-            advance(record.targets)
+            advance(record.targets, f"loss {record.loss:.4f}")
             facts = {"gradient_norm": record.gradient_norm, "lr": record.lr, "epoch": position.epoch + 1}
             metrics.write("train", position.global_step, {**record.losses, **facts})
             if interruption or time.monotonic() - saved > 60 * run.recipe.checkpoints.minutes:
@@ -301,8 +302,9 @@ def _validate(run: Run, state: TrainState, values: dict[str, float], metrics: lo
 def _save(run: Run, state: TrainState) -> None:
     tensors, facts = state.capture()
     checkpoint.save(run.checkpoints, state.position.global_step, tensors, facts)
-    best = {state.best_step} if state.best_step is not None else set()
-    checkpoint.keep(run.checkpoints, run.recipe.checkpoints.keep, best)
+    # The newest is protected too: past a damaged checkpoint of a later step it is not the one of the highest number.
+    needed = {state.position.global_step} | ({state.best_step} if state.best_step is not None else set())
+    checkpoint.keep(run.checkpoints, run.recipe.checkpoints.keep, needed)
 
 
 def _next_stage(run: Run, state: TrainState, number: int) -> TrainState:

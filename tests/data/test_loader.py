@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from stores import store_of
 
+from stores import store_of
 from turborec.data.loader import Batches, TrainingBatches, evaluation_batches, history_batch
 from turborec.data.schema import UNKNOWN_TIME
 

@@ -1,4 +1,5 @@
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def histories(seed=0):
 
 def by_the_formula(rows, history, steps, decay):
     """score(j) = sum_l decay^l * count(i_l -> j) / count(i_l -> any) + 1e-9 * count(j), with dictionaries."""
-    pairs = Counter((int(a), int(b)) for row in rows for a, b in zip(row, row[1:], strict=False))
+    pairs = Counter((int(a), int(b)) for row in rows for a, b in pairwise(row))
     leaving = Counter(a for (a, _), n in pairs.items() for _ in range(n))
     events = Counter(int(i) for row in rows for i in row)
     scores = []

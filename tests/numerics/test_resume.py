@@ -9,8 +9,8 @@ import time
 
 import numpy as np
 import pytest
-from stores import store_of
 
+from stores import store_of
 from turborec.data.store import sha256
 
 RECIPE = """\

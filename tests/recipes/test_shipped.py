@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from stores import store_of
 
+from stores import store_of
 from turborec import recipes
 from turborec.contract import Counted
 from turborec.data.batch import DataSpec

@@ -228,15 +228,18 @@ def _require_events(con: "Connection", rows: int, dropped: dict[str, int]) -> No
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the store's lock, which a process that dies gives up too."""
+    """Hold the store's lock, which a process that dies gives up too, and remove it once the store is there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as file:
+    lock = folder.with_name(f".{folder.name}.lock")
+    with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"Another process is preparing {folder}: waiting for it.", file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+        # Only now: after a failure one process could hold the old file's lock and another that of a new one.
+        lock.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -27,7 +27,7 @@ class Stage(Config):
     accumulate: int = Field(1, ge=1, description="parts a global batch is computed in, to save memory")
     average: float | None = Field(None, gt=0.0, lt=1.0, description="decay per step of the weights' moving average (EMA)")
     precision: Precision = "auto"
-    start: str = Field("last", pattern="^(last|best)$", description="which weights of the stage before it begins with")
+    start: Literal["last", "best"] = Field("last", description="which weights of the stage before it begins with")
     keep_optimizer: bool = Field(False, description="go on with the optimizer state of the stage before")
 
 

@@ -1,0 +1,114 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from stores import store_of
+from turborec import cli
+
+RECIPE = """\
+data: {source: {kind: online_retail}}
+batches: {max_length: 12, tokens: 192}
+model: {kind: sasrec, width: 16, hidden: 32}
+train: {epochs: 1}
+"""
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """Carry out a command line: exit code, standard output and standard error."""
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("TURBOREC_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments):
+        monkeypatch.setattr(sys, "argv", ["turborec", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return end.value.code or 0, said.out, said.err
+
+    return invoke
+
+
+@pytest.fixture
+def place(tmp_path):
+    generator = np.random.default_rng(0)
+    store_of(tmp_path / "store", [generator.integers(1, 31, generator.integers(3, 20)).tolist() for _ in range(25)], items=30)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def test_the_main_job_from_recipe_to_recommendations(run, place):
+    code, said, _ = run("train", "recipe.yaml", "--store", "store", "--out", "out")
+    assert code == 0
+    assert "sasrec" in said and "markov" in said and "popularity" in said
+    assert said.rstrip().endswith("The run is in out")
+    code, said, _ = run("evaluate", "out", "--store", "store", "--json")
+    written = json.loads((place / "out" / "evaluation" / "test" / "sasrec" / "result.json").read_text())
+    assert json.loads(said) == {key: written["values"][key] for key in ("masked", "kept")}
+    code, said, _ = run("recommend", "out", "--store", "store", "--k", "3", "--out", "recs.csv")
+    lines = (place / "recs.csv").read_text().splitlines()
+    assert code == 0 and len(lines) == 1 + 25 * 3
+    assert json.loads((place / "out" / "status.json").read_text())["state"] == "finished"
+
+
+def test_without_a_folder_runs_are_numbered(run, place):
+    for number in (1, 2):
+        assert run("train", "recipe.yaml", "--store", "store", "--debug")[1].rstrip().endswith(f"runs/recipe-{number}")
+
+
+def test_dry_prints_a_recipe_that_loads_to_itself_and_does_nothing(run, place):
+    code, said, _ = run("train", "recipe.yaml", "seed=7", "--dry")
+    (place / "resolved.yaml").write_text(said)
+    assert code == 0 and "seed: 7" in said and not (place / "runs").exists()
+    assert run("train", "resolved.yaml", "--dry")[1] == said
+
+
+MISTAKES = {
+    "nothing named": (["train"], "Name a recipe to train"),
+    "unknown recipe": (["train", "ml-1m/sasrek"], "did you mean 'ml-1m/sasrec'"),
+    "unknown key": (["train", "ml-1m/sasrec", "model.widht=3"], "model.widht: no such key (did you mean 'width'?)"),
+    "no override": (["train", "ml-1m/sasrec", "width"], "An override reads a.b=value"),
+    "no run": (["evaluate", "store"], "not a run folder"),
+    "wrong part": (["evaluate", ".", "--part", "train"], "test or validation"),
+    "no store": (["data", "describe", "."], "not a prepared store"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_paragraph_and_exit_code_2(run, place, name):
+    arguments, expected = MISTAKES[name]
+    code, _, said = run(*arguments)
+    assert code == 2 and expected in said
+    assert said.startswith("turborec: ") and "Traceback" not in said
+
+
+def test_a_damaged_store_is_refused(run, place):
+    items = place / "store" / "items.npy"
+    content = bytearray(items.read_bytes())
+    content[-3] ^= 1
+    items.write_bytes(content)
+    assert run("data", "verify", "store")[0] == 2
+    code, _, said = run("train", "recipe.yaml", "--store", "store")
+    assert code == 2 and "items.npy has SHA-256" in said
+
+
+def test_recipes_and_sources_are_listed(run):
+    assert "ml-1m/sasrec" in run("recipe", "list")[1]
+    assert "max_length: 200" in run("recipe", "show", "ml-1m/sasrec")[1]
+    assert "movielens" in run("data", "list")[1]
+
+
+def test_an_export_holds_every_event(run, place):
+    code, said, _ = run("data", "export", "store", "--out", "events.tsv")
+    lines = (place / "events.tsv").read_text().splitlines()
+    assert code == 0 and f"{len(lines) - 1:,} events" in said
+    assert {line.split("\t")[3].strip('"') for line in lines[1:]} == {"train", "validation", "test"}
+
+
+@pytest.mark.parametrize("arguments", [[], ["train"], ["evaluate"], ["recommend"], ["data"], ["data", "prepare"], ["recipe"]])
+def test_help_reads(run, arguments):
+    code, said, _ = run(*arguments, "--help")
+    assert code == 0 and "Usage" in said
