@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart test test-data test-slow check lint constraints clean
+.PHONY: help setup quickstart test test-data test-slow check lint golden results reproduce constraints clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -38,6 +38,15 @@ lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+golden: setup ## write the golden losses anew; read the difference before committing it
+	$(BIN)/python tests/golden/test_golden.py
+
+results: setup ## write benchmarks/RESULTS.md and the README's table from the committed rows
+	$(BIN)/python benchmarks/tables.py
+
+reproduce: setup ## run the command of a committed row again and compare: make reproduce ROW=benchmarks/results/…
+	$(BIN)/python benchmarks/reproduce.py $(ROW)
 
 constraints: setup ## pin what .venv holds now
 	{ grep '^#' constraints.txt; $(PIP) freeze --all --exclude-editable | sed -e '/^pip==/d' -e 's/+cpu$$//'; } > .venv/constraints.txt

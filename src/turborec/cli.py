@@ -15,6 +15,7 @@ from turborec import __version__
 from turborec.errors import InterruptedRunError, UserError
 
 if TYPE_CHECKING:
+    from turborec.data.store import Store
     from turborec.evaluate import Result
     from turborec.run import Example
 
@@ -37,6 +38,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder", e
 Home = Annotated[Path, typer.Option(envvar="TURBOREC_HOME", help="where raw data and prepared stores are kept")]
 Raw = Annotated[Path | None, typer.Option(help="a folder that holds the raw files already")]
 StoreFolder = Annotated[Path | None, typer.Option("--store", help="use this prepared store as it is")]
+StoreOrRecipe = Annotated[str, typer.Argument(metavar="STORE", help="a store's folder, or a recipe that prepares it")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for a script")]
 
@@ -244,11 +246,9 @@ def data_prepare(
 
 
 @data.command("describe")
-def data_describe(folder: Annotated[Path, typer.Argument(metavar="STORE", exists=True)], as_json: AsJson = False) -> None:
+def data_describe(store: StoreOrRecipe, home: Home = DEFAULT_HOME, raw: Raw = None, as_json: AsJson = False) -> None:
     """Show what a prepared store holds and how it came to be."""
-    from turborec.data.store import open_store
-
-    card = open_store(folder, verify=False).card
+    card = _open_store(store, home, raw).card
     if as_json:
         print(json.dumps(card))
         return
@@ -257,24 +257,33 @@ def data_describe(folder: Annotated[Path, typer.Argument(metavar="STORE", exists
 
 
 @data.command("verify")
-def data_verify(folder: Annotated[Path, typer.Argument(metavar="STORE", exists=True)]) -> None:
+def data_verify(store: StoreOrRecipe, home: Home = DEFAULT_HOME, raw: Raw = None) -> None:
     """Compare every file of a store with the checksums on its card."""
-    from turborec.data.store import open_store
-
-    store = open_store(folder, verify=True)
-    console.print(f"{len(store.card['files'])} files agree with the card of {store.key[:16]}.")
+    opened = _open_store(store, home, raw)
+    console.print(f"{len(opened.card['files'])} files agree with the card of {opened.key[:16]}.")
 
 
 @data.command("export")
 def data_export(
-    folder: Annotated[Path, typer.Argument(metavar="STORE", exists=True)],
+    store: StoreOrRecipe,
     out: Annotated[Path, typer.Option(help="a .parquet, .csv or .tsv file")],
+    home: Home = DEFAULT_HOME,
+    raw: Raw = None,
 ) -> None:
     """Write a store's events with their raw ids and parts."""
     from turborec.data.export import export
+
+    console.print(f"{export(_open_store(store, home, raw), out):,} events written to {escape(str(out))}.")
+
+
+def _open_store(name: str, home: Path, raw: Path | None) -> "Store":
+    """The store in a folder, or the one a recipe prepares."""
+    from turborec import recipes, run
     from turborec.data.store import open_store
 
-    console.print(f"{export(open_store(folder), out):,} events written to {escape(str(out))}.")
+    if Path(name).is_dir():
+        return open_store(Path(name))
+    return run.prepare(recipes.load(name), run.Options(home, raw))
 
 
 def main() -> None:

@@ -3,8 +3,10 @@
 A run folder holds recipe.yaml, environment.json, status.json, metrics.jsonl, log.txt, checkpoints/ and evaluation/.
 """
 
+import argparse
 import json
 import logging
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from turborec.evaluate import Result, evaluate
 from turborec.histories import from_file, read_ids, stored
 from turborec.progress import task
 from turborec.recipe import dump, open_kind, read
-from turborec.recipes import AnyRecipe, from_tree
+from turborec.recipes import AnyRecipe, from_tree, load
 from turborec.recommend import Lists, Recommendations, candidates_of, recommend
 
 logger = logging.getLogger("turborec")
@@ -54,7 +56,7 @@ def prepare(recipe: AnyRecipe, options: Options) -> Store:
     folder = options.raw or options.home / "raw" / source.kind
     source.download(folder)
     tables = source.parse(folder)
-    path = prepare_tables(tables, source.model_dump(), recipe.data.prepare, recipe.data.split, options.home)
+    path = prepare_tables(tables, source.model_dump(mode="json"), recipe.data.prepare, recipe.data.split, options.home)
     return open_store(path)
 
 
@@ -206,9 +208,10 @@ def _describe(run: Run) -> None:
     known.write_text(json.dumps(facts, indent=1), encoding="utf-8")
     (run.folder / "environment.json").write_text(json.dumps(log.environment(), indent=1), encoding="utf-8")
     counts = run.store.card["counts"]
-    logger.info("Data: %s users, %s items, %s events", *(f"{counts[k]:,}" for k in ("users", "items", "events")))
+    logger.info(f"Data: {counts['users']:,} users, {counts['items']:,} items, {counts['events']:,} events")
     parameters = sum(p.numel() for p in run.model.parameters())
-    logger.info("Model: %s with %s parameters on %s", run.recipe.model.kind, f"{parameters:,}", run.device)
+    dtype = str(hardware.compute_dtype(run.recipe.train.precision, run.device)).removeprefix("torch.")
+    logger.info(f"Model: {run.recipe.model.kind} with {parameters:,} parameters, products in {dtype} on {run.device}")
 
 
 def _fit(run: Run, options: Options, interruption: Interruption) -> None:
@@ -358,3 +361,27 @@ class _First:
 
     def __len__(self) -> int:
         return self._steps
+
+
+def main() -> None:
+    """`python -m turborec.run RECIPE [A.B=VALUE]... --store STORE --out RUN`: train where only torch is installed.
+
+    Prints the results as one JSON object. Started again with the same recipe and folder it goes on.
+    """
+    parser = argparse.ArgumentParser(prog="python -m turborec.run", description=main.__doc__)
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*", metavar="A.B=VALUE")
+    parser.add_argument("--store", type=Path, required=True, help="a prepared store")
+    parser.add_argument("--out", type=Path, required=True, help="the run folder")
+    parser.add_argument("--device", default="auto")
+    chosen = parser.parse_args()
+    options = Options(home=chosen.store.parent, store=chosen.store, device=chosen.device)
+    try:
+        _, results = train(load(chosen.recipe, chosen.overrides), chosen.out, options)
+    except UserError as error:
+        sys.exit(f"turborec: {error}")
+    print(json.dumps({name: {"masked": result.masked, "kept": result.kept} for name, result in results.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -51,13 +51,13 @@ def test_batches_depend_on_seed_epoch_and_step_alone(store):
 
 def test_a_row_has_the_same_key_in_any_batching_and_another_in_any_epoch(store):
     def keys(tokens, epoch):
-        plan = TrainingBatches(store, Batches(max_length=6, tokens=tokens, random_seams=False), seed=1).epoch(epoch)
+        plan = TrainingBatches(store, Batches(max_length=6, tokens=tokens, seams="fixed"), seed=1).epoch(epoch)
         batches = [plan.batch(s) for s in range(len(plan))]
         return {int(k) for b in batches for k in b.keys}
 
     assert keys(8, 0) == keys(64, 0)
     assert not keys(8, 0) & keys(8, 1)
-    assert len(keys(8, 0)) == len(TrainingBatches(store, Batches(max_length=6, random_seams=False), seed=1).epoch(0).rows.users)
+    assert len(keys(8, 0)) == len(TrainingBatches(store, Batches(max_length=6, seams="fixed"), seed=1).epoch(0).rows.users)
 
 
 def test_a_batch_stays_within_its_tokens(store):

@@ -8,21 +8,21 @@ from hypothesis import strategies as st
 from turborec.data.windows import lay, newest, widths
 
 
-def one_user(events, length, overlap, seed=None):
-    generator = None if seed is None else np.random.default_rng(seed)
+def one_user(events, length, overlap, seams="fixed", seed=0):
     start = np.array([5])
-    return lay(np.array([3]), start, start + events, length, overlap, generator)
+    return lay(np.array([3]), start, start + events, length, overlap, seams, np.random.default_rng(seed))
 
 
 @given(
     events=st.integers(0, 60),
     length=st.integers(1, 20),
     share=st.floats(0, 0.99),
-    seed=st.one_of(st.none(), st.integers(0, 99)),
+    seams=st.sampled_from(["fixed", "long", "all"]),
+    seed=st.integers(0, 99),
 )
-def test_every_target_is_covered_once_and_sees_only_its_past(events, length, share, seed):
+def test_every_target_is_covered_once_and_sees_only_its_past(events, length, share, seams, seed):
     overlap = int(share * length)
-    rows = one_user(events, length, overlap, seed)
+    rows = one_user(events, length, overlap, seams, seed)
     covered = sorted(itertools.chain(*(range(f, e + 1) for f, e in zip(rows.first, rows.end, strict=True))))
     assert covered == list(range(6, 5 + events))
     assert (rows.lengths <= length).all() and (rows.begin >= 5).all() and (rows.first > rows.begin).all()
@@ -40,8 +40,14 @@ def test_older_windows_keep_their_context():
 
 
 def test_random_seams_move():
-    ends = {tuple(one_user(50, 10, 0, seed).end) for seed in range(10)}
-    assert len(ends) > 3
+    assert len({tuple(one_user(50, 10, 0, "long", seed).end) for seed in range(10)}) > 3
+    assert len({tuple(one_user(5, 10, 0, "long", seed).end) for seed in range(10)}) == 1
+    assert len({tuple(one_user(5, 10, 0, "all", seed).end) for seed in range(30)}) == 4
+
+
+def test_a_moved_window_keeps_all_the_context_that_fits():
+    rows = one_user(9, 10, 0, "all", seed=3)
+    assert (rows.begin == 5).all() and rows.end.max() == 5 + 8
 
 
 def test_newest_shows_the_last_window_alone():

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from turborec.data.batch import SequenceBatch
 from turborec.data.schema import UNKNOWN_TIME
 from turborec.data.store import Part, Store
-from turborec.data.windows import Coverage, Int64, WindowRows, lay, newest, widths
+from turborec.data.windows import Coverage, Int64, Seams, WindowRows, lay, newest, widths
 from turborec.recipe import Config
 
 
@@ -25,7 +25,7 @@ class Batches(Config):
     tokens: int = Field(8192, ge=1, description="padded positions of a global batch: the budget it is filled to")
     coverage: Coverage = Field("all", description="all: every target once an epoch; newest: the last window alone")
     overlap: int = Field(0, ge=0, description="events a window shows for context before its first target")
-    random_seams: bool = Field(True, description="lay the windows of long histories anew in every epoch")
+    seams: Seams = Field("long", description="histories whose windows are laid anew in every epoch: fixed (none), long, all")
     shapes: int = Field(12, ge=1, description="how many padded widths there are at most")
 
     @model_validator(mode="after")
@@ -83,7 +83,7 @@ class TrainingBatches:
         """The plan of epoch `number`, counted from 0."""
         key = _hash(self.seed, number)
         generator = np.random.Generator(np.random.PCG64(key % 2**63))
-        rows = self._lay(generator if self.config.random_seams else None)
+        rows = self._lay(generator)
         bucket = np.searchsorted(self.widths, rows.lengths)
         shuffled = generator.permutation(len(rows.users))
         shuffled = shuffled[np.argsort(bucket[shuffled], kind="stable")]
@@ -101,7 +101,7 @@ class TrainingBatches:
         config = self.config
         if config.coverage == "newest":
             return newest(self._users, self._starts, self._ends, config.max_length)
-        return lay(self._users, self._starts, self._ends, config.max_length, config.overlap, generator)
+        return lay(self._users, self._starts, self._ends, config.max_length, config.overlap, config.seams, generator)
 
 
 def evaluation_batches(store: Store, part: Part, batches: Batches, users: Int64 | None = None) -> Iterator[SequenceBatch]:

@@ -11,6 +11,14 @@ from numpy.typing import NDArray
 
 Int64 = NDArray[np.int64]
 
+Coverage = Literal["all", "newest"]
+Seams = Literal["fixed", "long", "all"]
+"""Which histories are cut elsewhere in every epoch: none, those longer than a window, or all.
+
+Cut histories show the model that any event may be the last: `all` gives the position nearest to the end, by which every
+recommendation is made, as many kinds of histories as one training row for every prefix would, at a fraction of its cost.
+"""
+
 
 @dataclass(frozen=True)
 class WindowRows:
@@ -28,20 +36,26 @@ class WindowRows:
 
 
 def lay(
-    users: Int64, starts: Int64, ends: Int64, length: int, overlap: int, generator: np.random.Generator | None
+    users: Int64,
+    starts: Int64,
+    ends: Int64,
+    length: int,
+    overlap: int,
+    seams: Seams = "fixed",
+    generator: np.random.Generator | None = None,
 ) -> WindowRows:
     """Lay windows of at most `length` events over each training part, so that every target is covered once.
 
     Windows are laid from the end of a history: each predicts `length - overlap` targets and shows, before the first of
-    them, up to `overlap` events for context alone. With a generator, the newest window of a long history predicts a random
-    number of them, so that the seams lie elsewhere in every epoch. [U] each -> R rows.
+    them, up to `overlap` events for context alone. Where the seams are random, the newest window predicts a random number of
+    targets (after as much context as fits), so that the seams lie elsewhere in every epoch. [U] each -> R rows.
     """
     stride = length - overlap
     targets = np.maximum(ends - starts - 1, 0)
     newest = np.minimum(targets, stride)
-    if generator is not None:
-        long = targets > stride
-        newest = np.where(long, generator.integers(1, stride + 1, size=len(users)), newest)
+    if generator is not None and seams != "fixed":
+        moved = targets > stride if seams == "long" else targets > 0
+        newest = np.where(moved, generator.integers(1, np.maximum(newest, 1) + 1), newest)
     windows = np.where(targets > 0, 1 + -(-(targets - newest) // stride), 0)
     row = np.repeat(np.arange(len(users)), windows)
     number = np.arange(len(row)) - np.repeat(np.cumsum(windows) - windows, windows)
@@ -81,6 +95,3 @@ def widths(lengths: Int64, longest: int, shapes: int) -> Int64:
         at = int(choice[at])
         chosen.add(int(candidates[at]))
     return np.asarray(sorted(chosen), dtype=np.int64)
-
-
-Coverage = Literal["all", "newest"]

@@ -1,0 +1,97 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from stores import store_of
+
+from turborec import recipes, run
+from turborec.engine import checkpoint
+from turborec.errors import UserError
+
+TREE = {
+    "data": {"source": {"kind": "online_retail"}},
+    "batches": {"max_length": 12, "tokens": 192},
+    "model": {"kind": "sasrec", "width": 16, "hidden": 32},
+    "train": {"epochs": 3, "average": 0.9},
+    "then": [{"epochs": 1, "start": "best"}],
+}
+
+
+@pytest.fixture
+def options(tmp_path):
+    generator = np.random.default_rng(0)
+    histories = [generator.integers(1, 31, generator.integers(3, 20)).tolist() for _ in range(25)]
+    return run.Options(home=tmp_path, store=store_of(tmp_path / "store", histories, items=30).folder)
+
+
+def test_the_best_epoch_is_what_is_tested_and_reopened(options, tmp_path):
+    recipe = recipes.from_tree(TREE, "the test")
+    done, results = run.train(recipe, tmp_path / "run", options)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    epochs = [r for r in records if r["kind"] == "epoch"][3:]  # of the last stage
+    best = max(epochs, key=lambda r: r["ndcg@10"])
+    assert checkpoint.load_latest(tmp_path / "run" / "checkpoints").state["best_step"] == best["step"]
+    reopened = run.reopen(tmp_path / "run", options)
+    assert run.measure(reopened, "validation").values["ndcg@10"] == best["ndcg@10"]
+    assert run.measure(reopened, "test").masked == results["sasrec"].masked
+    assert all(torch.equal(a, b) for a, b in zip(reopened.model.parameters(), done.model.parameters(), strict=True))
+
+
+def test_stages_follow_each_other(options, tmp_path):
+    run.train(recipes.from_tree(TREE, "the test"), tmp_path / "run", options)
+    position = checkpoint.load_latest(tmp_path / "run" / "checkpoints").state["position"]
+    assert position["stage"] == 1 and position["epoch"] == 1
+
+
+def test_patience_ends_a_training(options, tmp_path):
+    tree = TREE | {"train": {"epochs": 50, "optimizer": {"lr": 1e-9}}, "then": [], "stopping": {"patience_epochs": 2}}
+    run.train(recipes.from_tree(tree, "the test"), tmp_path / "run", options)
+    position = checkpoint.load_latest(tmp_path / "run" / "checkpoints").state["position"]
+    assert position["epoch"] < 50
+
+
+def test_a_counted_model_runs_through_the_same_door(options, tmp_path):
+    tree = {"data": TREE["data"], "model": {"kind": "markov"}}
+    _, results = run.train(recipes.from_tree(tree, "the test"), tmp_path / "run", options)
+    assert set(results) == {"markov", "popularity"}
+    reopened = run.reopen(tmp_path / "run", options)
+    assert run.measure(reopened, "test").kept == results["markov"].kept
+
+
+def test_another_store_under_a_begun_run_is_refused(options, tmp_path):
+    recipe = recipes.from_tree(TREE, "the test")
+    run.train(recipe, tmp_path / "run", options)
+    other = store_of(tmp_path / "other", [[1, 2, 3, 4]] * 3, items=30).folder
+    card = json.loads((other / "card.json").read_text())
+    (other / "card.json").write_text(json.dumps(card | {"key": "another"}))
+    with pytest.raises(UserError, match="not those that the run"):
+        run.train(recipe, tmp_path / "run", run.Options(home=tmp_path, store=other))
+
+
+def test_items_have_the_names_their_source_gives(options, tmp_path):
+    done, _ = run.train(recipes.from_tree({"data": TREE["data"], "model": {"kind": "markov"}}, "t"), tmp_path / "r", options)
+    assert run.titles(done.store) is None and run.example(done) is None
+
+
+FLOOR = """
+import sys
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"duckdb", "pyarrow", "rich", "typer", "tensorboard"}:
+            raise ModuleNotFoundError(f"{name} is hidden", name=name)
+sys.meta_path.insert(0, Hidden())
+from turborec.run import main
+main()
+"""
+
+
+def test_the_training_floor_trains_and_evaluates(options, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(json.dumps(TREE))
+    command = [tmp_path / "recipe.yaml", "seed=3", "--store", options.store, "--out", tmp_path / "run"]
+    done = subprocess.run([sys.executable, "-c", FLOOR, *map(str, command)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)) == {"sasrec", "markov", "popularity"}
+    assert (tmp_path / "run" / "evaluation" / "test" / "sasrec" / "per_user.npz").is_file()
