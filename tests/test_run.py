@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from stores import store_of
 
+from stores import store_of
 from turborec import recipes, run
 from turborec.engine import checkpoint
 from turborec.errors import UserError

@@ -44,6 +44,21 @@ _PlainData.yaml_constructors = {
 }
 
 
+class Anything(Config):
+    """Stands for a part whose kind nobody knows, so that the mistakes of the other parts are still found."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class MistakesError(UserError):
+    """What is wrong with a recipe, all of it at once."""
+
+    def __init__(self, origin: str, mistakes: list[str]) -> None:
+        self.mistakes = mistakes
+        noun = "mistake" if len(mistakes) == 1 else "mistakes"
+        super().__init__(f"{origin} has {len(mistakes)} {noun}:\n" + "\n".join(f"  {m}" for m in mistakes))
+
+
 def read(path: Path) -> Tree:
     """The tree in a YAML 1.2 file; duplicate keys and anything but plain data are refused."""
     try:
@@ -122,9 +137,7 @@ def validate(kind: type[C], tree: Mapping[str, Any], origin: str) -> C:
     try:
         return kind.model_validate_json(text, strict=True)
     except ValidationError as error:
-        mistakes = _explain(kind, [dict(e) for e in error.errors(include_url=False)])
-        noun = "mistake" if len(mistakes) == 1 else "mistakes"
-        raise UserError(f"{origin} has {len(mistakes)} {noun}:\n" + "\n".join(f"  {m}" for m in mistakes)) from error
+        raise MistakesError(origin, _explain(kind, [dict(e) for e in error.errors(include_url=False)])) from error
 
 
 def dump(config: Config) -> str:
@@ -157,7 +170,7 @@ def open_kind(package: str, tree: Any, path: str, origin: str) -> type[Config]:
     else:
         config: type[Config] = importlib.import_module(f"{package}.{tree['kind']}").Config
         return config
-    raise UserError(f"{origin} has 1 mistake:\n  {mistake}")
+    raise MistakesError(origin, [mistake])
 
 
 _MAPPING = "a mapping of keys to values"

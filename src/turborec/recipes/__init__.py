@@ -13,7 +13,7 @@ from turborec.engine.loop import Stage
 from turborec.engine.stopping import EarlyStopping
 from turborec.errors import UserError, closest
 from turborec.evaluate import Evaluation
-from turborec.recipe import Config, Tree, open_kind, override, read, validate
+from turborec.recipe import Anything, Config, MistakesError, Tree, open_kind, override, read, validate
 
 SourceConfig = TypeVar("SourceConfig", bound=Config)
 ModelConfig = TypeVar("ModelConfig", bound=Config)
@@ -91,7 +91,20 @@ def find(name: str) -> Path:
 def from_tree(tree: Tree, origin: str) -> AnyRecipe:
     """A checked recipe from plain data; the files that `kind` names supply the types of source and model."""
     data = tree.get("data")
-    source = open_kind("turborec.sources", data.get("source") if isinstance(data, dict) else None, "data.source", origin)
-    model = open_kind("turborec.models", tree.get("model"), "model", origin)
-    kind: type[AnyRecipe] = Recipe[source, model]  # type: ignore[valid-type]
-    return validate(kind, tree, origin)
+    source = data.get("source") if isinstance(data, dict) else None
+    parts: list[type[Config]] = []
+    mistakes: list[str] = []
+    for package, part, path in (("turborec.sources", source, "data.source"), ("turborec.models", tree.get("model"), "model")):
+        try:
+            parts.append(open_kind(package, part, path, origin))
+        except MistakesError as error:
+            parts.append(Anything)
+            mistakes += error.mistakes
+    kind: type[AnyRecipe] = Recipe[parts[0], parts[1]]  # type: ignore[valid-type]
+    try:
+        recipe = validate(kind, tree, origin)
+    except MistakesError as error:
+        mistakes += error.mistakes
+    if mistakes:
+        raise MistakesError(origin, list(dict.fromkeys(mistakes)))
+    return recipe
