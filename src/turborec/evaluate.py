@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -79,6 +79,10 @@ class Evaluation(Config):
     def cutoffs(self) -> list[int]:
         """The lengths of the top lists that some metric asks for, ascending."""
         return sorted({metric.k for metric in self.metrics if isinstance(metric, ListMetric)})
+
+    def without_lists(self) -> Self:
+        """The same without the metrics that need top lists, which cost more than all the ranks."""
+        return self.model_copy(update={"metrics": tuple(m for m in self.metrics if not isinstance(m, ListMetric))})
 
     def users(self, store: Store, part: Part) -> Int64:
         """The users to evaluate, ascending: all who take part, or a sample of them that depends on the seed alone."""

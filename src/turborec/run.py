@@ -25,7 +25,7 @@ from turborec.engine.interrupt import Interruption, interruptible
 from turborec.engine.state import Position, TrainState
 from turborec.engine.stopping import StopperState
 from turborec.errors import InterruptedRunError, UserError
-from turborec.evaluate import Result, evaluate
+from turborec.evaluate import Evaluation, Result, evaluate
 from turborec.histories import from_file, read_ids, stored
 from turborec.progress import task
 from turborec.recipe import dump, open_kind, read
@@ -123,11 +123,11 @@ def recipe_of(folder: Path) -> AnyRecipe:
     return from_tree(read(path), str(path))
 
 
-def measure(run: Run, part: Part, model: Model | None = None) -> Result:
-    """Rank the part's targets by the run's model (or another one on the same data)."""
+def measure(run: Run, part: Part, model: Model | None = None, config: Evaluation | None = None) -> Result:
+    """Rank the part's targets by the run's model, or another one on the same data, as the recipe or `config` says."""
     model = run.model if model is None else model
     model.eval()
-    config, shown = run.recipe.evaluation, run.recipe.batches
+    config, shown = config or run.recipe.evaluation, run.recipe.batches
     batches = evaluation_batches(run.store, part, shown, config.users(run.store, part))
     with torch.no_grad():
         return evaluate(model.scorer(), batches, run.store, part, config, run.device, shown.max_length)
@@ -293,7 +293,7 @@ def _epoch(
 def _validate(run: Run, state: TrainState, values: dict[str, float], metrics: log.MetricsLog) -> None:
     """Rank the validation targets with the averaged weights, where there are any, and remember whether it is the best."""
     with state.averaged():
-        result = measure(run, "validation")
+        result = measure(run, "validation", config=run.recipe.evaluation.without_lists())
     values.update(result.values)
     epoch = state.position.epoch
     state.stopper = run.recipe.stopping.update(state.stopper, epoch, values[run.recipe.select])

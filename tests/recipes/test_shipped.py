@@ -75,5 +75,5 @@ def test_an_unknown_model_is_answered_with_the_known_ones():
 
 
 def test_the_selecting_value_must_be_measured():
-    with pytest.raises(UserError, match=r"'ndcg@11' is not among the evaluation's metrics"):
+    with pytest.raises(UserError, match=r"'ndcg@11' is not among the evaluation's metrics of ranks"):
         recipes.load("ml-1m/sasrec", ["select=ndcg@11"])

@@ -51,9 +51,11 @@ class Recipe(Config, Generic[SourceConfig, ModelConfig]):
 
     @model_validator(mode="after")
     def _select_is_measured(self) -> "AnyRecipe":
-        known = [metric.name for metric in self.evaluation.metrics]
+        known = [metric.name for metric in self.evaluation.without_lists().metrics]
         if self.select not in known:
-            raise ValueError(f"select: {self.select!r} is not among the evaluation's metrics{closest(self.select, known)}")
+            raise ValueError(
+                f"select: {self.select!r} is not among the evaluation's metrics of ranks{closest(self.select, known)}"
+            )
         return self
 
     @property
