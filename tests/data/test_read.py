@@ -446,6 +446,12 @@ def test_lists_are_joined_and_other_nested_columns_refused(tmp_path: Path) -> No
         staged(table, item_checks(table), 0.0)
 
 
+def test_columnar_text_must_be_utf_8(tmp_path: Path) -> None:
+    item = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff"))
+    with pytest.raises(UserError, match=r"column 'item', of type string, cannot be written as text: .*UTF8"):
+        take(tmp_path / "e", pa.table({"user": ["u"], "item": item, "time": [1]}), Columnar())
+
+
 @pytest.mark.parametrize("content", [b"", b"user\titem\n", b"PAR1 and no more", b"ARROW1 and no more"])
 def test_file_that_is_not_columnar_is_refused(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(UserError, match="cannot be read"):

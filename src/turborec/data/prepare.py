@@ -120,7 +120,7 @@ def _build(tables: RawTables, config: Prepare, split: Split, folder: Path, work:
     with closing(_engine(work, config.memory_mb)) as con:
         intakes = _ingest(con, tables, config.bad_rows, folder)
         dropped = _clean(con, columns, config, split)
-        _require_events(con, intakes["events"].rows, dropped)
+        _require_events(con, intakes["events"], dropped)
         users, items = (clean.number(con, f"SELECT count(*) FROM {name}") for name in ("users", "items"))
         if isinstance(split, ItemHoldout):
             clean.label_items(con, split.labels(items))
@@ -218,12 +218,21 @@ def _require_columns(columns: list[str], config: Prepare, split: Split) -> None:
             raise UserError(f"{reason} needs a column {column!r}; the source selects {', '.join(columns)}.")
 
 
-def _require_events(con: "Connection", rows: int, dropped: dict[str, int]) -> None:
+def _require_events(con: "Connection", intake: Intake, dropped: dict[str, int]) -> None:
     items = clean.number(con, "SELECT count(*) FROM items")
-    if items < 2:
-        gone = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count)
-        left = "No event is" if not items else "Only one item is"
-        raise UserError(f"{left} left of {rows:,} rows{f'; dropped: {gone}' if gone else ''}. Nothing can be ranked.")
+    if items > 1:
+        return
+    left = "Only one item is" if items else "No event is"
+    reasons = {"bad": sum(intake.rejected.values()), "left out by the source": intake.left_out, **dropped}
+    gone = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in reasons.items() if count)
+    kinds = ""
+    if dropped.get("other_kinds"):
+        rows = con.execute("SELECT kind FROM staged_events GROUP BY kind ORDER BY count(*) DESC, kind LIMIT 10").fetchall()
+        kinds = f" The kinds there are: {', '.join(repr(kind or '') for (kind,) in rows)}."
+    raise UserError(
+        f"{left} left of {intake.rows:,} rows{f', of which went: {gone}' if gone else ''}.{kinds} There must be two items "
+        f"at least: choose other filters or other data."
+    )
 
 
 @contextmanager
@@ -254,7 +263,7 @@ def _explained(folder: Path, config: Prepare) -> Iterator[None]:
             f"Preparing needs more than the {config.memory_mb} MB of prepare.memory_mb, or more room than there is for "
             f"temporary files beside {folder}: {error}"
         ) from error
-    except (OSError, duckdb.IOException) as error:
+    except (OSError, duckdb.Error) as error:
         if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
             raise
         raise UserError(f"The disk of {folder} is full: free some space and prepare again. ({error})") from error

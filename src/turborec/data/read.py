@@ -1,6 +1,7 @@
 """Raw tables -> typed staging tables in the engine: every value is checked as text, then cast; bad rows are set aside.
 
-The position of a row is its file times `FILE_STEP` plus its line: it orders rows and tells where each one came from.
+A missing time is unknown, one before 1970 refused. The position of a row is its file times `FILE_STEP` plus its line: it
+orders rows and tells where each one came from.
 """
 
 from collections import Counter

@@ -30,10 +30,10 @@ CHUNK_BYTES = 4 * 2**20
 CHUNK_ROWS = 2**17
 LONGEST_LINE = 64 * 2**20
 LONGEST_FIELD = 4 * 2**20  # where quotes are: what an unclosed one can cost
+DELIMITERS = ("\t", ",", ";", "|", "::", " ")
+
 Record = tuple[int, list[str]]
 """The line a record begins at, and its fields."""
-
-DELIMITERS = ("\t", ",", ";", "|", "::", " ")
 
 
 @dataclass(frozen=True)
@@ -283,6 +283,7 @@ def _as_text(column: "pa.Array", where: str) -> "pa.Array":
         if pa.types.is_floating(kind):
             whole = pc.and_(pc.equal(column, pc.trunc(column)), pc.less(pc.abs(column), 2.0**53))
             text = pc.if_else(whole, pc.cast(column, pa.int64(), safe=False).cast(pa.large_string()), text)
+        text.validate(full=True)  # nothing else looks at the encoding of a column
         return text
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
         raise UserError(f"{where}, of type {kind}, cannot be written as text: {error}.") from error
