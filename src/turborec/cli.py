@@ -240,8 +240,10 @@ def data_prepare(
 ) -> None:
     """Download and prepare a recipe's data; print where the store is."""
     from turborec import recipes, run
+    from turborec.engine.log import logging_to
 
-    store = run.prepare(recipes.load(name, overrides or []), run.Options(home, raw))
+    with logging_to(None):
+        store = run.prepare(recipes.load(name, overrides or []), run.Options(home, raw))
     print(json.dumps({"store": str(store.folder), "key": store.key}) if as_json else store.folder)
 
 

@@ -57,7 +57,12 @@ def prepare(recipe: AnyRecipe, options: Options) -> Store:
     source.download(folder)
     tables = source.parse(folder)
     path = prepare_tables(tables, source.model_dump(mode="json"), recipe.data.prepare, recipe.data.split, options.home)
-    return open_store(path)
+    store = open_store(path)
+    for table, rows in store.card["rows"].items():
+        if bad := sum(rows["rejected"].values()):
+            where = path / "quarantine.tsv"
+            logger.warning(f"{bad:,} of {rows['rows']:,} rows of the {table} are bad and left out: see {where}")
+    return store
 
 
 def spec_of(store: Store, recipe: AnyRecipe) -> DataSpec:
@@ -129,8 +134,9 @@ def measure(run: Run, part: Part, model: Model | None = None, config: Evaluation
     model.eval()
     config, shown = config or run.recipe.evaluation, run.recipe.batches
     batches = evaluation_batches(run.store, part, shown, config.users(run.store, part))
+    device = torch.device("cpu") if isinstance(model, Counted) else run.device
     with torch.no_grad():
-        return evaluate(model.scorer(), batches, run.store, part, config, run.device, shown.max_length)
+        return evaluate(model.scorer(), batches, run.store, part, config, device, shown.max_length)
 
 
 @dataclass(frozen=True)
@@ -192,7 +198,10 @@ def titles(store: Store) -> list[str] | None:
 
 def _open(folder: Path, recipe: AnyRecipe, store: Store, device: torch.device) -> Run:
     torch.manual_seed(recipe.seed)  # the one draw from a global generator: the initial weights
-    return Run(folder, recipe, store, recipe.model.build(spec_of(store, recipe)).to(device), device)
+    model = recipe.model.build(spec_of(store, recipe))
+    if isinstance(model, Counted):
+        device = torch.device("cpu")  # counting is sparse work in float64, nothing for an accelerator
+    return Run(folder, recipe, store, model.to(device), device)
 
 
 def _describe(run: Run) -> None:
