@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stores import store_of
-from turborec import recipes, run
+from turborec import apply, recipes, run
 from turborec.engine import checkpoint
 from turborec.errors import UserError
 
@@ -73,7 +73,7 @@ def test_another_store_under_a_begun_run_is_refused(options, tmp_path):
 
 def test_items_have_the_names_their_source_gives(options, tmp_path):
     done, _ = run.train(recipes.from_tree({"data": TREE["data"], "model": {"kind": "markov"}}, "t"), tmp_path / "r", options)
-    assert run.titles(done.store) is None and run.example(done) is None
+    assert apply.titles(done.store) is None and apply.example(done) is None
 
 
 FLOOR = """

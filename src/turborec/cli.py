@@ -15,9 +15,9 @@ from turborec import __version__
 from turborec.errors import InterruptedRunError, UserError
 
 if TYPE_CHECKING:
+    from turborec.apply import Example
     from turborec.data.store import Store
     from turborec.evaluate import Result
-    from turborec.run import Example
 
 app = typer.Typer(
     help="turborec trains recommenders, from raw interactions to a result that can be trusted and used.",
@@ -69,6 +69,7 @@ def train(
 ) -> None:
     """Prepare the data, train, evaluate against the anchors, and leave a run folder."""
     from turborec import recipes, run
+    from turborec.apply import example
     from turborec.recipe import dump
 
     if (name is None) == (resume is None):
@@ -90,7 +91,7 @@ def train(
         print(json.dumps(facts))
         return
     _print_results(results)
-    _print_example(run.example(done))
+    _print_example(example(done))
     console.print(f"\nThe run is in [bold]{escape(str(folder))}[/bold]")
 
 
@@ -139,11 +140,12 @@ def recommend(
 ) -> None:
     """Write the k best items for any users, with raw ids, in bounded memory."""
     from turborec import run
+    from turborec.apply import recommend_for
     from turborec.recommend import Lists, write
 
     opened = run.reopen(folder, run.Options(home, raw, store, device))
     lists = Lists(k=k, seen="kept" if seen else "filtered")
-    found, unknown = run.recommend_for(opened, lists, users, history, candidates)
+    found, unknown = recommend_for(opened, lists, users, history, candidates)
     summary = write(found, out, opened.store)
     console.print(f"{summary.rows:,} recommendations for {summary.users:,} users are in {escape(str(out))}.")
     if summary.popular_users:
@@ -170,7 +172,7 @@ def _print_results(results: "dict[str, Result]") -> None:
     console.print(table)
 
 
-_SHOWN = ("hr@10", "ndcg@10", "mrr", "catalogue_auc", "coverage@10")
+_SHOWN = ("hr@10", "ndcg@10", "mrr")
 
 
 def _print_example(example: "Example | None") -> None:

@@ -15,6 +15,7 @@ FLOORS = (
     {"evaluate", "models", "recommend"},
     {"recipes"},
     {"run"},
+    {"apply"},
     {"cli"},
     {"__main__"},
 )

@@ -1,0 +1,70 @@
+"""What a trained run is for: lists for anybody, and one of them in words."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from turborec.data.store import Store
+from turborec.histories import from_file, read_ids, stored
+from turborec.recommend import Lists, Recommendations, candidates_of, recommend
+from turborec.run import Run
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a run recommends to one user, in words."""
+
+    user: str
+    history: list[str]  # the last items, oldest first
+    items: list[tuple[str, str, float]]  # raw id, name, score
+
+
+def example(run: Run, k: int = 10) -> Example | None:
+    """Recommendations for the test user with the median history; None where the items have no names."""
+    names = titles(run.store)
+    if names is None:
+        return None
+    users = run.store.users_of("test")
+    lengths = np.diff(run.store.histories.offsets)[users]
+    user = run.store.user_ids.raw([users[np.argsort(lengths, kind="stable")[len(users) // 2]]])
+    run.model.eval()
+    with torch.no_grad():
+        asked = list(stored(run.store, user))
+        lists = recommend(run.model.scorer(), asked, run.store, Lists(k=k), run.recipe.batches.max_length, run.device)
+        found = next(iter(lists))
+    items = found.items[0][found.items[0] > 0]
+    raw = run.store.item_ids.raw(items - 1)
+    listed = [(r, names[i - 1], float(s)) for r, i, s in zip(raw, items, found.scores[0], strict=False)]
+    return Example(user[0], [names[i - 1] for i in asked[0].items[0][-5:]], listed)
+
+
+def recommend_for(
+    run: Run, lists: Lists, users: list[str] | None, history: Path | None, candidates: Path | None
+) -> tuple[Iterator[Recommendations], list[str]]:
+    """The lists of `users` (ids, or one file of them; everybody when None), and the candidates nobody knows."""
+    ids: Iterable[str] | None = users
+    if users and len(users) == 1 and Path(users[0]).is_file():
+        ids = read_ids(Path(users[0]), "user")
+    asked = stored(run.store, ids) if history is None else from_file(run.store, history, ids)
+    allowed, unknown = (None, []) if candidates is None else candidates_of(run.store, list(read_ids(candidates, "item")))
+    run.model.eval()
+    with torch.no_grad():
+        scorer = run.model.scorer()
+    return recommend(scorer, asked, run.store, lists, run.recipe.batches.max_length, run.device, allowed), unknown
+
+
+def titles(store: Store) -> list[str] | None:
+    """The items' names in item order: the attribute called title or name, raw ids where it is missing; None without one."""
+    path = store.folder / "items.parquet"
+    if not path.is_file():
+        return None
+    from pyarrow import parquet
+
+    column = next((c for c in ("title", "name", "product") if c in parquet.read_schema(path).names), None)
+    if column is None:
+        return None
+    table = parquet.read_table(path, columns=["item", column]).to_pydict()
+    return [name or raw for raw, name in zip(table["item"], table[column], strict=True)]
