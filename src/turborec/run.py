@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,9 @@ def measure(run: Run, part: Part, model: Model | None = None, config: Evaluation
     batches = evaluation_batches(run.store, part, shown, config.users(run.store, part))
     device = torch.device("cpu") if isinstance(model, Counted) else run.device
     with torch.no_grad():
-        return evaluate(model.scorer(), batches, run.store, part, config, device, shown.max_length)
+        result = evaluate(model.scorer(), batches, run.store, part, config, device, shown.max_length)
+    windows = shown.model_dump(include={"max_length", "coverage", "overlap", "seams"})
+    return replace(result, card={**result.card, "training_windows": windows})
 
 
 def _open(folder: Path, recipe: AnyRecipe, store: Store, device: torch.device) -> Run:
