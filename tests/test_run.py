@@ -95,3 +95,11 @@ def test_the_training_floor_trains_and_evaluates(options, tmp_path):
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)) == {"sasrec", "markov", "popularity"}
     assert (tmp_path / "run" / "evaluation" / "test" / "sasrec" / "per_user.npz").is_file()
+
+
+def test_a_refused_training_leaves_the_run_that_is_there_alone(options, tmp_path):
+    run.train(recipes.from_tree(TREE, "the test"), tmp_path / "run", options)
+    before = (tmp_path / "run" / "status.json").read_text()
+    with pytest.raises(UserError, match="another recipe"):
+        run.train(recipes.from_tree(TREE | {"seed": 9}, "the test"), tmp_path / "run", options)
+    assert (tmp_path / "run" / "status.json").read_text() == before

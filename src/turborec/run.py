@@ -87,17 +87,21 @@ class Run:
 def train(recipe: AnyRecipe, folder: Path, options: Options) -> tuple[Run, dict[str, Result]]:
     """Carry out the run in `folder`, or go on with it: the run, and the test results of its model and of the anchors."""
     hardware.keep_freed_memory()
-    with checkpoint.lock(folder), log.logging_to(None), log.logging_to(folder), interruptible() as interruption:
+    with checkpoint.lock(folder), log.logging_to(None), log.logging_to(folder):
+        _claim(folder, recipe)
         log.write_status(folder, "running")
         checkpoint.sweep(folder / "checkpoints")
         try:
             store = prepare(recipe, options)
             run = _open(folder, recipe, store, hardware.device_of(options.device))
             _describe(run)
-            _fit(run, options, interruption)
+            with interruptible() as interruption:
+                _fit(run, options, interruption)
             results = _compare(run)
-        except InterruptedRunError as error:
+        except (InterruptedRunError, KeyboardInterrupt) as error:
             log.write_status(folder, "interrupted", str(error))
+            if isinstance(error, KeyboardInterrupt):
+                raise InterruptedRunError(f"Stopped. Go on with: turborec train --resume {folder}") from error
             raise
         except BaseException as error:
             log.write_status(folder, "failed", f"{type(error).__name__}: {error}")
@@ -146,16 +150,25 @@ def _open(folder: Path, recipe: AnyRecipe, store: Store, device: torch.device) -
     return Run(folder, recipe, store, model.to(device), device)
 
 
-def _describe(run: Run) -> None:
-    """Write down what is run on what, and refuse to go on with a run of something else."""
-    facts = {"store": str(run.store.folder), "key": run.store.key}
-    text = dump(run.recipe)
-    path, known = run.folder / "recipe.yaml", run.folder / "data.json"
+def _claim(folder: Path, recipe: AnyRecipe) -> None:
+    """Write the resolved recipe, and refuse a folder that holds a run of another one."""
+    text, path = dump(recipe), folder / "recipe.yaml"
     if path.is_file() and path.read_text(encoding="utf-8") != text:
-        raise UserError(f"{run.folder} holds a run of another recipe. Give this one a folder of its own.")
+        raise UserError(f"{folder} holds a run of another recipe. Give this one a folder of its own.")
+    if not path.is_file():
+        try:
+            path.with_suffix(".part").write_text(text, encoding="utf-8")
+            path.with_suffix(".part").replace(path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}. Free some space or choose another folder.") from error
+
+
+def _describe(run: Run) -> None:
+    """Write down what is run on what and where, and refuse to go on with other data."""
+    facts = {"store": str(run.store.folder), "key": run.store.key}
+    known = run.folder / "data.json"
     if known.is_file() and json.loads(known.read_text(encoding="utf-8"))["key"] != run.store.key:
         raise UserError(f"The data are not those that the run in {run.folder} began with. Train again in a new folder.")
-    path.write_text(text, encoding="utf-8")
     known.write_text(json.dumps(facts, indent=1), encoding="utf-8")
     (run.folder / "environment.json").write_text(json.dumps(log.environment(), indent=1), encoding="utf-8")
     counts = run.store.card["counts"]
