@@ -37,6 +37,7 @@ def place(tmp_path):
     generator = np.random.default_rng(0)
     store_of(tmp_path / "store", [generator.integers(1, 31, generator.integers(3, 20)).tolist() for _ in range(25)], items=30)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "done").mkdir()
     return tmp_path
 
 
@@ -73,6 +74,10 @@ MISTAKES = {
     "no override": (["train", "ml-1m/sasrec", "width"], "An override reads a.b=value"),
     "no run": (["evaluate", "store"], "not a run folder"),
     "wrong part": (["evaluate", ".", "--part", "train"], "test or validation"),
+    "no device": (["train", "recipe.yaml", "--store", "store", "--device", "banana"], "'banana' cannot be used"),
+    "no folder": (["data", "export", "store", "--out", "nowhere/events.csv"], "No such file or directory"),
+    "seed too large": (["train", "recipe.yaml", "seed=99999999999999999999"], "seed: expected"),
+    "no users file": (["recommend", "done", "--store", "store", "--users", "nobody.txt"], "not a run folder"),
     "no store": (["data", "describe", "."], "not a prepared store"),
 }
 

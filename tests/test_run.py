@@ -67,8 +67,38 @@ def test_another_store_under_a_begun_run_is_refused(options, tmp_path):
     other = store_of(tmp_path / "other", [[1, 2, 3, 4]] * 3, items=30).folder
     card = json.loads((other / "card.json").read_text())
     (other / "card.json").write_text(json.dumps(card | {"key": "another"}))
-    with pytest.raises(UserError, match="not those that the run"):
-        run.train(recipe, tmp_path / "run", run.Options(home=tmp_path, store=other))
+    for use in (lambda o: run.train(recipe, tmp_path / "run", o), lambda o: run.reopen(tmp_path / "run", o)):
+        with pytest.raises(UserError, match="not those that the run"):
+            use(run.Options(home=tmp_path, store=other))
+
+
+def test_a_run_uses_the_store_it_began_with_though_the_raw_file_has_changed(tmp_path):
+    events = tmp_path / "events.csv"
+    rows = [f"u{u},i{(u * 7 + n * n) % 13},{n}" for u in range(20) for n in range(9)]
+    events.write_text("\n".join(["user,item,time", *rows]))
+    source = {"kind": "table", "events": str(events), "user": "user", "item": "item", "time": "time"}
+    recipe = recipes.from_tree({"data": {"source": source}, "model": {"kind": "markov"}}, "the test")
+    options = run.Options(home=tmp_path / "home")
+    _, results = run.train(recipe, tmp_path / "run", options)
+    events.write_text("\n".join(["user,item,time", *rows[::-1], "u1,i1,99"]))
+    assert run.measure(run.reopen(tmp_path / "run", options), "test").masked == results["markov"].masked
+
+
+def test_a_store_of_another_split_is_refused(options, tmp_path):
+    card_file = options.store / "card.json"
+    card_file.write_text(json.dumps(json.loads(card_file.read_text()) | {"split": {"kind": "leave_one_out"}}))
+    tree = TREE | {"data": TREE["data"] | {"split": {"kind": "ratio"}}}
+    with pytest.raises(UserError, match=r"was made with data.split"):
+        run.train(recipes.from_tree(tree, "the test"), tmp_path / "run", options)
+
+
+def test_a_stage_that_keeps_the_optimizer_has_its_own_settings(options, tmp_path):
+    tree = TREE | {"then": [{"epochs": 1, "keep_optimizer": True, "optimizer": {"weight_decay": 0.25}}]}
+    run.train(recipes.from_tree(tree, "the test"), tmp_path / "run", options)
+    state = checkpoint.load_latest(tmp_path / "run" / "checkpoints")
+    assert state.state["optimizer"]["groups"][0]["weight_decay"] == 0.25
+    steps = max(int(t) for name, t in state.tensors["optimizer"].items() if name.endswith(".step"))
+    assert steps == state.state["position"]["global_step"]
 
 
 def test_items_have_the_names_their_source_gives(options, tmp_path):

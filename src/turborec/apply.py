@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from turborec.data.store import Store
+from turborec.errors import UserError
 from turborec.histories import from_file, read_ids, stored
 from turborec.recommend import Lists, Recommendations, candidates_of, recommend
 from turborec.run import Run
@@ -48,6 +49,8 @@ def recommend_for(
     ids: Iterable[str] | None = users
     if users and len(users) == 1 and Path(users[0]).is_file():
         ids = read_ids(Path(users[0]), "user")
+    elif users and len(users) == 1 and Path(users[0]).suffix in (".txt", ".csv", ".tsv", ".parquet"):
+        raise UserError(f"There is no file {users[0]} of user ids.")
     asked = stored(run.store, ids) if history is None else from_file(run.store, history, ids)
     allowed, unknown = (None, []) if candidates is None else candidates_of(run.store, list(read_ids(candidates, "item")))
     run.model.eval()

@@ -114,6 +114,11 @@ def evaluate(
     if part not in ("test", "validation"):
         raise UserError(f"The part is test or validation, got {part!r}.")
     opened = run.reopen(folder, run.Options(home, raw, store, device))
+    if part == "test" and not run.is_finished(folder):
+        raise UserError(
+            f"{folder} is not finished, and the test split is opened once, at the end. Finish it with turborec train "
+            f"--resume {folder}, or look at --part validation."
+        )
     result = run.measure(opened, part)  # type: ignore[arg-type]
     result.write(folder / "evaluation" / part / opened.recipe.model.kind, opened.store)
     if as_json:
@@ -129,7 +134,7 @@ def recommend(
     history: Annotated[
         Path | None, typer.Option(help="events of the users (user,item[,time]); also for users never seen")
     ] = None,
-    k: Annotated[int, typer.Option(help="items a user gets")] = 10,
+    k: Annotated[int, typer.Option(min=1, help="items a user gets")] = 10,
     out: Annotated[Path, typer.Option(help="a .parquet, .csv, .tsv or .jsonl file")] = Path("recommendations.parquet"),
     candidates: Annotated[Path | None, typer.Option(help="a file of the item ids that may be recommended")] = None,
     seen: Annotated[bool, typer.Option("--seen/--no-seen", help="whether items of the history may come again")] = False,
@@ -230,8 +235,12 @@ def data_list(home: Home = DEFAULT_HOME) -> None:
         console.print(f"  {kind}  {escape(summary)}")
     console.print(f"[bold]Prepared stores[/bold] in {escape(str(home / 'stores'))}")
     for card_file in sorted((home / "stores").glob("*/card.json")):
-        card = json.loads(card_file.read_text(encoding="utf-8"))
-        counts = {k: f"{card['counts'][k]:,}" for k in ("users", "items", "events")}
+        try:
+            card = json.loads(card_file.read_text(encoding="utf-8"))
+            counts = {k: f"{card['counts'][k]:,}" for k in ("users", "items", "events")}
+        except (ValueError, KeyError, TypeError):
+            console.print(f"  {card_file.parent.name}  damaged: card.json cannot be read; delete the folder")
+            continue
         described = ", ".join(f"{count} {noun}" for noun, count in counts.items())
         console.print(f"  {card_file.parent.name}  {card['source'].get('kind', '?')}: {described}")
 
@@ -303,3 +312,10 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"turborec: {place}{error.strerror or error}. Mend the place, or name another.", file=sys.stderr)
+        sys.exit(2)
+    except MemoryError as error:
+        print(f"turborec: there is not enough memory ({error}). Lower batches.tokens or batches.max_length.", file=sys.stderr)
+        sys.exit(2)

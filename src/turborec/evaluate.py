@@ -18,6 +18,7 @@ from turborec import __version__
 from turborec.contract import Scorer
 from turborec.data.store import Part, Store
 from turborec.errors import UserError
+from turborec.files import write_whole
 from turborec.metrics import (
     ARP,
     HR,
@@ -113,13 +114,15 @@ class Result:
         """Write `result.json` and `per_user.parquet`, or `per_user.npz` with store rows for ids where there is no pyarrow."""
         folder.mkdir(parents=True, exist_ok=True)
         result = {"protocol": self.card, "values": {"masked": self.masked, "kept": self.kept}}
-        (folder / "result.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         try:
             import pyarrow  # noqa: F401
         except ImportError:
             np.savez_compressed(folder / "per_user.npz", **self._arrays())  # type: ignore[arg-type]
         else:
-            self._write_parquet(folder / "per_user.parquet", store)
+            temporary = folder / ".per_user.parquet"
+            self._write_parquet(temporary, store)
+            temporary.replace(folder / "per_user.parquet")
+        write_whole(folder / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
 
     def _write_parquet(self, path: Path, store: Store) -> None:
         import pyarrow as pa

@@ -87,6 +87,7 @@ def recommend(
     Equal scores go by item, ascending. Whoever has no known event gets the items with the most training events, scored by
     how many those are. A UserError if a score is not a number.
     """
+    lists = lists.model_copy(update={"k": min(lists.k, store.num_items)})
     allowed = torch.full((store.num_items + 1,), candidates is None, device=device)
     if candidates is not None:
         allowed[torch.from_numpy(candidates).to(device)] = True

@@ -25,6 +25,7 @@ from turborec.engine.state import Position, TrainState
 from turborec.engine.stopping import StopperState
 from turborec.errors import InterruptedRunError, UserError
 from turborec.evaluate import Evaluation, Result, evaluate
+from turborec.files import write_whole
 from turborec.progress import task
 from turborec.recipe import dump, open_kind, read
 from turborec.recipes import AnyRecipe, from_tree, load
@@ -46,7 +47,7 @@ class Options:
 def prepare(recipe: AnyRecipe, options: Options) -> Store:
     """The recipe's store: downloaded, read and prepared, unless that was done before."""
     if options.store is not None:
-        return open_store(options.store)
+        return _fitting(open_store(options.store), recipe)
     from turborec.data.prepare import prepare as prepare_tables
 
     source = recipe.data.source
@@ -59,6 +60,21 @@ def prepare(recipe: AnyRecipe, options: Options) -> Store:
         if bad := sum(rows["rejected"].values()):
             where = path / "quarantine.tsv"
             logger.warning(f"{bad:,} of {rows['rows']:,} rows of the {table} are bad and left out: see {where}")
+    return store
+
+
+def _fitting(store: Store, recipe: AnyRecipe) -> Store:
+    """The store itself, unless it was prepared or split by other rules than the recipe's."""
+    wanted = {
+        "prepare": recipe.data.prepare.model_dump(mode="json", exclude={"memory_mb"}),
+        "split": recipe.data.split.model_dump(mode="json"),
+    }
+    for part, rules in wanted.items():
+        if part in store.card and store.card[part] != rules:
+            raise UserError(
+                f"The store {store.folder} was made with data.{part} {store.card[part]}, and the recipe says {rules}. "
+                f"Set data.{part} to what the store was made with, or prepare a store for this recipe."
+            )
     return store
 
 
@@ -92,8 +108,7 @@ def train(recipe: AnyRecipe, folder: Path, options: Options) -> tuple[Run, dict[
         log.write_status(folder, "running")
         checkpoint.sweep(folder / "checkpoints")
         try:
-            store = prepare(recipe, options)
-            run = _open(folder, recipe, store, hardware.device_of(options.device))
+            run = _open(folder, recipe, _data_of(folder, recipe, options), hardware.device_of(options.device))
             _describe(run)
             with interruptible() as interruption:
                 _fit(run, options, interruption)
@@ -113,12 +128,20 @@ def train(recipe: AnyRecipe, folder: Path, options: Options) -> tuple[Run, dict[
 def reopen(folder: Path, options: Options) -> Run:
     """A run whose model holds the weights that validation chose, ready to evaluate and to recommend."""
     recipe = recipe_of(folder)
-    run = _open(folder, recipe, prepare(recipe, options), hardware.device_of(options.device))
+    run = _open(folder, recipe, _data_of(folder, recipe, options), hardware.device_of(options.device))
     newest = checkpoint.load_latest(run.checkpoints)
-    if newest is None:
-        raise UserError(f"{folder} holds no checkpoint yet. `turborec train --resume {folder}` goes on with it.")
+    if newest is None or (newest.state["best_step"] is None and not isinstance(run.model, Counted)):
+        raise UserError(f"{folder} has no validated weights yet. `turborec train --resume {folder}` goes on with it.")
     _load_best(run, newest)
     return run
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in `folder` came to its end."""
+    try:
+        return bool(json.loads((folder / "status.json").read_text(encoding="utf-8"))["state"] == "finished")
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def recipe_of(folder: Path) -> AnyRecipe:
@@ -150,27 +173,37 @@ def _open(folder: Path, recipe: AnyRecipe, store: Store, device: torch.device) -
     return Run(folder, recipe, store, model.to(device), device)
 
 
+def _data_of(folder: Path, recipe: AnyRecipe, options: Options) -> Store:
+    """The store that the run in `folder` began with, or the recipe's where it has not begun."""
+    facts_file = folder / "data.json"
+    if not facts_file.is_file():
+        return prepare(recipe, options)
+    facts = json.loads(facts_file.read_text(encoding="utf-8"))
+    known = Path(facts["store"])
+    store = open_store(known) if options.store is None and known.is_dir() else prepare(recipe, options)
+    if store.key != facts["key"]:
+        raise UserError(
+            f"The data in {store.folder} are not those that the run in {folder} began with (key {store.key[:16]}, not "
+            f"{facts['key'][:16]}). Name the right store with --store, or train again in a new folder."
+        )
+    return store
+
+
 def _claim(folder: Path, recipe: AnyRecipe) -> None:
     """Write the resolved recipe, and refuse a folder that holds a run of another one."""
     text, path = dump(recipe), folder / "recipe.yaml"
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         raise UserError(f"{folder} holds a run of another recipe. Give this one a folder of its own.")
     if not path.is_file():
-        try:
-            path.with_suffix(".part").write_text(text, encoding="utf-8")
-            path.with_suffix(".part").replace(path)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}. Free some space or choose another folder.") from error
+        write_whole(path, text)
 
 
 def _describe(run: Run) -> None:
-    """Write down what is run on what and where, and refuse to go on with other data."""
-    facts = {"store": str(run.store.folder), "key": run.store.key}
-    known = run.folder / "data.json"
-    if known.is_file() and json.loads(known.read_text(encoding="utf-8"))["key"] != run.store.key:
-        raise UserError(f"The data are not those that the run in {run.folder} began with. Train again in a new folder.")
-    known.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    (run.folder / "environment.json").write_text(json.dumps(log.environment(), indent=1), encoding="utf-8")
+    """Write down, when a run begins, on what data and where; the log has every beginning."""
+    facts = {"store": str(run.store.folder.resolve()), "key": run.store.key}
+    for name, content in (("data.json", facts), ("environment.json", log.environment())):
+        if not (run.folder / name).is_file():
+            write_whole(run.folder / name, json.dumps(content, indent=1))
     counts = run.store.card["counts"]
     logger.info(f"Data: {counts['users']:,} users, {counts['items']:,} items, {counts['events']:,} events")
     parameters = sum(p.numel() for p in run.model.parameters())
@@ -230,14 +263,10 @@ def _epoch(
             advance(record.targets, f"loss {record.loss:.4f}")
             facts = {"gradient_norm": record.gradient_norm, "lr": record.lr, "epoch": position.epoch + 1}
             metrics.write("train", position.global_step, {**record.losses, **facts})
-            if interruption or time.monotonic() - saved > 60 * run.recipe.checkpoints.minutes:
+            if interruption.signal or time.monotonic() - saved > 60 * run.recipe.checkpoints.minutes:
                 _save(run, state)
                 saved = time.monotonic()
-            if interruption.signal:
-                raise InterruptedRunError(
-                    f"Stopped by {interruption.signal.name} after step {position.global_step:,}; everything is saved. "
-                    f"Go on with: turborec train --resume {run.folder}"
-                )
+            _heed(interruption, run, position)
     speed = (position.targets - before) / (time.monotonic() - began)
     values: dict[str, float] = {
         "loss": position.loss / max(1, position.targets),
@@ -246,12 +275,23 @@ def _epoch(
     }
     position.epoch, position.step, position.loss, position.targets = position.epoch + 1, 0, 0.0, 0
     _validate(run, state, values, metrics)
+    total = sum(s.epochs for s in run.recipe.stages)
     logger.info(
-        f"{label}: step {position.global_step:,} of about {stage.epochs * steps:,} ({position.epoch / stage.epochs:.0%}), "
+        f"{label}: step {position.global_step:,} of about {total * steps:,} ({(number + 1) / total:.0%}), "
         f"loss {values['loss']:.4f}, validation {run.recipe.select} {values[run.recipe.select]:.4f} "
         f"(best {state.stopper.best or 0:.4f} in epoch {state.stopper.best_epoch}), {speed:,.0f} targets/s"
     )
     _save(run, state)
+    _heed(interruption, run, position)
+
+
+def _heed(interruption: Interruption, run: Run, position: Position) -> None:
+    """End the run if that was asked for; what there is has just been saved."""
+    if interruption.signal:
+        raise InterruptedRunError(
+            f"Stopped by {interruption.signal.name} after step {position.global_step:,}; everything is saved. "
+            f"Go on with: turborec train --resume {run.folder}"
+        )
 
 
 def _validate(run: Run, state: TrainState, values: dict[str, float], metrics: log.MetricsLog) -> None:
@@ -282,7 +322,9 @@ def _next_stage(run: Run, state: TrainState, number: int) -> TrainState:
         _load_best(run, newest)
     fresh = loop.start(run.model, stage, run.device)
     if stage.keep_optimizer:
-        fresh.optimizer.load_state_dict(state.optimizer.state_dict())
+        # What the optimizer remembers is kept; its settings are the new stage's.
+        kept = state.optimizer.state_dict()["state"]
+        fresh.optimizer.load_state_dict({**fresh.optimizer.state_dict(), "state": kept})
     fresh.position = Position(stage=number, global_step=state.position.global_step)
     fresh.stopper = StopperState()
     logger.info("Stage %d of %d begins", number + 1, len(run.recipe.stages))

@@ -9,7 +9,7 @@ from package_source import files, place, tree
 
 FLOORS = (
     {"", "errors"},
-    {"contract", "progress", "recipe"},
+    {"contract", "files", "progress", "recipe"},
     {"data", "engine", "losses", "metrics", "nn", "sources", "tiles"},
     {"histories", "ranking"},
     {"evaluate", "models", "recommend"},

@@ -608,3 +608,22 @@ def test_movielens_1m_keeps_its_published_counts_and_order(data_folder: Path, tm
     row = int(store.user_ids.find(["1"])[0])
     span = slice(*store.histories.offsets[row : row + 2].tolist())
     assert store.item_ids.raw(store.histories.items[span] - 1) == expected.astype(str).tolist()
+
+
+def test_milliseconds_read_as_seconds_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "events.csv"
+    file.write_text("user,item,time\n" + "".join(f"u{n % 3},i{n},{1_600_000_000_000 + n}\n" for n in range(12)))
+    table = RawTable((file,), Text(",", header=True), {"user": "user", "item": "item", "time": "time"})
+    with pytest.raises(UserError, match="time_format=milliseconds"):
+        prepare(RawTables(table), {}, Prepare(), LeaveOneOut(), tmp_path)
+    assert prepare(RawTables(table, time="milliseconds"), {}, Prepare(), LeaveOneOut(), tmp_path).is_dir()
+
+
+def test_not_a_number_is_no_user(tmp_path: Path) -> None:
+    users = [float(n % 3) for n in range(12)] + [float("nan")]
+    pq.write_table(pa.table({"user": users, "item": list(range(13))}), tmp_path / "events.parquet")
+    table = RawTable((tmp_path / "events.parquet",), Columnar(), {"user": "user", "item": "item"})
+    folder = prepare(RawTables(table), {}, Prepare(bad_rows=0.1), LeaveOneOut(), tmp_path)
+    store = open_store(folder)
+    assert store.user_ids.raw(range(store.num_users)) == ["0", "1", "2"]
+    assert sum(store.card["rows"]["events"]["rejected"].values()) == 1

@@ -138,6 +138,24 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights():
     assert torch.equal(weights(state), before)
 
 
+class Root(Slope):
+    """At weights of zero the loss is 0 and its gradient is not a number."""
+
+    def forward(self, batch):
+        return Loss({"all": Term(self.linear.weight.square().sum().sqrt(), len(batch.x))})
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights():
+    torch.manual_seed(0)
+    state = loop.start(Root(), Stage(precision="float32"), CPU)
+    with torch.no_grad():
+        state.model.linear.weight.zero_()
+    before = weights(state)
+    with pytest.raises(UserError, match="gradient is not finite"):
+        next(loop.fit(state, Epoch(1), Stage(precision="float32"), CPU))
+    assert torch.equal(weights(state), before)
+
+
 @pytest.mark.parametrize("scale", [1.0, 65536.0])
 def test_clipping_sees_the_true_gradient_whatever_the_scale(scale):
     stage = Stage(clip_norm=1e-3, precision="float32", optimizer=AdamW(lr=0.1, eps=1.0))

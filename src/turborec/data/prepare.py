@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 THREAD_MB = 250
 """Memory the engine should have for each of its threads."""
+YEAR_2200 = 7_258_118_400
+"""Seconds at its beginning; today's milliseconds are far above it."""
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 
 
@@ -130,6 +132,7 @@ def _build(tables: RawTables, config: Prepare, split: Split, folder: Path, work:
             names = [name for name in columns_of(tables.items) if name != "item"]
             write_attributes(con, names, folder / "items.parquet")
         earliest, latest = con.execute("SELECT min(time), max(time) FROM core").fetchall()[0]
+        _require_plausible(latest, tables)
     taking_part = write_cuts(folder, split, events)
     lengths = np.quantile(np.diff(events.offsets), QUANTILES, method="lower")
     counts = {"users": users, "items": items, "events": len(events.times)}
@@ -143,6 +146,15 @@ def _build(tables: RawTables, config: Prepare, split: Split, folder: Path, work:
         "rows": {name: asdict(intake) for name, intake in intakes.items()},
         "history_lengths": dict(zip(map(str, QUANTILES), lengths.tolist(), strict=True)),
     }
+
+
+def _require_plausible(latest: int | None, tables: RawTables) -> None:
+    """Milliseconds read as seconds would only show in the dates of a split, so they are refused here."""
+    if tables.time == "seconds" and latest is not None and latest >= YEAR_2200:
+        raise UserError(
+            f"The latest time is {latest:,} seconds, which lies beyond the year 2200. If the times are milliseconds, say so: "
+            "data.source.time_format=milliseconds."
+        )
 
 
 def _tie_rule(columns: list[str], split: Split) -> str:

@@ -283,6 +283,7 @@ def _as_text(column: "pa.Array", where: str) -> "pa.Array":
         if pa.types.is_floating(kind):
             whole = pc.and_(pc.equal(column, pc.trunc(column)), pc.less(pc.abs(column), 2.0**53))
             text = pc.if_else(whole, pc.cast(column, pa.int64(), safe=False).cast(pa.large_string()), text)
+            text = pc.if_else(pc.is_nan(column), pa.scalar(None, pa.large_string()), text)  # another spelling of null
         text.validate(full=True)  # nothing else looks at the encoding of a column
         return text
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:

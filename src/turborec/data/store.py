@@ -64,7 +64,7 @@ class Ids:
         order = _Lookup(self)
         found = []
         for text in ids:
-            key = text.encode("utf-8")
+            key = text.encode("utf-8", "surrogatepass")  # what is no text is in no store
             row = bisect_left(order, key)
             found.append(row if row < len(self) and self.raw_bytes(row) == key else -1)
         return np.asarray(found, dtype=np.int64)

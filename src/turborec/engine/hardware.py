@@ -7,14 +7,19 @@ from typing import Literal
 
 import torch
 
+from turborec.errors import UserError
+
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def device_of(name: str = "auto") -> torch.device:
     """The device a run uses: the named one, or the first accelerator, or the processor."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"The device {name!r} cannot be used: {str(error).splitlines()[0]} Try cpu, or auto.") from error
 
 
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:

@@ -113,6 +113,10 @@ def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.devi
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     limit = stage.clip_norm if stage.clip_norm is not None else math.inf
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+    if not math.isfinite(norm) and not state.scaler.is_enabled():  # a scaler leaves such a step out and lowers its scale
+        state.optimizer.zero_grad(set_to_none=True)
+        losses["gradient_norm"] = norm
+        _refuse_non_finite({**losses, "loss": norm}, state.position, batch)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
@@ -120,12 +124,12 @@ def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.devi
 
 
 def _refuse_non_finite(losses: dict[str, float], position: Position, batch: Batch) -> None:
-    """Stop before a loss that is not a number reaches the weights."""
+    """Stop before a loss or a gradient that is not a number reaches the weights."""
     if math.isfinite(losses["loss"]):
         return
     named = ", ".join(f"{name} = {value}" for name, value in losses.items())
     raise UserError(
-        f"The loss is not finite ({named}) in epoch {position.epoch + 1}, step {position.step + 1}, on a batch with "
-        f"{batch.num_targets()} targets. The weights are those before this step. Lower train.optimizer.lr, set "
+        f"The loss or its gradient is not finite ({named}) in epoch {position.epoch + 1}, step {position.step + 1}, on a "
+        f"batch with {batch.num_targets()} targets. The weights are those before this step. Lower train.optimizer.lr, set "
         "train.clip_norm, or try train.precision=float32."
     )

@@ -60,7 +60,8 @@ class TrainState:
         self.position = Position(**facts["position"])
         self.stopper = StopperState.from_json(facts["stopper"])
         self.best_step = facts["best_step"]
-        self.average = dict(tensors["average"]) if "average" in tensors else None
+        places = {name: p.device for name, p in self.model.named_parameters()}
+        self.average = {n: t.to(places[n]) for n, t in tensors["average"].items()} if "average" in tensors else None
         _restore_random_state(tensors["random"])
 
     def update_average(self, decay: float) -> None:

@@ -47,7 +47,7 @@ class Recipe(Config, Generic[SourceConfig, ModelConfig]):
     select: str = Field("ndcg@10", description="the validation value that chooses the best epoch and stops early")
     anchors: bool = Field(True, description="also evaluate popularity and Markov, the baselines to beat")
     checkpoints: Checkpoints = Checkpoints()
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, lt=2**63)
 
     @model_validator(mode="after")
     def _select_is_measured(self) -> "AnyRecipe":
