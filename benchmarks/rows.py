@@ -37,7 +37,7 @@ def quality_rows(run: Path, recipe: str, variant: str) -> list[Row]:
                     "variant": variant,
                     "seed": seed_of(run),
                     "protocol": {**result["protocol"], "history": history},
-                    "values": {n: result[history][n] for n in QUALITY_VALUES if n in result[history]},
+                    "values": {n: v for n, v in result["values"][history].items() if n in QUALITY_VALUES},
                     "provenance": environment,
                 }
             )

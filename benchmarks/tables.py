@@ -42,6 +42,8 @@ def results_page(rows: list[Row]) -> str:
             "",
             "Written by `python benchmarks/tables.py` from `benchmarks/results/`; every row there carries its protocol card",
             "and its provenance (command, commit, versions, hardware, date). A row that nobody measured is not here.",
+            "`make reproduce ROW=<file>` runs a row's command again; files that are not downloaded are looked for below",
+            "`$TURBOREC_DATA`.",
             "",
             "## Quality",
             "",
