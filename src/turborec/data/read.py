@@ -171,11 +171,14 @@ def write_quarantine(path: Path, records: Iterable[BadRow]) -> None:
 def _refuse(con: "Connection", staged: str, table: RawTable, intake: Intake, bad_rows: float) -> None:
     bad = sum(intake.rejected.values())
     if bad > bad_rows * intake.rows:
-        shown = islice(bad_records(con, staged, table), SHOWN_ROWS)
+        shown = list(islice(bad_records(con, staged, table), SHOWN_ROWS))
         listed = "\n".join(f"  {file}:{line}: {reason}: {text}" for file, line, reason, text in shown)
+        remedy = "Mend these rows, or allow a larger share and they are left out." if bad_rows else "Mend these rows."
+        if any("time" in reason and "whole number" in reason for _, _, reason, _ in shown):
+            remedy += " Times written as dates are read with data.source.time_format=iso."
         raise UserError(
             f"{bad:,} of {intake.rows:,} rows are bad, a larger share than the {bad_rows:g} allowed by bad_rows:\n{listed}"
-            f"\nMend these rows, or allow a larger share and they are left out."
+            f"\n{remedy}"
         )
 
 

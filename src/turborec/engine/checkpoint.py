@@ -139,7 +139,7 @@ def load_latest(folder: Path, strict: bool = False) -> Checkpoint | None:
             log.warning("%s The checkpoint before it is tried.", error)
             damage = error
     if damage:
-        raise UserError(f"Every checkpoint in {folder} is damaged. The oldest: {damage}")
+        raise UserError(f"Every checkpoint in {folder} is damaged. The oldest: {damage} Train again in a new folder.")
     return None
 
 
