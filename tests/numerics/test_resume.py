@@ -43,11 +43,18 @@ def steps_done(run):
     return log.read_bytes().count(b'"kind": "train"') if log.exists() else 0
 
 
-def stop(place, run, after, number):
-    """Start the run and send it a signal once it has done `after` steps."""
+def saved(run):
+    folder = run / "checkpoints"
+    return sorted(p for p in folder.iterdir() if p.name[5:].isdigit()) if folder.exists() else []
+
+
+def stop(place, run, after, number, checkpoints=0):
+    """Start the run and send it a signal once it has done `after` steps and committed `checkpoints` checkpoints."""
     process = subprocess.Popen(command(place, run), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while steps_done(place / run) < after and process.poll() is None and time.monotonic() < deadline:
+    while process.poll() is None and time.monotonic() < deadline:
+        if steps_done(place / run) >= after and len(saved(place / run)) >= checkpoints:
+            break
         time.sleep(0.005)
     process.send_signal(number)
     return process.wait(timeout=60), process.communicate()[1]
@@ -99,8 +106,8 @@ def test_a_second_training_on_one_folder_is_refused(place):
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(place):
-    stop(place, "damaged", 9, signal.SIGKILL)
-    last = sorted(p for p in (place / "damaged" / "checkpoints").iterdir() if ".tmp" not in p.name)[-1]
+    stop(place, "damaged", 9, signal.SIGKILL, checkpoints=2)
+    last = saved(place / "damaged")[-1]
     weights = bytearray((last / "model.safetensors").read_bytes())
     weights[-5] ^= 1
     (last / "model.safetensors").write_bytes(weights)
