@@ -34,7 +34,7 @@ test-slow: setup ## run soak tests and tests at full size
 
 check: lint test ## all that a change must pass
 
-lint: setup
+lint: setup ## ruff, format, mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy

@@ -101,9 +101,10 @@ def test_a_stage_that_keeps_the_optimizer_has_its_own_settings(options, tmp_path
     assert steps == state.state["position"]["global_step"]
 
 
-def test_items_have_the_names_their_source_gives(options, tmp_path):
+def test_items_without_names_go_by_their_ids(options, tmp_path):
     done, _ = run.train(recipes.from_tree({"data": TREE["data"], "model": {"kind": "markov"}}, "t"), tmp_path / "r", options)
-    assert apply.titles(done.store) is None and apply.example(done) is None
+    assert apply.titles(done.store) is None
+    assert [name for _, name, _ in apply.example(done).items] == [raw for raw, _, _ in apply.example(done).items]
 
 
 FLOOR = """

@@ -23,11 +23,9 @@ class Example:
     items: list[tuple[str, str, float]]  # raw id, name, score
 
 
-def example(run: Run, k: int = 10) -> Example | None:
-    """Recommendations for the test user with the median history; None where the items have no names."""
-    names = titles(run.store)
-    if names is None:
-        return None
+def example(run: Run, k: int = 10) -> Example:
+    """Recommendations for the test user with the median history; items without a name go by their raw id."""
+    names = titles(run.store) or run.store.item_ids.raw(range(run.store.num_items))
     users = run.store.users_of("test")
     lengths = np.diff(run.store.histories.offsets)[users]
     user = run.store.user_ids.raw([users[np.argsort(lengths, kind="stable")[len(users) // 2]]])

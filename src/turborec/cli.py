@@ -38,7 +38,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder", e
 Home = Annotated[Path, typer.Option(envvar="TURBOREC_HOME", help="where raw data and prepared stores are kept")]
 Raw = Annotated[Path | None, typer.Option(help="a folder that holds the raw files already")]
 StoreFolder = Annotated[Path | None, typer.Option("--store", help="use this prepared store as it is")]
-StoreOrRecipe = Annotated[str, typer.Argument(metavar="STORE", help="a store's folder, or a recipe that prepares it")]
+StoreOrRecipe = Annotated[str, typer.Argument(metavar="STORE", help="a store's folder or key, or a recipe that prepares it")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for a script")]
 
@@ -72,11 +72,11 @@ def train(
     from turborec.apply import example
     from turborec.recipe import dump
 
+    if resume is not None and (name is not None or overrides):
+        raise UserError("A resumed run keeps its recipe: --resume takes no recipe and no changes. Train anew to change it.")
     if (name is None) == (resume is None):
         raise UserError("Name a recipe to train, or a run folder to go on with: `train RECIPE` or `train --resume RUN`.")
     if resume is not None:
-        if overrides:
-            raise UserError("A resumed run keeps its recipe; train anew to change it.")
         chosen = run.recipe_of(resume)
     else:
         chosen = recipes.load(str(name), [*(overrides or []), *(_DEBUG if debug else [])])
@@ -132,7 +132,7 @@ def recommend(
     folder: RunFolder,
     users: Annotated[list[str] | None, typer.Option(help="user ids, or a file of them; all of the store's when absent")] = None,
     history: Annotated[
-        Path | None, typer.Option(help="events of the users (user,item[,time]); also for users never seen")
+        Path | None, typer.Option(help="their events: columns user, item and, if wanted, time in the store's unit")
     ] = None,
     k: Annotated[int, typer.Option(min=1, help="items a user gets")] = 10,
     out: Annotated[Path, typer.Option(help="a .parquet, .csv, .tsv or .jsonl file")] = Path("recommendations.parquet"),
@@ -180,10 +180,8 @@ def _print_results(results: "dict[str, Result]") -> None:
 _SHOWN = ("hr@10", "ndcg@10", "mrr")
 
 
-def _print_example(example: "Example | None") -> None:
+def _print_example(example: "Example") -> None:
     """Ten recommendations by name for one user."""
-    if example is None:
-        return
     history = ", ".join(example.history)
     console.print(f"\nUser [bold]{escape(example.user)}[/bold], whose last items were: {escape(history)}")
     for place, (item, title, score) in enumerate(example.items, 1):
@@ -296,11 +294,18 @@ def _open_store(name: str, home: Path, raw: Path | None) -> "Store":
 
     if Path(name).is_dir():
         return open_store(Path(name))
+    begun = [path.parent for path in (home / "stores").glob(f"{name}*/card.json")] if name.isalnum() else []
+    if len(begun) == 1:
+        return open_store(begun[0])
     return run.prepare(recipes.load(name), run.Options(home, raw))
 
 
 def main() -> None:
     """Run a command; a user's mistake is one paragraph and exit code 2, an interrupted run 130."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Before torch is loaded: threads that wait give way soon. Beside other work on the machine, waiting threads that
+        # spin for long made training nine times slower (docs/log.md).
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app(standalone_mode=True)
     except InterruptedRunError as error:
