@@ -25,8 +25,9 @@ from turborec.data.read import Intake, bad_records, columns_of, event_checks, in
 from turborec.data.schema import RawTable, RawTables
 from turborec.data.split import GlobalTime, ItemHoldout, Labelled, Split
 from turborec.data.store import FORMAT, open_store, sha256
-from turborec.data.write import fsync, seal, write_attributes, write_cuts, write_events, write_ids
+from turborec.data.write import seal, write_attributes, write_cuts, write_events, write_ids
 from turborec.errors import UserError
+from turborec.files import sync
 from turborec.progress import task
 from turborec.recipe import Config
 
@@ -109,7 +110,7 @@ def _make(tables: RawTables, config: Prepare, split: Split, folder: Path, card: 
             card |= _build(tables, config, split, building, work)
             seal(building, card)
             building.rename(folder)
-            fsync(folder.parent)
+            sync(folder.parent)
     finally:
         for place in (building, work):
             shutil.rmtree(place, ignore_errors=True)

@@ -4,7 +4,6 @@ Letters: U users, E events, V items.
 """
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +15,7 @@ from turborec.data import clean
 from turborec.data.split import Ordered, Split
 from turborec.data.store import PART_BITS, Ids, Int64, sha256
 from turborec.errors import UserError
+from turborec.files import sync
 from turborec.progress import Advance, task
 
 if TYPE_CHECKING:
@@ -94,13 +94,4 @@ def seal(folder: Path, card: dict[str, Any]) -> None:
     text = json.dumps({**card, "files": facts}, indent=2, ensure_ascii=False)
     (folder / "card.json").write_text(text + "\n", encoding="utf-8")
     for path in (*folder.iterdir(), folder):
-        fsync(path)
-
-
-def fsync(path: Path) -> None:
-    """Force a file, or the entries of a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(path)

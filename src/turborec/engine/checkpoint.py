@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from turborec.errors import UserError
+from turborec.files import sync
 
 SCHEMA = 1
 """Raised when the meaning of a file changes, so that an older version refuses what it would misread."""
@@ -78,7 +79,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
         (temporary / STATE).write_text(text, encoding="utf-8")
         (temporary / MANIFEST).write_text(_describe(temporary, step), encoding="utf-8")
         for path in [*temporary.iterdir(), temporary]:
-            _sync(path)
+            sync(path)
         _commit(temporary, final)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{_reason(error)}: step {step} was not saved in {folder}. {_kept(folder)}") from error
@@ -242,17 +243,8 @@ def _commit(temporary: Path, final: Path) -> None:
         if replaced.exists():
             replaced.replace(final)
         raise
-    _sync(final.parent)
+    sync(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, have reached the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reason(error: OSError | SafetensorError) -> str:

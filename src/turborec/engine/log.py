@@ -22,6 +22,7 @@ import torch
 
 from turborec import __version__
 from turborec.errors import UserError
+from turborec.files import write_whole
 
 METRICS = "metrics.jsonl"
 STATUS = "status.json"
@@ -109,16 +110,10 @@ def logging_to(folder: Path | None, level: int = logging.INFO) -> Iterator[None]
 def write_status(folder: Path, state: Status, reason: str = "") -> None:
     """Replace `status.json` in one step; failing to is a warning, so that it cannot hide the reason it was to tell."""
     facts = {"state": state, "reason": reason, "pid": os.getpid(), "host": socket.gethostname(), "time": _now()}
-    temporary = folder / f"{STATUS}.tmp.{os.getpid()}"
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(facts, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / STATUS)
-    except OSError as error:
-        log.warning("%s was not written: %s.", folder / STATUS, error.strerror)
-        temporary.unlink(missing_ok=True)
+        write_whole(folder / STATUS, json.dumps(facts, indent=1))
+    except UserError as error:
+        log.warning("%s", error)
 
 
 def environment() -> dict[str, Any]:
