@@ -12,7 +12,7 @@ from turborec.contract import Loss, Model, Term
 from turborec.engine import loop
 from turborec.engine.interrupt import interruptible
 from turborec.engine.loop import Stage
-from turborec.engine.optim import AdamW, Linear
+from turborec.engine.optim import AdamW, Cosine, Linear
 from turborec.errors import UserError
 
 CPU = torch.device("cpu")
@@ -100,7 +100,13 @@ def test_the_schedule_follows_the_progress_of_the_stage():
     stage = Stage(epochs=2, optimizer=AdamW(lr=0.1), schedule=Linear())
     state = begin(stage)
     rates = [r.lr for r in loop.fit(state, Epoch(4), stage, CPU)]
-    assert rates == pytest.approx([0.1 * (1 - s / 8) for s in range(4)])
+    assert rates == pytest.approx([0.1 * (1 - (s + 0.5) / 8) for s in range(4)])
+
+
+def test_no_step_has_a_rate_of_zero():
+    stage = Stage(epochs=1, optimizer=AdamW(lr=0.1), schedule=Cosine(warmup=0.5))
+    rates = [r.lr for r in loop.fit(begin(stage), Epoch(4), stage, CPU)]
+    assert rates == pytest.approx([0.025, 0.075, 0.0853553, 0.0146447], rel=1e-5)
 
 
 def test_an_epoch_goes_on_from_the_position():

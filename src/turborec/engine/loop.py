@@ -71,7 +71,8 @@ def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device)
     model.train()
     while position.step < len(batches):
         began = time.perf_counter()
-        progress = (position.epoch + position.step / len(batches)) / stage.epochs
+        # The middle of the step's share of the stage: a rate of zero at either end would waste a step.
+        progress = (position.epoch + (position.step + 0.5) / len(batches)) / stage.epochs
         lr = stage.optimizer.lr * stage.schedule.factor(progress)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
