@@ -113,6 +113,24 @@ def test_an_export_holds_every_event(run, place):
     assert {line.split("\t")[3].strip('"') for line in lines[1:]} == {"train", "validation", "test"}
 
 
+def test_a_start_that_fails_leaves_no_folder_behind(run, place):
+    assert run("train", "recipe.yaml", "--store", "nowhere")[0] == 2
+    assert not any((place / "runs").iterdir())
+    (place / "kept").mkdir()
+    assert run("train", "recipe.yaml", "--store", "nowhere", "--out", "kept")[0] == 2
+    assert (place / "kept").is_dir()
+
+
+def test_stores_are_listed_with_their_files_and_dates(run, place):
+    (place / "events.csv").write_text("user,item,time\n" + "".join(f"u{n % 4},i{n % 5},{n}\n" for n in range(20)))
+    (place / "table.yaml").write_text(
+        "data: {source: {kind: table, events: events.csv, user: user, item: item, time: time}}\nmodel: {kind: markov}\n"
+    )
+    assert run("data", "prepare", "table.yaml")[0] == 0
+    said = run("data", "list")[1]
+    assert "table (events.csv): 4 users, 5 items, 20 events" in said and "20" in said
+
+
 @pytest.mark.parametrize("arguments", [[], ["train"], ["evaluate"], ["recommend"], ["data"], ["data", "prepare"], ["recipe"]])
 def test_help_reads(run, arguments):
     code, said, _ = run(*arguments, "--help")

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from stores import item_id, store_of, user_id
 from turborec import histories
 from turborec.data.schema import UNKNOWN_TIME
-from turborec.data.store import Store
+from turborec.data.store import Store, open_store
 from turborec.errors import UserError
 from turborec.histories import Users, from_file, read_ids, stored
 
@@ -126,3 +127,32 @@ def test_ids_are_read_from_lines_and_from_columns(tmp_path):
     assert list(read_ids(history(tmp_path, "item,user\nx,a\ny,b\n", "ids.csv"), "user")) == ["a", "b"]
     with pytest.raises(UserError, match="Cannot read ids from"):
         list(read_ids(tmp_path / "absent.txt", "item"))
+
+
+@pytest.mark.parametrize(
+    ("times", "unit", "expected"),
+    [
+        (["1970-01-01T00:00:20Z", "1970-01-01 00:00:10"], "seconds", [10, 20]),
+        (["1970-01-01T00:00:20Z", "1970-01-01 00:00:10"], "milliseconds", [10_000, 20_000]),
+        (["1600000000000", "1500000000000"], "seconds", [1_500_000_000, 1_600_000_000]),
+        (["1600000000", "1500000000"], "milliseconds", [1_500_000_000_000, 1_600_000_000_000]),
+    ],
+)
+def test_times_of_a_file_come_in_the_unit_of_the_store(tmp_path, times, unit, expected):
+    folder = store_of(tmp_path / "store", HISTORIES, items=6).folder
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps(card | {"time_unit": unit}))
+    rows = "".join(f"a,{item_id(i)},{time}\n" for i, time in enumerate(times, 1))
+    users = together(from_file(open_store(folder), history(tmp_path, "user,item,time\n" + rows)))
+    assert users.times[0].tolist() == expected and known(users) == {"a": [2, 1]}
+
+
+def test_a_file_may_have_the_columns_that_the_store_was_made_from(tmp_path):
+    folder = store_of(tmp_path / "store", HISTORIES, items=6).folder
+    card = json.loads((folder / "card.json").read_text())
+    columns = {"user": "customer", "item": "product", "order": "place", "time": "when"}
+    (folder / "card.json").write_text(json.dumps(card | {"columns": columns}))
+    store = open_store(folder)
+    text = f"when,product,item,customer\n20,{item_id(1)},x,a\n10,{item_id(2)},y,a\n"
+    assert known(together(from_file(store, history(tmp_path, text)))) == {"a": [2, 1]}
+    assert known(together(from_file(store, history(tmp_path, f"user,item\nb,{item_id(3)}\n")))) == {"b": [3]}

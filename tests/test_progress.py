@@ -136,3 +136,9 @@ def test_without_rich_a_terminal_gets_lines() -> None:
             advance(1)
     """)
     assert shown.startswith("Reading: 1 of 4 rows (25%), ")
+
+
+def test_what_a_job_still_takes_follows_from_its_pace(monkeypatch):
+    clock = iter([100.0, 160.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    assert progress.Pace(done=50).left(done=80, remaining=90) == "3 min 00 s left"

@@ -157,6 +157,14 @@ def test_lists_are_written_with_raw_ids(store, tmp_path, suffix):
     assert (summary.users, summary.rows, summary.popular_users, summary.unknown_events) == (2, 4, 1, 0)
 
 
+def test_names_stand_beside_the_items_where_there_are_any(store, tmp_path):
+    names = [f"name of {i}" for i in range(1, ITEMS + 1)]
+    recommend.write(lists_of(store, stored(store, [user_id(1), user_id(0)])), tmp_path / "lists.csv", store, names)
+    rows = READ[".csv"](tmp_path / "lists.csv")
+    assert list(rows[0]) == ["user", "rank", "item", "name", "score", "reason"]
+    assert all(row["name"] == f"name of {int(row['item'].removeprefix('item-'))}" for row in rows)
+
+
 def test_nobody_to_recommend_to_leaves_a_file_without_rows(store, tmp_path):
     recommend.write(lists_of(store, stored(store, [])), tmp_path / "lists.parquet", store)
     table = pq.read_table(tmp_path / "lists.parquet")

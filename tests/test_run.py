@@ -10,6 +10,7 @@ from stores import store_of
 from turborec import apply, recipes, run
 from turborec.engine import checkpoint
 from turborec.errors import UserError
+from turborec.stores import Places
 
 TREE = {
     "data": {"source": {"kind": "online_retail"}},
@@ -24,7 +25,7 @@ TREE = {
 def options(tmp_path):
     generator = np.random.default_rng(0)
     histories = [generator.integers(1, 31, generator.integers(3, 20)).tolist() for _ in range(25)]
-    return run.Options(home=tmp_path, store=store_of(tmp_path / "store", histories, items=30).folder)
+    return Places(home=tmp_path, store=store_of(tmp_path / "store", histories, items=30).folder)
 
 
 def test_the_best_epoch_is_what_is_tested_and_reopened(options, tmp_path):
@@ -69,7 +70,7 @@ def test_another_store_under_a_begun_run_is_refused(options, tmp_path):
     (other / "card.json").write_text(json.dumps(card | {"key": "another"}))
     for use in (lambda o: run.train(recipe, tmp_path / "run", o), lambda o: run.reopen(tmp_path / "run", o)):
         with pytest.raises(UserError, match="not those that the run"):
-            use(run.Options(home=tmp_path, store=other))
+            use(Places(home=tmp_path, store=other))
 
 
 def test_a_run_uses_the_store_it_began_with_though_the_raw_file_has_changed(tmp_path):
@@ -78,7 +79,7 @@ def test_a_run_uses_the_store_it_began_with_though_the_raw_file_has_changed(tmp_
     events.write_text("\n".join(["user,item,time", *rows]))
     source = {"kind": "table", "events": str(events), "user": "user", "item": "item", "time": "time"}
     recipe = recipes.from_tree({"data": {"source": source}, "model": {"kind": "markov"}}, "the test")
-    options = run.Options(home=tmp_path / "home")
+    options = Places(home=tmp_path / "home")
     _, results = run.train(recipe, tmp_path / "run", options)
     events.write_text("\n".join(["user,item,time", *rows[::-1], "u1,i1,99"]))
     assert run.measure(run.reopen(tmp_path / "run", options), "test").masked == results["markov"].masked

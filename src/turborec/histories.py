@@ -51,24 +51,24 @@ def stored(store: Store, ids: Iterable[str] | None = None) -> Iterator[Users]:
 def from_file(store: Store, path: Path, ids: Iterable[str] | None = None) -> Iterator[Users]:
     """The users with these raw ids, their histories replaced by the events that the file at `path` holds of them.
 
-    The file (.csv or .tsv with a header, .parquet or .arrow) has columns `user`, `item` and perhaps `time`, in the unit of
-    the store; without times its rows are in order of time. Without `ids` its own users are taken, as they first appear.
-    A UserError names the rows that cannot be read.
+    The file (.csv or .tsv with a header, .parquet or .arrow) has the columns that the store was made from, or `user`,
+    `item` and perhaps `time`, which may be seconds, milliseconds or dates; without times its rows are in order of time.
+    Without `ids` its own users are taken, as they first appear. A UserError names the rows that cannot be read.
     """
     import duckdb
     import pyarrow as pa
 
-    from turborec.data.read import event_checks, ingest
-    from turborec.data.rows import column_names
+    from turborec.data.read import event_checks, ingest, time_format
 
-    layout = _layout(path)
-    names = column_names(path, layout, ["user", "item"])
-    select = {name: name for name in names if name in ("user", "item", "time")}
+    table = RawTable((path,), _layout(path), _columns(store, path))
+    written = time_format(table)
+    ticks = _TICKS[store.card.get("time_unit") or "seconds"]
+    time = f"time * {ticks} // {_TICKS[written]}" if "time" in table.select else "NULL"
     with TemporaryDirectory() as spill, closing(duckdb.connect(":memory:")) as con:
         con.execute(f"SET memory_limit = '{MEMORY_MB}MB'")
         con.execute("SET temp_directory = $1", [spill])
         con.execute("SET enable_progress_bar = false")
-        ingest(con, "history", RawTable((path,), layout, select), event_checks("seconds"), 0.0, path.name)
+        ingest(con, "history", table, event_checks(written), 0.0, path.name)
         items = pa.array(store.item_ids.raw(range(store.num_items)), pa.string())
         con.register("known", pa.table({"item": items, "id": np.arange(1, store.num_items + 1)}))
         wanted = 'SELECT "user", min(position) AS place FROM history GROUP BY "user"'
@@ -76,14 +76,30 @@ def from_file(store: Store, path: Path, ids: Iterable[str] | None = None) -> Ite
             asked = pa.array(list(ids), pa.string())
             con.register("asked", pa.table({"user": asked, "place": np.arange(len(asked))}))
             wanted = 'SELECT "user", place FROM asked'
-        time = f"coalesce({'time' if 'time' in select else 'NULL'}, {UNKNOWN_TIME})"
         reader = con.sql(
-            f"""SELECT place, "user", position IS NOT NULL AS listed, coalesce(id, 0) AS id, {time} AS time
+            f"""SELECT place, "user", position IS NOT NULL AS listed, coalesce(id, 0) AS id,
+                coalesce({time}, {UNKNOWN_TIME}) AS time
                 FROM ({wanted}) LEFT JOIN history USING ("user") LEFT JOIN known USING (item)
                 ORDER BY place, time, position"""
         ).to_arrow_reader(ROWS_AT_A_TIME)
         for table in _whole_users(reader):
             yield _users(store, table)
+
+
+def _columns(store: Store, path: Path) -> dict[str, str]:
+    """Our names of the file's columns to its own: those the store was made from, or else ours."""
+    from turborec.data.rows import column_names
+
+    known = {name: column for name, column in store.card.get("columns", {}).items() if name in _PLAIN}
+    names = column_names(path, _layout(path), ())
+    chosen = known if {known.get("user"), known.get("item")} <= set(names) else _PLAIN
+    column_names(path, _layout(path), (chosen["user"], chosen["item"]))
+    return {name: column for name, column in chosen.items() if column in names}
+
+
+_PLAIN = {name: name for name in ("user", "item", "time")}
+_TICKS = {"seconds": 1, "iso": 1, "milliseconds": 1000}
+"""Of each way to write a time in a second; a store without times takes seconds."""
 
 
 def read_ids(path: Path, column: Literal["user", "item"]) -> Iterator[str]:

@@ -26,6 +26,19 @@ def task(label: str, total: int | None = None, unit: str = "rows") -> Iterator[A
         yield advance
 
 
+class Pace:
+    """How long a job that goes on in steps still takes, by what it has taken since it was made."""
+
+    def __init__(self, done: int) -> None:
+        """`done`: steps done before, which say nothing about the time this process needs."""
+        self._first, self._began = done, time.monotonic()
+
+    def left(self, done: int, remaining: int) -> str:
+        """Such as `12 min 30 s left`, when `done` steps are done and `remaining` are not."""
+        each = (time.monotonic() - self._began) / max(1, done - self._first)
+        return f"{duration(each * remaining)} left"
+
+
 def _has_rich() -> bool:
     try:
         import rich  # noqa: F401

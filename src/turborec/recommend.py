@@ -103,12 +103,15 @@ def recommend(
         yield Recommendations(some.ids, items, scores, shown == 0, some.unknown_events)
 
 
-def write(recommendations: Iterable[Recommendations], path: Path, store: Store) -> Summary:
-    """Write user, rank, item, score and reason (`model` or `popular`) to .parquet, .csv, .tsv or .jsonl, as they come."""
+def write(recommendations: Iterable[Recommendations], path: Path, store: Store, names: Sequence[str] | None = None) -> Summary:
+    """Write user, rank, item, score and reason (`model` or `popular`) to .parquet, .csv, .tsv or .jsonl, as they come.
+
+    `names` [V], where items have any, are a column `name` after the item.
+    """
     summary = Summary()
-    with _writer(path) as add, task("Recommending", unit="users") as advance:
+    with _writer(path, names is not None) as add, task("Recommending", unit="users") as advance:
         for some in recommendations:
-            table = _table(some, store)
+            table = _table(some, store, names)
             add(table)
             advance(len(some.users))
             summary.users += len(some.users)
@@ -156,17 +159,19 @@ def _top(score: Callable[[int, int], Tensor], users: int, hidden: Int64, k: int,
     return top
 
 
-def _table(some: Recommendations, store: Store) -> "pa.Table":
+def _table(some: Recommendations, store: Store, names: Sequence[str] | None) -> "pa.Table":
     """One row for every listed item."""
     import pyarrow as pa
 
     rows, places = np.nonzero(some.items)
     items, which = np.unique(some.items[rows, places], return_inverse=True)
+    named = {} if names is None else {"name": pa.array([names[i - 1] for i in items], pa.string()).take(pa.array(which))}
     return pa.table(
         {
             "user": pa.array(some.users, pa.string()).take(pa.array(rows)),
             "rank": pa.array(places + 1, pa.int32()),
             "item": pa.array(store.item_ids.raw(items - 1), pa.string()).take(pa.array(which)),
+            **named,
             "score": some.scores[rows, places],
             "reason": pa.array(["model", "popular"]).take(pa.array(some.popular[rows].astype(np.int8))),
         }
@@ -174,14 +179,13 @@ def _table(some: Recommendations, store: Store) -> "pa.Table":
 
 
 @contextmanager
-def _writer(path: Path) -> "Iterator[Callable[[pa.Table], Any]]":
+def _writer(path: Path, named: bool) -> "Iterator[Callable[[pa.Table], Any]]":
     """What adds rows to the file; the file takes its name only when everything is written."""
     import pyarrow as pa
     from pyarrow import csv, parquet
 
-    schema = pa.schema(
-        {"user": pa.string(), "rank": pa.int32(), "item": pa.string(), "score": pa.float64(), "reason": pa.string()}
-    )
+    kinds = {"user": pa.string(), "rank": pa.int32(), "item": pa.string()} | ({"name": pa.string()} if named else {})
+    schema = pa.schema({**kinds, "score": pa.float64(), "reason": pa.string()})
     temporary = path.with_name(f".{path.name}.part")
     try:
         if path.suffix == ".parquet":

@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from turborec import stores
 from turborec.contract import Counted, Model
-from turborec.data.batch import DataSpec
 from turborec.data.loader import Epoch, TrainingBatches, evaluation_batches
-from turborec.data.store import Part, Store, open_store
+from turborec.data.store import Part, Store
 from turborec.engine import checkpoint, hardware, log, loop
 from turborec.engine.interrupt import Interruption, interruptible
 from turborec.engine.state import Position, TrainState
@@ -26,62 +25,12 @@ from turborec.engine.stopping import StopperState
 from turborec.errors import InterruptedRunError, UserError
 from turborec.evaluate import Evaluation, Result, evaluate
 from turborec.files import write_whole
-from turborec.progress import task
+from turborec.progress import Pace, task
 from turborec.recipe import dump, open_kind, read
 from turborec.recipes import AnyRecipe, from_tree, load
+from turborec.stores import Places
 
 logger = logging.getLogger("turborec")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What changes how a run is carried out, but not what it computes."""
-
-    home: Path  # where raw data and prepared stores are kept
-    raw: Path | None = None  # a folder that holds the raw files already
-    store: Path | None = None  # a prepared store to use as it is, on machines that cannot prepare one
-    device: str = "auto"
-    steps: int | None = None  # steps an epoch at most, for a trial
-
-
-def prepare(recipe: AnyRecipe, options: Options) -> Store:
-    """The recipe's store: downloaded, read and prepared, unless that was done before."""
-    if options.store is not None:
-        return _fitting(open_store(options.store), recipe)
-    from turborec.data.prepare import prepare as prepare_tables
-
-    source = recipe.data.source
-    folder = options.raw or options.home / "raw" / source.kind
-    source.download(folder)
-    tables = source.parse(folder)
-    path = prepare_tables(tables, source.model_dump(mode="json"), recipe.data.prepare, recipe.data.split, options.home)
-    store = open_store(path)
-    for table, rows in store.card["rows"].items():
-        if bad := sum(rows["rejected"].values()):
-            where = path / "quarantine.tsv"
-            logger.warning(f"{bad:,} of {rows['rows']:,} rows of the {table} are bad and left out: see {where}")
-    return store
-
-
-def _fitting(store: Store, recipe: AnyRecipe) -> Store:
-    """The store itself, unless it was prepared or split by other rules than the recipe's."""
-    wanted = {
-        "prepare": recipe.data.prepare.model_dump(mode="json", exclude={"memory_mb"}),
-        "split": recipe.data.split.model_dump(mode="json"),
-    }
-    for part, rules in wanted.items():
-        if part in store.card and store.card[part] != rules:
-            raise UserError(
-                f"The store {store.folder} was made with data.{part} {store.card[part]}, and the recipe says {rules}. "
-                f"Set data.{part} to what the store was made with, or prepare a store for this recipe."
-            )
-    return store
-
-
-def spec_of(store: Store, recipe: AnyRecipe) -> DataSpec:
-    """The facts a model is built from."""
-    counts = np.bincount(store.training().items, minlength=store.num_items + 1)
-    return DataSpec(store.num_users, store.num_items, recipe.batches.max_length, torch.from_numpy(counts))
 
 
 @dataclass(frozen=True)
@@ -100,18 +49,23 @@ class Run:
         return self.folder / "checkpoints"
 
 
-def train(recipe: AnyRecipe, folder: Path, options: Options) -> tuple[Run, dict[str, Result]]:
-    """Carry out the run in `folder`, or go on with it: the run, and the test results of its model and of the anchors."""
+def train(
+    recipe: AnyRecipe, folder: Path, places: Places, device: str = "auto", steps: int | None = None
+) -> tuple[Run, dict[str, Result]]:
+    """Carry out the run in `folder`, or go on with it: the run, and the test results of its model and of the anchors.
+
+    `steps` limits the steps of an epoch, for a trial.
+    """
     hardware.keep_freed_memory()
     with checkpoint.lock(folder), log.logging_to(None), log.logging_to(folder):
         _claim(folder, recipe)
         log.write_status(folder, "running")
         checkpoint.sweep(folder / "checkpoints")
         try:
-            run = _open(folder, recipe, _data_of(folder, recipe, options), hardware.device_of(options.device))
+            run = _open(folder, recipe, places, device)
             _describe(run)
             with interruptible() as interruption:
-                _fit(run, options, interruption)
+                _fit(run, steps, interruption)
             results = _compare(run)
         except (InterruptedRunError, KeyboardInterrupt) as error:
             log.write_status(folder, "interrupted", str(error))
@@ -125,10 +79,9 @@ def train(recipe: AnyRecipe, folder: Path, options: Options) -> tuple[Run, dict[
     return run, results
 
 
-def reopen(folder: Path, options: Options) -> Run:
+def reopen(folder: Path, places: Places, device: str = "auto") -> Run:
     """A run whose model holds the weights that validation chose, ready to evaluate and to recommend."""
-    recipe = recipe_of(folder)
-    run = _open(folder, recipe, _data_of(folder, recipe, options), hardware.device_of(options.device))
+    run = _open(folder, recipe_of(folder), places, device)
     newest = checkpoint.load_latest(run.checkpoints)
     if newest is None or (newest.state["best_step"] is None and not isinstance(run.model, Counted)):
         raise UserError(f"{folder} has no validated weights yet. `turborec train --resume {folder}` goes on with it.")
@@ -165,28 +118,13 @@ def measure(run: Run, part: Part, model: Model | None = None, config: Evaluation
     return replace(result, card={**result.card, "training_windows": windows})
 
 
-def _open(folder: Path, recipe: AnyRecipe, store: Store, device: torch.device) -> Run:
+def _open(folder: Path, recipe: AnyRecipe, places: Places, device: str) -> Run:
+    chosen, store = hardware.device_of(device), stores.of_run(folder, recipe, places)
     torch.manual_seed(recipe.seed)  # the one draw from a global generator: the initial weights
-    model = recipe.model.build(spec_of(store, recipe))
+    model = recipe.model.build(stores.spec_of(store, recipe))
     if isinstance(model, Counted):
-        device = torch.device("cpu")  # counting is sparse work in float64, nothing for an accelerator
-    return Run(folder, recipe, store, model.to(device), device)
-
-
-def _data_of(folder: Path, recipe: AnyRecipe, options: Options) -> Store:
-    """The store that the run in `folder` began with, or the recipe's where it has not begun."""
-    facts_file = folder / "data.json"
-    if not facts_file.is_file():
-        return prepare(recipe, options)
-    facts = json.loads(facts_file.read_text(encoding="utf-8"))
-    known = Path(facts["store"])
-    store = open_store(known) if options.store is None and known.is_dir() else prepare(recipe, options)
-    if store.key != facts["key"]:
-        raise UserError(
-            f"The data in {store.folder} are not those that the run in {folder} began with (key {store.key[:16]}, not "
-            f"{facts['key'][:16]}). Name the right store with --store, or train again in a new folder."
-        )
-    return store
+        chosen = torch.device("cpu")  # counting is sparse work in float64, nothing for an accelerator
+    return Run(folder, recipe, store, model.to(chosen), chosen)
 
 
 def _claim(folder: Path, recipe: AnyRecipe) -> None:
@@ -211,7 +149,19 @@ def _describe(run: Run) -> None:
     logger.info(f"Model: {run.recipe.model.kind} with {parameters:,} parameters, products in {dtype} on {run.device}")
 
 
-def _fit(run: Run, options: Options, interruption: Interruption) -> None:
+@dataclass(frozen=True)
+class _Job:
+    """What the epochs of one process share."""
+
+    run: Run
+    batches: TrainingBatches
+    metrics: log.MetricsLog
+    interruption: Interruption
+    steps: int | None  # of an epoch at most
+    pace: Pace  # over optimizer steps
+
+
+def _fit(run: Run, steps: int | None, interruption: Interruption) -> None:
     """Leave the weights that validation chooses in the run's model, from the newest checkpoint on if there is one."""
     saved = checkpoint.load_latest(run.checkpoints)
     if isinstance(run.model, Counted):
@@ -224,6 +174,7 @@ def _fit(run: Run, options: Options, interruption: Interruption) -> None:
         logger.info("Going on after step %d", state.position.global_step)
     batches = TrainingBatches(run.store, run.recipe.batches, run.recipe.seed)
     with log.MetricsLog(run.folder, state.position.global_step) as metrics:
+        job = _Job(run, batches, metrics, interruption, steps, Pace(state.position.global_step))
         for number, stage in enumerate(run.recipe.stages):
             if number > state.position.stage:
                 state = _next_stage(run, state, number)
@@ -232,41 +183,37 @@ def _fit(run: Run, options: Options, interruption: Interruption) -> None:
                 if stopping.should_stop(state.stopper):
                     logger.info("No gain for %d epochs: stopping early", stopping.patience_epochs)
                     break
-                _epoch(run, state, batches, metrics, options, interruption)
+                _epoch(job, state)
     newest = checkpoint.load_latest(run.checkpoints)
     if newest is not None:
         _load_best(run, newest)
 
 
-def _epoch(
-    run: Run,
-    state: TrainState,
-    batches: TrainingBatches,
-    metrics: log.MetricsLog,
-    options: Options,
-    interruption: Interruption,
-) -> None:
+def _epoch(job: _Job, state: TrainState) -> None:
     """Train for the rest of an epoch, validate, and write a checkpoint."""
-    position, stage = state.position, run.recipe.stages[state.position.stage]
+    run, position = job.run, state.position
+    stage = run.recipe.stages[position.stage]
     number = position.epoch + sum(s.epochs for s in run.recipe.stages[: position.stage])
-    plan: Epoch = batches.epoch(number)
-    steps = len(plan) if options.steps is None else min(len(plan), options.steps)
+    plan: Epoch = job.batches.epoch(number)
+    steps = len(plan) if job.steps is None else min(len(plan), job.steps)
     if not steps:
         raise UserError("There is nothing to train on: no user has two events before the validation part.")
     run.model.begin_epoch(number, torch.Generator().manual_seed(plan.key))
     began = saved = time.monotonic()
     before, label = position.targets, f"Epoch {position.epoch + 1}/{stage.epochs}"
+    epochs = sum(s.epochs for s in run.recipe.stages)
     if not position.global_step:
         logger.info(f"{steps} steps an epoch, {plan.targets:,} targets, {plan.fill:.1%} of the positions filled")
     with task(label, plan.targets, "targets") as advance:
         for record in loop.fit(state, _First(plan, steps), stage, run.device):
-            advance(record.targets, f"loss {record.loss:.4f}")
+            left = job.pace.left(position.global_step, steps * (epochs - number) - position.step)
+            advance(record.targets, f"loss {record.loss:.4f}, all epochs {left}")
             facts = {"gradient_norm": record.gradient_norm, "lr": record.lr, "epoch": position.epoch + 1}
-            metrics.write("train", position.global_step, {**record.losses, **facts})
-            if interruption.signal or time.monotonic() - saved > 60 * run.recipe.checkpoints.minutes:
+            job.metrics.write("train", position.global_step, {**record.losses, **facts})
+            if job.interruption.signal or time.monotonic() - saved > 60 * run.recipe.checkpoints.minutes:
                 _save(run, state)
                 saved = time.monotonic()
-            _heed(interruption, run, position)
+            _heed(job.interruption, run, position)
     speed = (position.targets - before) / (time.monotonic() - began)
     values: dict[str, float] = {
         "loss": position.loss / max(1, position.targets),
@@ -274,15 +221,14 @@ def _epoch(
         "targets_per_second": speed,
     }
     position.epoch, position.step, position.loss, position.targets = position.epoch + 1, 0, 0.0, 0
-    _validate(run, state, values, metrics)
-    total = sum(s.epochs for s in run.recipe.stages)
+    _validate(run, state, values, job.metrics)
     logger.info(
-        f"{label}: step {position.global_step:,} of about {total * steps:,} ({(number + 1) / total:.0%}), "
+        f"{label}: step {position.global_step:,} of about {epochs * steps:,} ({(number + 1) / epochs:.0%}), "
         f"loss {values['loss']:.4f}, validation {run.recipe.select} {values[run.recipe.select]:.4f} "
         f"(best {state.stopper.best or 0:.4f} in epoch {state.stopper.best_epoch}), {speed:,.0f} targets/s"
     )
     _save(run, state)
-    _heed(interruption, run, position)
+    _heed(job.interruption, run, position)
 
 
 def _heed(interruption: Interruption, run: Run, position: Position) -> None:
@@ -353,7 +299,7 @@ def _compare(run: Run) -> dict[str, Result]:
 
 def _anchor(run: Run, kind: str) -> Model:
     config: Any = open_kind("turborec.models", {"kind": kind}, "anchors", "turborec")()
-    model: Counted = config.build(spec_of(run.store, run.recipe))
+    model: Counted = config.build(stores.spec_of(run.store, run.recipe))
     model.count(run.store.training())
     return model
 
@@ -381,9 +327,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the run folder")
     parser.add_argument("--device", default="auto")
     chosen = parser.parse_args()
-    options = Options(home=chosen.store.parent, store=chosen.store, device=chosen.device)
+    places = Places(home=chosen.store.parent, store=chosen.store)
     try:
-        _, results = train(load(chosen.recipe, chosen.overrides), chosen.out, options)
+        _, results = train(load(chosen.recipe, chosen.overrides), chosen.out, places, chosen.device)
     except UserError as error:
         sys.exit(f"turborec: {error}")
     print(json.dumps({name: {"masked": result.masked, "kept": result.kept} for name, result in results.items()}))

@@ -14,6 +14,7 @@ FLOORS = (
     {"histories", "ranking"},
     {"evaluate", "models", "recommend"},
     {"recipes"},
+    {"stores"},
     {"run"},
     {"apply"},
     {"cli"},
@@ -21,7 +22,7 @@ FLOORS = (
 )
 """From the ground up; '' is `turborec/__init__.py`, which holds the version."""
 
-ROOMS = {"data", "engine", "nn"}
+ROOMS = {"cli", "data", "engine", "nn"}
 """Folders whose files may import one another; in the others only files whose names begin with `_` are shared."""
 
 EXCEPTIONS = {("sources", "data.schema"): "a source describes its files in the words of the schema that reads them"}

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from turborec.data import rows
-from turborec.data.read import Intake, bad_records, event_checks, ingest, item_checks, write_quarantine
+from turborec.data.read import Intake, bad_records, event_checks, ingest, item_checks, time_format, write_quarantine
 from turborec.data.schema import Columnar, RawTable, Text, TimeFormat
 from turborec.errors import UserError
 
@@ -506,3 +506,34 @@ def test_random_bytes_raise_nothing_but_what_the_user_can_mend(
 def test_random_bytes_are_no_columnar_file(tmp_path: Path, content: bytes, magic: bytes) -> None:
     with pytest.raises(UserError):
         take(tmp_path / "e", magic + content, Columnar())
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        (["1600000000", "", "978300760"], "seconds"),
+        (["1600000000000", "1600000000001"], "milliseconds"),
+        (["2014-07-22", "2014-07-22T10:00:00Z"], "iso"),
+        (["", "2014-07-22 10:00"], "iso"),
+        (["yesterday", "today"], "seconds"),
+        (["", ""], "seconds"),
+        (["12", "2014-07-22", "13"], "seconds"),
+    ],
+)
+def test_how_times_are_written_shows_in_the_first_rows(tmp_path: Path, times: list[str], expected: str) -> None:
+    path = tmp_path / "e.tsv"
+    path.write_text("".join(f"u\ti\t{time}\n" for time in times))
+    assert time_format(RawTable((path,), TSV, {"user": "user", "item": "item", "time": "time"})) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("user,item\na,b\n".encode("utf-16"), "is UTF-16"),
+        ("user,item\na,b\n".encode("utf-16-le"), "is UTF-16"),
+        (b"user,item\ra,b\rc,d\r", "end in CR alone"),
+    ],
+)
+def test_files_of_other_machines_are_named_as_such(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        take(tmp_path / "e.csv", content, CSV, {"user": "user", "item": "item"})

@@ -2,7 +2,8 @@
 
 import pytest
 
-from turborec import recipes, run
+from turborec import recipes, run, stores
+from turborec.stores import Places
 
 pytestmark = pytest.mark.data
 
@@ -26,13 +27,13 @@ def recipe_of(data_folder, name):
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_the_counts_are_the_published_ones(data_folder, tmp_path, name):
-    store = run.prepare(recipe_of(data_folder, name), run.Options(home=tmp_path))
+    store = stores.of_recipe(recipe_of(data_folder, name), Places(home=tmp_path))
     assert (store.num_users, store.num_items, len(store.histories.items)) == COUNTS[name]
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_popularity_and_markov_agree_within_two_thousandths(data_folder, tmp_path, name):
-    _, results = run.train(recipe_of(data_folder, name), tmp_path / "run", run.Options(home=tmp_path))
+    _, results = run.train(recipe_of(data_folder, name), tmp_path / "run", Places(home=tmp_path))
     markov, popularity, expected = results["markov"], results["popularity"], EXPECTED[name]
     for got, wanted in ((popularity.kept, "popularity"), (markov.kept, "kept"), (markov.masked, "masked")):
         assert (got["hr@10"], got["ndcg@10"]) == pytest.approx(expected[wanted], abs=0.002)

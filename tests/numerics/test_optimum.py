@@ -9,6 +9,7 @@ import torch
 from turborec import recipes, run
 from turborec.evaluate import evaluate
 from turborec.sources.simulated import Oracle
+from turborec.stores import Places
 
 TREE = {
     "data": {"source": {"kind": "simulated", "users": 2000, "items": 150, "mean_length": 25.0, "clusters": 6, "cold": 0.0}},
@@ -40,7 +41,7 @@ class OracleScorer:
 def trained(tmp_path_factory):
     place = tmp_path_factory.mktemp("optimum")
     recipe = recipes.from_tree(TREE, "the test")
-    options = run.Options(home=place / "home")
+    options = Places(home=place / "home")
     done, results = run.train(recipe, place / "run", options)
     scorer = OracleScorer(Oracle(recipe.data.source), done.store)
     batches = run.evaluation_batches(done.store, "test", recipe.batches)

@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +21,18 @@ import numpy as np
 from pydantic import Field
 
 from turborec.data import clean
-from turborec.data.read import Intake, bad_records, columns_of, event_checks, ingest, item_checks, literal, write_quarantine
+from turborec.data.read import (
+    YEAR_2200,
+    Intake,
+    bad_records,
+    columns_of,
+    event_checks,
+    ingest,
+    item_checks,
+    literal,
+    time_format,
+    write_quarantine,
+)
 from turborec.data.schema import RawTable, RawTables
 from turborec.data.split import GlobalTime, ItemHoldout, Labelled, Split
 from turborec.data.store import FORMAT, open_store, sha256
@@ -36,8 +47,6 @@ if TYPE_CHECKING:
 
 THREAD_MB = 250
 """Memory the engine should have for each of its threads."""
-YEAR_2200 = 7_258_118_400
-"""Seconds at its beginning; today's milliseconds are far above it."""
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 
 
@@ -60,6 +69,8 @@ def prepare(tables: RawTables, source: Mapping[str, Any], config: Prepare, split
     read, `config` and `split`. Of several processes that prepare the same store one works and the others wait.
     """
     files = _file_facts(tables)
+    if tables.time == "auto":
+        tables = replace(tables, time=time_format(tables.events))
     key = store_key(tables, files, config, split)
     folder = home / "stores" / key[:16]
     if not folder.is_dir():
@@ -140,6 +151,7 @@ def _build(tables: RawTables, config: Prepare, split: Split, folder: Path, work:
     return {
         "prepare": config.model_dump(mode="json", exclude={"memory_mb"}),
         "split": split.model_dump(mode="json"),
+        "columns": dict(tables.events.select),
         "tie_rule": _tie_rule(columns, split),
         "time_unit": None if earliest is None else "milliseconds" if tables.time == "milliseconds" else "seconds",
         "times": None if earliest is None else [earliest, latest],
@@ -150,12 +162,15 @@ def _build(tables: RawTables, config: Prepare, split: Split, folder: Path, work:
 
 
 def _require_plausible(latest: int | None, tables: RawTables) -> None:
-    """Milliseconds read as seconds would only show in the dates of a split, so they are refused here."""
-    if tables.time == "seconds" and latest is not None and latest >= YEAR_2200:
-        raise UserError(
-            f"The latest time is {latest:,} seconds, which lies beyond the year 2200. If the times are milliseconds, say so: "
-            "data.source.time_format=milliseconds."
+    """Times in another unit than the stated one would only show in the dates of a split, so they are refused here."""
+    limit = YEAR_2200 * (1000 if tables.time == "milliseconds" else 1)
+    if latest is not None and latest >= limit:
+        remedy = (
+            "If the times are milliseconds, say so: data.source.time_format=milliseconds."
+            if tables.time == "seconds"
+            else "Divide the times, or correct those that are wrong."
         )
+        raise UserError(f"The latest time is {latest:,} {tables.time}, which lies beyond the year 2200. {remedy}")
 
 
 def _tie_rule(columns: list[str], split: Split) -> str:

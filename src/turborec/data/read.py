@@ -4,6 +4,7 @@ A missing time is unknown, one before 1970 refused. The position of a row is its
 orders rows and tells where each one came from.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 FILE_STEP = 2**40
 SHOWN_ROWS = 5
 SHOWN_CHARACTERS = 200
+LOOKED_AT = 1000
+"""Rows that decide how times are written."""
+YEAR_2200 = 7_258_118_400
+"""Seconds at its beginning; today's milliseconds are far above it."""
 
 LABELS = ("train", "valid", "test")
 """The values of a label column; staged as their places here."""
@@ -82,6 +87,20 @@ def event_checks(time: TimeFormat) -> dict[str, Check]:
     """The columns an event may have."""
     when = ISO if time == "iso" else TICKS
     return {"user": ID, "item": ID, "time": when, "order": ORDER, "value": VALUE, "kind": TEXT, "label": LABEL}
+
+
+def time_format(table: RawTable) -> TimeFormat:
+    """How the times of `table` are written, by its first rows; seconds where they do not tell."""
+    column = table.select.get("time")
+    if column is None:
+        return "seconds"
+    path = table.paths[0]
+    first = next(iter(runs(path, table.layout, column_names(path, table.layout, [column]), [column])), None)
+    texts = [text for text in first.table[column].to_pylist() if text][:LOOKED_AT] if first else []
+    numbers = sorted(int(text) for text in texts if re.fullmatch(r"-?\d{1,18}", text))
+    if 2 * len(numbers) <= len(texts):
+        return "iso" if any(re.fullmatch(_DATE, text) for text in texts) else "seconds"
+    return "milliseconds" if numbers[len(numbers) // 2] >= YEAR_2200 else "seconds"
 
 
 def item_checks(table: RawTable) -> dict[str, Check]:

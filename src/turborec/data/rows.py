@@ -89,7 +89,12 @@ def _header(path: Path, layout: Text, needed: list[str]) -> tuple[str, ...]:
     if layout.columns is None and not layout.header:
         raise UserError(f"{path} has no header: state the names of its columns.")
     with _opened(path) as (stream, _):
-        line = stream.readline(LONGEST_LINE).rstrip(b"\r\n").decode(layout.encoding, errors="replace")
+        first = stream.readline(LONGEST_LINE)
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in first[:2]:
+        raise UserError(f"{path} is UTF-16, or no text at all: write it anew as UTF-8.")
+    if b"\r" in first.rstrip(b"\r\n") and not first.endswith(b"\n"):
+        raise UserError(f"The lines of {path} end in CR alone: write it anew with LF or CRLF at their ends.")
+    line = first.rstrip(b"\r\n").decode(layout.encoding, errors="replace")
     if not line:
         raise UserError(f"{path} is empty, or its first line is: expected {'a header' if layout.header else 'a row'}.")
     expected = tuple(layout.columns or needed)

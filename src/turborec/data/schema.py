@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-TimeFormat = Literal["seconds", "milliseconds", "iso"]
+TimeFormat = Literal["auto", "seconds", "milliseconds", "iso"]
+"""How times are written: whole numbers since 1970, or ISO 8601 (UTC where no zone is named); auto: see the first rows."""
 
 UNKNOWN_TIME = -(2**63)
 """The time of an event whose time nobody knows. Never zero: zero is the first of January 1970."""

@@ -56,5 +56,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    limit = 2**31 - 1
-    return bool(mallopt(mmap_threshold, limit) and mallopt(trim_threshold, limit) and mallopt(top_pad, 64 * 2**20))
+    # Before 2.35 glibc allows no threshold above 32 MiB, and refuses a larger one.
+    kept = any(mallopt(mmap_threshold, limit) for limit in (2**31 - 1, 32 * 2**20))
+    return bool(kept and mallopt(trim_threshold, 2**31 - 1) and mallopt(top_pad, 64 * 2**20))

@@ -39,7 +39,7 @@ class Config(recipe.Config):
     items: Paths | None = None
     item_id: str | None = None  # the item column of `items`; None: called as in `events`
     item_attributes: tuple[str, ...] = ()
-    time_format: TimeFormat = "seconds"
+    time_format: TimeFormat = "auto"
     columns: tuple[str, ...] | None = None  # the fields of events without a header, in file order
     item_columns: tuple[str, ...] | None = None  # the same of items
     delimiter: str | None = Field(default=None, min_length=1)  # None: by suffix

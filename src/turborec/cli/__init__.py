@@ -1,0 +1,57 @@
+"""The command line: one function a command, each a call into the part of turborec that owns the topic."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from turborec import __version__
+from turborec.cli import data, recipes, runs
+from turborec.cli._show import console
+from turborec.errors import InterruptedRunError, UserError
+
+app = typer.Typer(
+    help="turborec trains recommenders, from raw interactions to a result that can be trusted and used.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(runs.app)
+app.add_typer(data.app, name="data")
+app.add_typer(recipes.app, name="recipe")
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="print the version and leave")] = False) -> None:
+    """Print the version."""
+    if show:
+        console.print(f"turborec {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run a command; a user's mistake is one paragraph and exit code 2, an interrupted run 130."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Before torch is loaded: threads that wait give way soon. Beside other work on the machine, waiting threads that
+        # spin for long made training nine times slower (docs/log.md).
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    try:
+        app(standalone_mode=True)
+    except InterruptedRunError as error:
+        print(f"\n{error}", file=sys.stderr)
+        sys.exit(130)
+    except UserError as error:
+        print(f"turborec: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"turborec: {place}{error.strerror or error}. Mend the place, or name another.", file=sys.stderr)
+        sys.exit(2)
+    except MemoryError as error:
+        print(f"turborec: there is not enough memory ({error}). Lower batches.tokens or batches.max_length.", file=sys.stderr)
+        sys.exit(2)

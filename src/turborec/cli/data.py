@@ -1,0 +1,99 @@
+"""The commands about raw data and prepared stores."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from turborec.cli._options import DEFAULT_HOME, AsJson, Home, Overrides, Raw, RecipeName, StoreOrRecipe
+from turborec.cli._show import console
+
+if TYPE_CHECKING:
+    from turborec.data.store import Store
+
+app = typer.Typer(help="Raw data and prepared stores.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_data(home: Home = DEFAULT_HOME) -> None:
+    """Name the sources, and the stores prepared so far."""
+    import importlib
+
+    from turborec.recipe import kinds
+
+    console.print("[bold]Sources[/bold]")
+    for kind in kinds("turborec.sources"):
+        summary = (importlib.import_module(f"turborec.sources.{kind}").__doc__ or "").strip().splitlines()[0]
+        console.print(f"  {kind}  {escape(summary)}")
+    console.print(f"[bold]Prepared stores[/bold] in {escape(str(home / 'stores'))}")
+    for card_file in sorted((home / "stores").glob("*/card.json")):
+        try:
+            card = json.loads(card_file.read_text(encoding="utf-8"))
+            counts = {k: f"{card['counts'][k]:,}" for k in ("users", "items", "events")}
+        except (ValueError, KeyError, TypeError):
+            console.print(f"  {card_file.parent.name}  damaged: card.json cannot be read; delete the folder")
+            continue
+        described = ", ".join(f"{count} {noun}" for noun, count in counts.items())
+        files = ", ".join(fact["name"] for fact in card["source"].get("files", []))
+        made = datetime.fromtimestamp(card_file.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+        console.print(f"  {card_file.parent.name}  {made}  {card['source'].get('kind', '?')} ({escape(files)}): {described}")
+
+
+@app.command()
+def prepare(
+    name: RecipeName, overrides: Overrides = None, home: Home = DEFAULT_HOME, raw: Raw = None, as_json: AsJson = False
+) -> None:
+    """Download and prepare a recipe's data; print where the store is."""
+    from turborec import recipes, stores
+    from turborec.engine.log import logging_to
+
+    with logging_to(None):
+        store = stores.of_recipe(recipes.load(name, overrides or []), stores.Places(home, raw))
+    print(json.dumps({"store": str(store.folder), "key": store.key}) if as_json else store.folder)
+
+
+@app.command()
+def describe(store: StoreOrRecipe, home: Home = DEFAULT_HOME, raw: Raw = None, as_json: AsJson = False) -> None:
+    """Show what a prepared store holds and how it came to be."""
+    card = _open_store(store, home, raw).card
+    if as_json:
+        print(json.dumps(card))
+        return
+    shown = {key: value for key, value in card.items() if key != "files"}
+    console.print_json(json.dumps(shown))
+
+
+@app.command()
+def verify(store: StoreOrRecipe, home: Home = DEFAULT_HOME, raw: Raw = None) -> None:
+    """Compare every file of a store with the checksums on its card."""
+    opened = _open_store(store, home, raw)
+    console.print(f"{len(opened.card['files'])} files agree with the card of {opened.key[:16]}.")
+
+
+@app.command()
+def export(
+    store: StoreOrRecipe,
+    out: Annotated[Path, typer.Option(help="a .parquet, .csv or .tsv file")],
+    home: Home = DEFAULT_HOME,
+    raw: Raw = None,
+) -> None:
+    """Write a store's events with their raw ids and parts."""
+    from turborec.data import export as exports
+
+    console.print(f"{exports.export(_open_store(store, home, raw), out):,} events written to {escape(str(out))}.")
+
+
+def _open_store(name: str, home: Path, raw: Path | None) -> "Store":
+    """The store in a folder, or the one a recipe prepares."""
+    from turborec import recipes, stores
+    from turborec.data.store import open_store
+
+    if Path(name).is_dir():
+        return open_store(Path(name))
+    begun = [path.parent for path in (home / "stores").glob(f"{name}*/card.json")] if name.isalnum() else []
+    if len(begun) == 1:
+        return open_store(begun[0])
+    return stores.of_recipe(recipes.load(name), stores.Places(home, raw))

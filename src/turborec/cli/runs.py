@@ -1,0 +1,141 @@
+"""The commands about runs: train, evaluate, recommend."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from turborec.cli._options import DEFAULT_HOME, AsJson, Device, Home, Overrides, Raw, RunFolder, StoreFolder
+from turborec.cli._show import console, example_list, results_table
+from turborec.errors import UserError
+
+app = typer.Typer()
+
+
+@app.command()
+def train(
+    name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="a shipped recipe or a YAML file")] = None,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="the run folder; by default a new one below runs/")] = None,
+    resume: Annotated[Path | None, typer.Option(help="go on with the run in this folder")] = None,
+    home: Home = DEFAULT_HOME,
+    raw: Raw = None,
+    store: StoreFolder = None,
+    device: Device = "auto",
+    dry: Annotated[bool, typer.Option("--dry", help="check and print the resolved recipe, and leave")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="a few steps of everything, to see that it runs")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prepare the data, train, evaluate against the anchors, and leave a run folder."""
+    from turborec import recipes, run
+    from turborec.apply import example
+    from turborec.recipe import dump
+    from turborec.stores import Places
+
+    if resume is not None and (name is not None or overrides):
+        raise UserError("A resumed run keeps its recipe: --resume takes no recipe and no changes. Train anew to change it.")
+    if (name is None) == (resume is None):
+        raise UserError("Name a recipe to train, or a run folder to go on with: `train RECIPE` or `train --resume RUN`.")
+    if resume is not None:
+        chosen = run.recipe_of(resume)
+    else:
+        chosen = recipes.load(str(name), [*(overrides or []), *(_DEBUG if debug else [])])
+    if dry:
+        console.print(escape(dump(chosen)), end="")
+        return
+    folder = resume or out or _new_folder(str(name))
+    try:
+        done, results = run.train(chosen, folder, Places(home, raw, store), device, steps=5 if debug else None)
+    except BaseException:
+        if not (resume or out or (folder / "data.json").exists()):
+            shutil.rmtree(folder, ignore_errors=True)  # nothing had begun, so nothing is lost but a number
+        raise
+    if as_json:
+        facts = {"folder": str(folder), "results": {name: {"masked": r.masked, "kept": r.kept} for name, r in results.items()}}
+        print(json.dumps(facts))
+        return
+    results_table(results)
+    example_list(example(done))
+    console.print(f"\nThe run is in [bold]{escape(str(folder))}[/bold]")
+
+
+_DEBUG = ["train.epochs=2", "then=[]", "evaluation.max_users=200"]
+
+
+@app.command()
+def evaluate(
+    folder: RunFolder,
+    part: Annotated[str, typer.Option(help="test or validation")] = "test",
+    home: Home = DEFAULT_HOME,
+    raw: Raw = None,
+    store: StoreFolder = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a run's best weights again: exact ranking of the whole catalogue."""
+    from turborec import run
+    from turborec.stores import Places
+
+    if part not in ("test", "validation"):
+        raise UserError(f"The part is test or validation, got {part!r}.")
+    opened = run.reopen(folder, Places(home, raw, store), device)
+    if part == "test" and not run.is_finished(folder):
+        raise UserError(
+            f"{folder} is not finished, and the test split is opened once, at the end. Finish it with turborec train "
+            f"--resume {folder}, or look at --part validation."
+        )
+    result = run.measure(opened, part)  # type: ignore[arg-type]
+    result.write(folder / "evaluation" / part / opened.recipe.model.kind, opened.store)
+    if as_json:
+        print(json.dumps({"masked": result.masked, "kept": result.kept}))
+    else:
+        results_table({opened.recipe.model.kind: result})
+
+
+@app.command()
+def recommend(
+    folder: RunFolder,
+    users: Annotated[list[str] | None, typer.Option(help="user ids, or a file of them; all of the store's when absent")] = None,
+    history: Annotated[
+        Path | None, typer.Option(help="their events: the columns user, item[, time], or those of the training data")
+    ] = None,
+    k: Annotated[int, typer.Option(min=1, help="items a user gets")] = 10,
+    out: Annotated[Path, typer.Option(help="a .parquet, .csv, .tsv or .jsonl file")] = Path("recommendations.parquet"),
+    candidates: Annotated[Path | None, typer.Option(help="a file of the item ids that may be recommended")] = None,
+    seen: Annotated[bool, typer.Option("--seen/--no-seen", help="whether items of the history may come again")] = False,
+    home: Home = DEFAULT_HOME,
+    raw: Raw = None,
+    store: StoreFolder = None,
+    device: Device = "auto",
+) -> None:
+    """Write the k best items for any users, with raw ids, in bounded memory."""
+    from turborec import run
+    from turborec.apply import recommend_for, titles
+    from turborec.recommend import Lists, write
+    from turborec.stores import Places
+
+    opened = run.reopen(folder, Places(home, raw, store), device)
+    lists = Lists(k=k, seen="kept" if seen else "filtered")
+    found, unknown = recommend_for(opened, lists, users, history, candidates)
+    summary = write(found, out, opened.store, titles(opened.store))
+    console.print(f"{summary.rows:,} recommendations for {summary.users:,} users are in {escape(str(out))}.")
+    if summary.popular_users:
+        console.print(f"{summary.popular_users:,} users have no known event and got the most popular items (reason: popular).")
+    if summary.unknown_events or unknown:
+        console.print(f"Not in the training data and left out: {summary.unknown_events:,} events, {len(unknown):,} candidates.")
+
+
+def _new_folder(name: str) -> Path:
+    """A run folder nobody has yet."""
+    stem = Path(name).with_suffix("").as_posix().strip("./").replace("/", "-")
+    for number in range(1, 10**6):
+        folder = Path("runs") / f"{stem}-{number}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise UserError("runs/ is full: name a folder with --out.")

@@ -1,0 +1,81 @@
+"""The store a recipe asks for: prepared, found again, or refused; and what a model must know of it."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from turborec.data.batch import DataSpec
+from turborec.data.store import Store, open_store
+from turborec.errors import UserError
+from turborec.recipes import AnyRecipe
+
+logger = logging.getLogger("turborec")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where data lie; they change how a run is carried out, but not what it computes."""
+
+    home: Path  # where raw data and prepared stores are kept
+    raw: Path | None = None  # a folder that holds the raw files already
+    store: Path | None = None  # a prepared store to use as it is, on machines that cannot prepare one
+
+
+def of_recipe(recipe: AnyRecipe, places: Places) -> Store:
+    """The recipe's store: downloaded, read and prepared, unless that was done before."""
+    if places.store is not None:
+        return _fitting(open_store(places.store), recipe)
+    from turborec.data.prepare import prepare
+
+    source = recipe.data.source
+    folder = places.raw or places.home / "raw" / source.kind
+    source.download(folder)
+    tables = source.parse(folder)
+    path = prepare(tables, source.model_dump(mode="json"), recipe.data.prepare, recipe.data.split, places.home)
+    store = open_store(path)
+    for table, rows in store.card["rows"].items():
+        if bad := sum(rows["rejected"].values()):
+            where = path / "quarantine.tsv"
+            logger.warning(f"{bad:,} of {rows['rows']:,} rows of the {table} are bad and left out: see {where}")
+    return store
+
+
+def of_run(folder: Path, recipe: AnyRecipe, places: Places) -> Store:
+    """The store that the run in `folder` began with, or the recipe's where it has not begun."""
+    facts_file = folder / "data.json"
+    if not facts_file.is_file():
+        return of_recipe(recipe, places)
+    facts = json.loads(facts_file.read_text(encoding="utf-8"))
+    known = Path(facts["store"])
+    store = open_store(known) if places.store is None and known.is_dir() else of_recipe(recipe, places)
+    if store.key != facts["key"]:
+        raise UserError(
+            f"The data in {store.folder} are not those that the run in {folder} began with (key {store.key[:16]}, not "
+            f"{facts['key'][:16]}). Name the right store with --store, or train again in a new folder."
+        )
+    return store
+
+
+def spec_of(store: Store, recipe: AnyRecipe) -> DataSpec:
+    """The facts a model is built from."""
+    counts = np.bincount(store.training().items, minlength=store.num_items + 1)
+    return DataSpec(store.num_users, store.num_items, recipe.batches.max_length, torch.from_numpy(counts))
+
+
+def _fitting(store: Store, recipe: AnyRecipe) -> Store:
+    """The store itself, unless it was prepared or split by other rules than the recipe's."""
+    wanted = {
+        "prepare": recipe.data.prepare.model_dump(mode="json", exclude={"memory_mb"}),
+        "split": recipe.data.split.model_dump(mode="json"),
+    }
+    for part, rules in wanted.items():
+        if part in store.card and store.card[part] != rules:
+            raise UserError(
+                f"The store {store.folder} was made with data.{part} {store.card[part]}, and the recipe says {rules}. "
+                f"Set data.{part} to what the store was made with, or prepare a store for this recipe."
+            )
+    return store
