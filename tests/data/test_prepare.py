@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from turborec.data import prepare as prepare_module
 from turborec.data.clean import ITEM_FACTOR, PRIME, USER_FACTOR
 from turborec.data.prepare import Prepare, prepare, store_key
-from turborec.data.schema import UNKNOWN_TIME, Columnar, RawTable, RawTables, Text
+from turborec.data.schema import UNKNOWN_TIME, Columnar, Lookup, RawTable, RawTables, Text
 from turborec.data.split import GlobalTime, ItemHoldout, Labelled, LeaveOneOut, Split, UserHoldout
 from turborec.data.store import Store, open_store
 from turborec.errors import UserError
@@ -593,6 +593,50 @@ def test_memory_stays_below_an_enforced_limit(tmp_path: Path, events: int, limit
     store = open_store(Path(done.stdout.strip()))
     assert store.card["counts"]["dropped"]["duplicates"] + store.card["counts"]["events"] > 0.99 * events
     assert (np.diff(store.histories.offsets) >= 5).all()
+
+
+def test_each_file_may_have_a_text_of_its_own(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{part}.tsv" for part in ("train", "valid", "test")]
+    for part, path in enumerate(paths):
+        path.write_text("".join(f"u{user}\ti{(user + place + 4 * part) % 9}\n" for user in range(3) for place in range(4)))
+    layout, select = Text("\t", ("user", "item")), {"user": "user", "item": "item"}
+    table = RawTable(tuple(paths), layout, select, constants={"label": ("train", "valid", "test")})
+    store = open_store(prepare(RawTables(table), {}, Prepare(), Labelled(), tmp_path))
+    assert (store.cuts - store.histories.offsets[:-1, None]).tolist() == [[4, 8]] * 3
+    assert store.item_ids.raw(store.histories.items[:12] - 1) == [f"i{n % 9}" for n in range(12)]
+    other = RawTable(tuple(paths), layout, select, constants={"label": ("test", "valid", "train")})
+    assert store_key(RawTables(table), [], Prepare(), Labelled()) != store_key(RawTables(other), [], Prepare(), Labelled())
+
+
+def looked_up(folder: Path, events: str, names: str) -> RawTables:
+    """Events whose items are numbers that another file names."""
+    (folder / "events.tsv").write_text(events)
+    (folder / "names.tsv").write_text(names)
+    told = RawTable((folder / "names.tsv",), Text("\t", ("name", "number")), {"key": "number", "value": "name"})
+    layout = Text("\t", ("user", "number", "key", "value"))  # names that the lookup has, too
+    return RawTables(RawTable((folder / "events.tsv",), layout, {"user": "user"}, lookups={"item": Lookup("number", told)}))
+
+
+def test_ids_are_looked_up_in_another_file(tmp_path: Path) -> None:
+    raw = looked_up(tmp_path, "".join(f"u\t{n % 3}\tk\tv\n" for n in range(6)), "plum\t0\nfig\t1\npear\t2\nother\t1\n")
+    store = open_store(prepare(raw, {}, Prepare(), LeaveOneOut(), tmp_path))
+    assert of(store, "u") == [["plum", "fig", "pear"] * 2]
+    assert store.card["rows"]["events_item"]["rows"] == 4
+    assert [fact["name"] for fact in store.card["source"]["files"]] == ["names.tsv", "events.tsv"]
+
+
+def test_id_that_is_looked_up_in_vain_is_a_bad_row(tmp_path: Path) -> None:
+    raw = looked_up(tmp_path, "".join(f"u\t{n}\t\t\n" for n in range(5)), "plum\t0\nfig\t1\npear\t2\n\t3\nx\n")
+    with pytest.raises(UserError, match=r"1 of 5 rows are bad.*\n  names\.tsv:5: 1 columns instead of 2: x\n"):
+        prepare(raw, {}, Prepare(), LeaveOneOut(), tmp_path)
+    store = open_store(prepare(raw, {}, Prepare(bad_rows=0.5), LeaveOneOut(), tmp_path))
+    assert of(store, "u") == [["plum", "fig", "pear"]]
+    quarantine = (store.folder / "quarantine.tsv").read_text().splitlines()
+    assert quarantine[1:] == [
+        "names.tsv\t5\t1 columns instead of 2\tx",
+        "events.tsv\t4\titem is not in names.tsv\tu\\t",
+        "events.tsv\t5\titem is not in names.tsv\tu\\t",
+    ]
 
 
 @pytest.mark.data

@@ -1,68 +1,24 @@
 import csv
 import gzip
 import io
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from turborec.data import rows
-from turborec.data.read import Intake, bad_records, event_checks, ingest, item_checks, time_format, write_quarantine
+from intake import staged, take
+from turborec.data import chunks, rows
+from turborec.data.read import event_checks, item_checks, time_format, write_quarantine
 from turborec.data.schema import Columnar, RawTable, Text, TimeFormat
 from turborec.errors import UserError
 
 TSV = Text("\t", ("user", "item", "time"))
 CSV = Text(",", header=True, quote='"')
-
-
-class Taken(NamedTuple):
-    """What was staged of a file: its sound rows, where each of the others stands and why, and the counts."""
-
-    rows: list[tuple[Any, ...]]
-    bad: list[tuple[int, str]]
-    texts: list[str]
-    intake: Intake
-
-
-def take(
-    path: Path,
-    content: bytes | pa.Table | None,
-    layout: Text | Columnar = TSV,
-    select: Mapping[str, str] | None = None,
-    time: TimeFormat = "seconds",
-    **more: Any,
-) -> Taken:
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
-        pq.write_table(content, path)
-    table = RawTable((path,), layout, select or {"user": "user", "item": "item", "time": "time"}, **more)
-    return staged(table, event_checks(time), 1.0)
-
-
-@cache
-def engine() -> duckdb.DuckDBPyConnection:
-    con = duckdb.connect(config={"threads": 1})
-    con.execute("SET TimeZone = 'UTC'")
-    return con
-
-
-def staged(table: RawTable, checks: Any, bad_rows: float) -> Taken:
-    con = engine()
-    con.execute("DROP TABLE IF EXISTS staged")
-    intake = ingest(con, "staged", table, checks, bad_rows, "events")
-    columns = "* EXCLUDE (position, _reason, _text)"
-    sound = con.execute(f"SELECT {columns} FROM staged WHERE _reason IS NULL ORDER BY position").fetchall()
-    bad = list(bad_records(con, "staged", table))
-    return Taken(sound, [(line, reason) for _, line, reason, _ in bad], [text for *_, text in bad], intake)
 
 
 def test_rows_keep_their_text_and_numbers(tmp_path: Path) -> None:
@@ -245,8 +201,8 @@ def test_archive_that_was_cut_short_is_refused(tmp_path: Path, name: str) -> Non
 
 
 def test_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "LONGEST_LINE", 2**10)
-    monkeypatch.setattr(rows, "CHUNK_BYTES", 2**8)
+    monkeypatch.setattr(chunks, "LONGEST_LINE", 2**10)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 2**8)
     with pytest.raises(UserError, match="is it a text file"):
         take(tmp_path / "e.tsv", b"u\ti\t1\n" + b"x" * 2**12)
 
@@ -255,7 +211,7 @@ def test_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_chunks_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Text) -> None:
     content = "".join(f"u{n}\t{'i' * (n % 50 + 1)}\t{n if n % 7 else 'x'}\n" + "\n" * (n % 3 == 0) for n in range(60))
     whole = take(tmp_path / "e.tsv", content.encode(), layout)
-    monkeypatch.setattr(rows, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 64)
     monkeypatch.setattr(rows, "CHUNK_ROWS", 5)
     assert take(tmp_path / "e.tsv", None, layout) == whole
     assert (whole.intake.rows, whole.intake.blank, len(whole.bad)) == (60, 20, 9)

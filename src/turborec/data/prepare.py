@@ -22,6 +22,7 @@ from pydantic import Field
 
 from turborec.data import clean
 from turborec.data.read import (
+    LOOKUP_CHECKS,
     YEAR_2200,
     Intake,
     bad_records,
@@ -88,7 +89,7 @@ def store_key(tables: RawTables, files: list[dict[str, Any]], config: Prepare, s
         "format": FORMAT,
         "files": [fact["sha256"] for fact in files],
         "time": tables.time,
-        "tables": [_description(table) for table in (tables.events, tables.items) if table],
+        "tables": [_description(table) for table in _parts(tables).values()],
         "prepare": config.model_dump(mode="json", exclude={"memory_mb"}),
         "split": split.model_dump(mode="json"),
     }
@@ -98,12 +99,26 @@ def store_key(tables: RawTables, files: list[dict[str, Any]], config: Prepare, s
 
 def _description(table: RawTable) -> dict[str, Any]:
     layout = {"kind": type(table.layout).__name__.lower(), **asdict(table.layout)}
-    selected = {"select": dict(table.select), "derive": dict(table.derive), "where": table.where}
-    return {"files": len(table.paths), "layout": layout, **selected}
+    described: dict[str, Any] = {"select": dict(table.select), "derive": dict(table.derive), "where": table.where}
+    if table.constants:  # named only where there are any, so that the keys of other stores stay what they were
+        described["constants"] = {name: list(texts) for name, texts in table.constants.items()}
+    if table.lookups:
+        described["lookups"] = {name: lookup.column for name, lookup in table.lookups.items()}
+    return {"files": len(table.paths), "layout": layout, **described}
+
+
+def _parts(tables: RawTables) -> dict[str, RawTable]:
+    """The tables by name, each after those that it looks something up in: `events_item` before `events`."""
+    parts: dict[str, RawTable] = {}
+    for name, table in (("events", tables.events), ("items", tables.items)):
+        if table:
+            parts |= {f"{name}_{column}": lookup.table for column, lookup in table.lookups.items()}
+            parts[name] = table
+    return parts
 
 
 def _file_facts(tables: RawTables) -> list[dict[str, Any]]:
-    paths = [path for table in (tables.events, tables.items) if table for path in table.paths]
+    paths = [path for table in _parts(tables).values() for path in table.paths]
     for path in paths:
         if not path.is_file():
             raise UserError(f"The file {path} does not exist: the source should have named a file of raw rows.")
@@ -196,14 +211,13 @@ def _engine(work: Path, memory_mb: int) -> "Connection":
 
 
 def _ingest(con: "Connection", tables: RawTables, bad_rows: float, folder: Path) -> dict[str, Intake]:
-    parts = [("events", tables.events, event_checks(tables.time))]
+    parts = _parts(tables)
+    checks = {name: LOOKUP_CHECKS for name in parts} | {"events": event_checks(tables.time)}
     if tables.items:
-        parts.append(("items", tables.items, item_checks(tables.items)))
-    intakes = {}
-    for name, table, checks in parts:
-        intakes[name] = ingest(con, f"staged_{name}", table, checks, bad_rows, name)
+        checks["items"] = item_checks(tables.items)
+    intakes = {name: ingest(con, f"staged_{name}", table, checks[name], bad_rows, name) for name, table in parts.items()}
     if any(intake.rejected for intake in intakes.values()):
-        records = chain.from_iterable(bad_records(con, f"staged_{name}", table) for name, table, _ in parts)
+        records = chain.from_iterable(bad_records(con, f"staged_{name}", table) for name, table in parts.items())
         write_quarantine(folder / "quarantine.tsv", records)
     return intakes
 

@@ -12,8 +12,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from turborec.data.rows import LINE, Run, column_names, runs
-from turborec.data.schema import RawTable, Text, TimeFormat
+from turborec.data.chunks import LINE, Run
+from turborec.data.rows import column_names, runs
+from turborec.data.schema import Lookup, RawTable, Text, TimeFormat
 from turborec.errors import UserError, closest
 from turborec.progress import task
 
@@ -108,9 +109,13 @@ def item_checks(table: RawTable) -> dict[str, Check]:
     return {"item": ID} | {name: TEXT for name in columns_of(table) if name != "item"}
 
 
+LOOKUP_CHECKS = {"key": ID, "value": TEXT}
+"""The columns of a table that others look up."""
+
+
 def columns_of(table: RawTable) -> list[str]:
     """The names the table gives to its columns: ours."""
-    return list(dict.fromkeys([*table.select, *table.derive]))
+    return list(dict.fromkeys([*table.select, *table.derive, *table.constants, *table.lookups]))
 
 
 @dataclass
@@ -126,18 +131,22 @@ class Intake:
 def ingest(con: "Connection", staged: str, table: RawTable, checks: Mapping[str, Check], bad_rows: float, label: str) -> Intake:
     """Stage each row of `table` in `staged`: `position`, its columns, and of a bad row `_reason` and `_text`.
 
-    A UserError lists the first bad rows when their share of all rows exceeds `bad_rows`.
+    What the column x looks up must be staged in `{staged}_x` before. A UserError lists the first bad rows when their
+    share of all rows exceeds `bad_rows`.
     """
     ours = columns_of(table)
     _require_names(ours, checks)
     typed = "".join(f"{quoted(name)} {checks[name].type}, " for name in ours)
     con.execute(f"CREATE TABLE {staged} (position BIGINT, {typed}_reason VARCHAR, _text VARCHAR)")
+    for name in table.lookups:
+        _keep_first(con, f"{staged}_{name}")
+    needed = [*table.select.values(), *(lookup.column for lookup in table.lookups.values())]
     intake = Intake()
     with task(f"Reading {label}", sum(path.stat().st_size for path in table.paths), "bytes") as advance:
         for place, path in enumerate(table.paths):
-            names = column_names(path, table.layout, table.select.values())
-            sql = _staging(table, checks, place * FILE_STEP)
-            for run in runs(path, table.layout, names, _wanted(table, names)):
+            names = column_names(path, table.layout, needed)
+            sql = _staging(staged, table, checks, place)
+            for run in runs(path, table.layout, names, _wanted(table, names, needed)):
                 _stage(con, staged, sql, place * FILE_STEP, run, intake)
                 advance(run.bytes)
     if not intake.rows:
@@ -168,6 +177,12 @@ def _require_distinct(names: Sequence[str]) -> None:
     clash = [name for name in names if alike[name.casefold()] > 1]
     if clash:
         raise UserError(f"The columns {', '.join(map(repr, clash))} differ in upper and lower case only: rename one.")
+
+
+def _keep_first(con: "Connection", staged: str) -> None:
+    """Leave one value of each key in a staged lookup, as `{staged}_told`."""
+    first = f'SELECT "key", arg_min("value", position) AS "value" FROM {quoted(staged)} WHERE _reason IS NULL GROUP BY "key"'
+    con.execute(f"CREATE TABLE {quoted(f'{staged}_told')} AS {first}")
 
 
 def bad_records(con: "Connection", staged: str, table: RawTable) -> Iterator[BadRow]:
@@ -226,15 +241,17 @@ def _stage(con: "Connection", staged: str, sql: str, base: int, run: Run, intake
     intake.left_out += run.table.num_rows - kept
 
 
-def _staging(table: RawTable, checks: Mapping[str, Check], base: int) -> str:
-    """SQL that checks and casts the rows of the registered table `run`."""
+def _staging(staged: str, table: RawTable, checks: Mapping[str, Check], place: int) -> str:
+    """SQL that checks and casts the rows of the registered table `run`, which come from the file at `place`."""
     sources = {name: quoted(column) for name, column in table.select.items()} | dict(table.derive)
+    sources |= {name: literal(texts[place]) for name, texts in table.constants.items()}
+    sources |= {name: _told(f"{staged}_{name}_told", lookup) for name, lookup in table.lookups.items()}
     texts = [f"CAST({source} AS VARCHAR) AS {quoted(name)}" for name, source in sources.items()]
     values = [f"{checks[name].value.replace('{x}', quoted(name))} AS {quoted(name)}" for name in sources]
     faults = [
         f"WHEN {condition.replace('{x}', quoted(name))} THEN {literal(f'{name} {wrong}')}"
         for name in sources
-        for condition, wrong in checks[name].refused
+        for condition, wrong in _refused(name, table, checks)
     ]
     row = ", ".join(f"coalesce({quoted(name)}, '')" for name in sources)
     return f"""
@@ -242,14 +259,26 @@ def _staging(table: RawTable, checks: Mapping[str, Check], base: int) -> str:
             CASE WHEN _reason IS NOT NULL THEN left(concat_ws(chr(9), {row}), {SHOWN_CHARACTERS}) END
         FROM (
             SELECT *, CASE {" ".join(faults)} END AS _reason FROM (
-                SELECT {base} + {quoted(LINE)} AS position, {", ".join(texts)}
+                SELECT {place * FILE_STEP} + {quoted(LINE)} AS position, {", ".join(texts)}
                 FROM run {f"WHERE {table.where}" if table.where else ""}))"""
 
 
-def _wanted(table: RawTable, names: Sequence[str]) -> list[str]:
-    """The columns of the file that are selected or that the stated SQL may mention."""
+def _told(told: str, lookup: Lookup) -> str:
+    return f'(SELECT told."value" FROM {quoted(told)} AS told WHERE told."key" = run.{quoted(lookup.column)})'
+
+
+def _refused(name: str, table: RawTable, checks: Mapping[str, Check]) -> tuple[tuple[str, str], ...]:
+    """What refuses a row for its column `name`; an id that was looked up is empty where it was not found."""
+    if name not in table.lookups:
+        return checks[name].refused
+    missing = f"is not in {table.lookups[name].table.paths[0].name}"
+    return tuple((test, missing if (test, wrong) == _EMPTY else wrong) for test, wrong in checks[name].refused)
+
+
+def _wanted(table: RawTable, names: Sequence[str], needed: Sequence[str]) -> list[str]:
+    """The columns of the file that are needed or that the stated SQL may mention."""
     sql = " ".join([table.where or "", *table.derive.values()]).casefold()
-    wanted = [name for name in names if name in table.select.values() or name.casefold() in sql]
+    wanted = [name for name in names if name in needed or name.casefold() in sql]
     _require_distinct(wanted)
     return wanted
 

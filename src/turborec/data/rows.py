@@ -4,31 +4,24 @@ Text is cut into lines here rather than by the engine's own reader, which gives 
 ending, takes one stray quote for the rest of the file, and misplaces the rows that follow a blank line.
 """
 
-import codecs
 import csv
-import gzip
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from io import BufferedReader, RawIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from turborec.data.schema import Columnar, Text
+from turborec.data import chunks
+from turborec.data.chunks import LINE, Fault, Run
+from turborec.data.json_lines import object_names, object_runs
+from turborec.data.schema import Columnar, Layout, Text
 from turborec.errors import UserError, closest
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-LINE = "line of the row"
-"""The column that holds each row's line (text) or number (columnar), from 1."""
-
-CHUNK_BYTES = 4 * 2**20
 CHUNK_ROWS = 2**17
-LONGEST_LINE = 64 * 2**20
 LONGEST_FIELD = 4 * 2**20  # where quotes are: what an unclosed one can cost
 DELIMITERS = ("\t", ",", ";", "|", "::", " ")
 
@@ -36,30 +29,14 @@ Record = tuple[int, list[str]]
 """The line a record begins at, and its fields."""
 
 
-@dataclass(frozen=True)
-class Fault:
-    """A row that cannot be told apart into columns."""
-
-    line: int
-    reason: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Run:
-    """Consecutive rows: the well-formed ones as text columns beside `LINE`, the others as faults."""
-
-    table: "pa.Table"
-    faults: list[Fault]
-    blank: int
-    bytes: int  # read from the file, compressed or not, since the run before
-
-
-def column_names(path: Path, layout: Text | Columnar, needed: Iterable[str]) -> tuple[str, ...]:
+def column_names(path: Path, layout: Layout, needed: Iterable[str]) -> tuple[str, ...]:
     """The file's columns; a UserError where one of `needed` is missing, or two columns share a name."""
     needed = list(needed)
-    with _readable(path):
-        names = _header(path, layout, needed) if isinstance(layout, Text) else _schema_names(path)
+    with chunks.readable(path):
+        if isinstance(layout, Text):
+            names = _header(path, layout, needed)
+        else:
+            names = _schema_names(path) if isinstance(layout, Columnar) else object_names(path, layout)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"{path} has more than one column called {_list(twice)}: rename all but one.")
@@ -69,11 +46,13 @@ def column_names(path: Path, layout: Text | Columnar, needed: Iterable[str]) -> 
     return names
 
 
-def runs(path: Path, layout: Text | Columnar, names: Sequence[str], wanted: Sequence[str]) -> Iterator[Run]:
+def runs(path: Path, layout: Layout, names: Sequence[str], wanted: Sequence[str]) -> Iterator[Run]:
     """The rows of a file whose columns are `names`, with the columns that are `wanted`."""
-    with _readable(path):
+    with chunks.readable(path):
         if isinstance(layout, Columnar):
             yield from _columnar_runs(path, wanted)
+        elif not isinstance(layout, Text):
+            yield from object_runs(path, layout, wanted)
         elif layout.quote:
             yield from _quoted_runs(path, layout, names, wanted)
         else:
@@ -88,13 +67,7 @@ def _header(path: Path, layout: Text, needed: list[str]) -> tuple[str, ...]:
         )
     if layout.columns is None and not layout.header:
         raise UserError(f"{path} has no header: state the names of its columns.")
-    with _opened(path) as (stream, _):
-        first = stream.readline(LONGEST_LINE)
-    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in first[:2]:
-        raise UserError(f"{path} is UTF-16, or no text at all: write it anew as UTF-8.")
-    if b"\r" in first.rstrip(b"\r\n") and not first.endswith(b"\n"):
-        raise UserError(f"The lines of {path} end in CR alone: write it anew with LF or CRLF at their ends.")
-    line = first.rstrip(b"\r\n").decode(layout.encoding, errors="replace")
+    line = chunks.first_line(path).rstrip(b"\r\n").decode(layout.encoding, errors="replace")
     if not line:
         raise UserError(f"{path} is empty, or its first line is: expected {'a header' if layout.header else 'a row'}.")
     expected = tuple(layout.columns or needed)
@@ -129,8 +102,8 @@ def _plain_runs(path: Path, layout: Text, names: Sequence[str], wanted: Sequence
     import pyarrow.compute as pc
 
     first = 1
-    for chunk, size in _chunks(path):
-        lines, faults = _lines(chunk, layout, first)
+    for chunk, size in chunks.whole_lines(path):
+        lines, faults = chunks.decoded(chunk, layout.encoding, first)
         numbers = np.arange(first, first + len(lines))
         filled = np.fromiter(map(bool, lines), dtype=bool, count=len(lines))
         sound = filled.copy()
@@ -150,46 +123,14 @@ def _plain_runs(path: Path, layout: Text, names: Sequence[str], wanted: Sequence
         yield Run(pa.table(table), faults, int((~filled).sum()), size)
 
 
-def _chunks(path: Path) -> Iterator[tuple[bytes, int]]:
-    """Whole lines in chunks, each with the bytes of the file read for it."""
-    with _opened(path) as (stream, raw):
-        rest, seen = b"", 0
-        while block := stream.read(CHUNK_BYTES):
-            head, newline, tail = block.rpartition(b"\n")
-            if newline:
-                yield rest + head + newline, raw.tell() - seen
-                rest, seen = tail, raw.tell()
-            else:
-                rest += tail
-            if len(rest) > LONGEST_LINE:
-                raise UserError(f"{path} has a line of more than {LONGEST_LINE >> 20} MB: is it a text file?")
-        if rest:
-            yield rest, raw.tell() - seen
-
-
-def _lines(chunk: bytes, layout: Text, first: int) -> tuple[list[str], list[Fault]]:
-    """The lines of a chunk without their ends, and a fault for each that is not in the stated encoding."""
-    chunk = chunk.removesuffix(b"\n").replace(b"\r\n", b"\n").removesuffix(b"\r")
-    try:
-        return chunk.decode(layout.encoding).split("\n"), []
-    except UnicodeDecodeError:
-        lines = [line.decode(layout.encoding, errors="replace") for line in chunk.split(b"\n")]
-        faults = [
-            Fault(first + place, _encoding_reason(layout), lines[place])
-            for place, line in enumerate(chunk.split(b"\n"))
-            if not _decodes(line, layout)
-        ]
-        return lines, faults
-
-
 def _quoted_runs(path: Path, layout: Text, names: Sequence[str], wanted: Sequence[str]) -> Iterator[Run]:
     """With quotes a row may span lines and is parsed by itself."""
-    with _opened(path) as (stream, raw), _field_limit():
+    with chunks.opened(path) as (stream, raw), _field_limit():
         part: list[Record | Fault] = []
         seen = 0
         for record in _records(stream, layout, len(names)):
             part.append(record)
-            if len(part) == CHUNK_ROWS or raw.tell() - seen >= CHUNK_BYTES:
+            if len(part) == CHUNK_ROWS or raw.tell() - seen >= chunks.CHUNK_BYTES:
                 yield _quoted_run(part, names, wanted, raw.tell() - seen)
                 part, seen = [], raw.tell()
         yield _quoted_run(part, names, wanted, raw.tell() - seen)
@@ -234,8 +175,8 @@ def _records(stream: BinaryIO, layout: Text, width: int) -> Iterator[Record | Fa
                 text = content.rstrip(b"\r\n").decode(layout.encoding, errors="replace")
                 yield Fault(line + place, f"quotes do not match: {error}", text)
             continue
-        if not all(_decodes(content, layout) for content in taken):
-            yield Fault(line, _encoding_reason(layout), layout.delimiter.join(fields))
+        if not all(chunks.decodes(content, layout.encoding) for content in taken):
+            yield Fault(line, chunks.encoding_reason(layout.encoding), layout.delimiter.join(fields))
         elif fields and len(fields) != width:
             yield Fault(line, _width_reason(len(fields), width), layout.delimiter.join(fields))
         else:
@@ -319,27 +260,6 @@ def _arrow(source: Any) -> Any:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """The text of a file, unpacked and without its byte order mark, beside the raw file it comes from."""
-    with path.open("rb") as raw:
-        packed = raw.peek(2)[:2] == b"\x1f\x8b"
-        stream = BufferedReader(cast("RawIOBase", gzip.GzipFile(fileobj=raw))) if packed else raw
-        if stream.peek(3)[:3] == codecs.BOM_UTF8:
-            stream.read(3)
-        yield stream, raw
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    import pyarrow as pa
-
-    try:
-        yield
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
-
-
-@contextmanager
 def _field_limit() -> Iterator[None]:
     """The csv module keeps its limit for the whole process, so it is put back."""
     before = csv.field_size_limit(LONGEST_FIELD)
@@ -347,18 +267,6 @@ def _field_limit() -> Iterator[None]:
         yield
     finally:
         csv.field_size_limit(before)
-
-
-def _decodes(line: bytes, layout: Text) -> bool:
-    try:
-        line.decode(layout.encoding)
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _encoding_reason(layout: Text) -> str:
-    return f"not valid {layout.encoding.upper()}"
 
 
 def _width_reason(width: int, expected: int) -> str:

@@ -32,14 +32,42 @@ class Columnar:
 
 
 @dataclass(frozen=True)
+class JsonLines:
+    """Objects, one a line; a key that is missing, twice there (the last counts) or of another type is no fault.
+
+    Values become text: whole floats without a point, lists joined by `|`, and nothing where there is an object.
+    """
+
+    columns: tuple[str, ...] | None = None  # the keys there may be; None: those of the first objects
+    syntax: Literal["json", "python"] = "json"  # python: literals as Python prints them, such as {'price': None}
+    rows: str | None = None  # a key whose list holds the rows, as objects; they have the keys of their line besides
+
+
+Layout = Text | Columnar | JsonLines
+
+
+@dataclass(frozen=True)
 class RawTable:
     """Files of one layout. `select` maps our column names to names of the file's columns."""
 
     paths: tuple[Path, ...]
-    layout: Text | Columnar
+    layout: Layout
     select: Mapping[str, str]
     where: str | None = None  # an SQL condition on the file's columns (all text); other rows are left out unvalidated
     derive: Mapping[str, str] = field(default_factory=dict)  # our name -> SQL expression over the file's columns (all text)
+    constants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # our name -> what all rows of each file have
+    lookups: Mapping[str, "Lookup"] = field(default_factory=dict)  # our name -> where its text is looked up
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """The text that another table tells: it selects `key` and `value`, and our file's `column` holds the key.
+
+    The first of several values of a key counts. A user or an item whose key is not there is a bad row.
+    """
+
+    column: str
+    table: RawTable
 
 
 @dataclass(frozen=True)
