@@ -3,8 +3,10 @@
 A fixture is a folder `tests/fixtures/<source>/<case>` with the configuration in `source.yaml` beside the raw files.
 """
 
+import ast
 import csv
 import gzip
+import json
 import shutil
 import socket
 from collections.abc import Iterable
@@ -17,7 +19,7 @@ import pytest
 
 from turborec import recipe
 from turborec.data.prepare import Prepare, prepare
-from turborec.data.schema import UNKNOWN_TIME, RawTable, RawTables, Text
+from turborec.data.schema import UNKNOWN_TIME, JsonLines, RawTable, RawTables, Text
 from turborec.data.split import LeaveOneOut
 from turborec.data.store import open_store
 from turborec.sources._source import Source
@@ -55,13 +57,23 @@ def ready(case: Path, folder: Path) -> tuple[Source, RawTables]:
 
 
 def tables(raw: RawTables) -> list[RawTable]:
-    return [raw.events] if raw.items is None else [raw.events, raw.items]
+    named = [raw.events] if raw.items is None else [raw.events, raw.items]
+    return [*named, *(lookup.table for table in named for lookup in table.lookups.values())]
+
+
+def names(table: RawTable) -> set[str]:
+    return {*table.select, *table.derive, *table.constants, *table.lookups}
 
 
 def columns(path: Path, layout: object) -> Iterable[str]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    if isinstance(layout, JsonLines):
+        read = json.loads if layout.syntax == "json" else ast.literal_eval
+        with opener(path, "rt", encoding="utf-8") as file:
+            objects = [read(line) for line in file]
+        return {key for row in objects for key in [*row, *(k for inner in row.get(layout.rows, []) for k in inner)]}
     if not isinstance(layout, Text):
         return pq.read_schema(path).names
-    opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding=layout.encoding, newline="") as file:
         line = file.readline().rstrip("\r\n")
     first = next(csv.reader([line])) if layout.quote and layout.delimiter == "," else line.split(layout.delimiter)
@@ -107,14 +119,15 @@ def test_described_files_have_the_selected_columns(case: Path, tmp_path: Path) -
     for table in tables(raw):
         assert table.paths
         for path in table.paths:
-            assert set(table.select.values()) <= set(columns(path, table.layout))
+            wanted = {*table.select.values(), *(lookup.column for lookup in table.lookups.values())}
+            assert wanted <= set(columns(path, table.layout))
 
 
 @each_case
 def test_tables_name_user_and_item_and_nothing_unknown(case: Path, tmp_path: Path) -> None:
     _, raw = ready(case, tmp_path)
-    assert {"user", "item"} <= {*raw.events.select, *raw.events.derive} <= EVENT_COLUMNS
-    assert raw.items is None or "item" in raw.items.select
+    assert {"user", "item"} <= names(raw.events) <= EVENT_COLUMNS
+    assert raw.items is None or "item" in names(raw.items)
     assert "\n" not in raw.terms
 
 

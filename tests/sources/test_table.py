@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from turborec.data.schema import Columnar, RawTables, Text
+from turborec.data.schema import Columnar, JsonLines, RawTables, Text
 from turborec.errors import UserError
 from turborec.recipe import validate
 from turborec.sources.table import Config
@@ -37,6 +37,8 @@ def test_named_columns_are_selected_and_the_others_are_not(tmp_path: Path) -> No
         ("e.parquet", Columnar()),
         ("e.arrow", Columnar()),
         ("e.feather", Columnar()),
+        ("e.jsonl", JsonLines()),
+        ("e.json.gz", JsonLines()),
     ],
 )
 def test_layout_follows_from_the_suffix(tmp_path: Path, name: str, layout: object) -> None:

@@ -11,6 +11,7 @@ from turborec import recipe
 from turborec.data.schema import RawTable, RawTables, Text
 from turborec.errors import UserError
 from turborec.sources._fetch import Remote, fetch, locked, show_terms
+from turborec.sources._local import plain_or_packed
 from turborec.sources._unpack import unpack
 
 TERMS = (
@@ -143,12 +144,7 @@ class Config(recipe.Config):
         """The ratings and the movies, where both lie side by side."""
         edition = EDITIONS[self.name]
         for place in (folder / edition.folder, folder):
-            ratings, movies = (_plain_or_packed(place / name) for name in (edition.files.ratings, edition.files.movies))
+            ratings, movies = (plain_or_packed(place / name) for name in (edition.files.ratings, edition.files.movies))
             if ratings and movies:
                 return ratings, movies
         return None
-
-
-def _plain_or_packed(path: Path) -> Path | None:
-    """A file under its name or, compressed, with .gz after it."""
-    return next((p for p in (path, path.with_name(path.name + ".gz")) if p.is_file()), None)

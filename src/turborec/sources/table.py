@@ -1,6 +1,5 @@
-"""Any table of events in text, Parquet or Arrow files, with the user saying what its columns mean."""
+"""Any table of events in text, Parquet, Arrow or JSON lines files, with the user saying what its columns mean."""
 
-import os
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal, Self
@@ -9,12 +8,14 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 
 from turborec import recipe
-from turborec.data.schema import Columnar, RawTable, RawTables, Text, TimeFormat
+from turborec.data.schema import Columnar, JsonLines, Layout, RawTable, RawTables, Text, TimeFormat
 from turborec.errors import UserError
 from turborec.sources._fetch import Remote, fetch
+from turborec.sources._local import find
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".dat": "::"}
 COLUMNAR = (".parquet", ".arrow", ".feather", ".ipc")
+JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 Paths = str | tuple[str, ...]
 """One path or several of one layout; each absolute, relative, or an address on the web."""
@@ -24,7 +25,8 @@ class Config(recipe.Config):
     """Events, and optionally items, whose columns are named here.
 
     A relative path is looked for in the raw folder, then in the folder that TURBOREC_DATA names or, where it names
-    none, in the working directory. Text is told apart by its suffix (.csv, .tsv, .dat with `::`), with .gz or not.
+    none, in the working directory. Text is told apart by its suffix (.csv, .tsv, .dat with `::`, .jsonl with an object a
+    line), with .gz or not.
     """
 
     kind: Literal["table"] = "table"
@@ -81,15 +83,17 @@ class Config(recipe.Config):
             raise UserError(f"The files of one table share one layout, but {', '.join(paths)} are laid out differently.")
         return RawTable(found, layouts[0], select)
 
-    def _layout(self, path: Path, columns: tuple[str, ...] | None) -> Text | Columnar:
+    def _layout(self, path: Path, columns: tuple[str, ...] | None) -> Layout:
         suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
         if suffix in COLUMNAR:
             return Columnar()
+        if suffix in JSON_LINES and self.delimiter is None:
+            return JsonLines(columns)
         delimiter = self.delimiter or DELIMITERS.get(suffix)
         if delimiter is None:
             raise UserError(
                 f"The suffix of {path} does not tell how it is laid out (known: "
-                f"{', '.join([*DELIMITERS, *COLUMNAR])}): state its delimiter."
+                f"{', '.join([*DELIMITERS, *COLUMNAR, *JSON_LINES])}): state its delimiter."
             )
         quote = self.quote if self.quote is not None else '"' if delimiter == "," else ""
         return Text(delimiter, columns, header=columns is None, quote=quote, encoding=self.encoding)
@@ -112,15 +116,10 @@ def _place(address: str, folder: Path) -> Path:
 
 
 def _find(path: str, folder: Path) -> Path:
-    """The file a path or an address means; a UserError says where it was looked for."""
-    if _on_web(path):
-        places = [_place(path, folder)]
-    else:
-        data = os.environ.get("TURBOREC_DATA")
-        places = [folder / path, (Path(data) if data else Path.cwd()) / path]
-    for place in places:
-        if place.is_file():
-            return place
-    looked = " or ".join(str(place) for place in dict.fromkeys(places))
-    hint = "" if Path(path).is_absolute() else " A relative path starts at TURBOREC_DATA or, without it, here."
-    raise UserError(f"There is no file {path}; looked for {looked}.{hint}")
+    """The file a path or an address means."""
+    if not _on_web(path):
+        return find(path, folder)
+    place = _place(path, folder)
+    if not place.is_file():
+        raise UserError(f"There is no file {path}; looked for {place}.")
+    return place
