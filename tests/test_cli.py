@@ -76,6 +76,7 @@ MISTAKES = {
     "wrong part": (["evaluate", ".", "--part", "train"], "test or validation"),
     "no device": (["train", "recipe.yaml", "--store", "store", "--device", "banana"], "'banana' cannot be used"),
     "no folder": (["data", "export", "store", "--out", "nowhere/events.csv"], "No such file or directory"),
+    "parts of a table": (["data", "export", "store", "--out", "e.csv", "--parts"], "--parts goes with --format recbole"),
     "seed too large": (["train", "recipe.yaml", "seed=99999999999999999999"], "seed: expected"),
     "no users file": (["recommend", "done", "--store", "store", "--users", "nobody.txt"], "not a run folder"),
     "no store": (["data", "describe", "."], "not a prepared store"),
@@ -111,6 +112,14 @@ def test_an_export_holds_every_event(run, place):
     lines = (place / "events.tsv").read_text().splitlines()
     assert code == 0 and f"{len(lines) - 1:,} events" in said
     assert {line.split("\t")[3].strip('"') for line in lines[1:]} == {"train", "validation", "test"}
+
+
+def test_an_export_for_recbole_says_how_to_read_it_again(run, place):
+    code, said, _ = run("data", "export", "store", "--out", "shop", "--format", "recbole", "--parts")
+    lines = sum(len(path.read_text().splitlines()) - 1 for path in (place / "shop").glob("shop.*.inter"))
+    assert code == 0 and f"{lines:,} events" in said
+    expected = "{kind: recbole, name: shop, order: position, benchmark_filename: [train, valid, test]}"
+    assert expected in " ".join(said.split())
 
 
 def test_a_start_that_fails_leaves_no_folder_behind(run, place):

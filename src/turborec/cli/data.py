@@ -3,7 +3,7 @@
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -13,6 +13,8 @@ from turborec.cli._show import console
 
 if TYPE_CHECKING:
     from turborec.data.store import Store
+
+Form = Literal["table", "recbole"]
 
 app = typer.Typer(help="Raw data and prepared stores.", no_args_is_help=True)
 
@@ -76,14 +78,32 @@ def verify(store: StoreOrRecipe, home: Home = DEFAULT_HOME, raw: Raw = None) -> 
 @app.command()
 def export(
     store: StoreOrRecipe,
-    out: Annotated[Path, typer.Option(help="a .parquet, .csv or .tsv file")],
+    out: Annotated[
+        Path, typer.Option(help="a .parquet, .csv or .tsv file; for RecBole a new folder, whose name its files get")
+    ],
+    form: Annotated[Form, typer.Option("--format", help="one table, or RecBole's atomic files")] = "table",
+    parts: Annotated[bool, typer.Option("--parts", help="RecBole: files of their own for train, valid and test")] = False,
     home: Home = DEFAULT_HOME,
     raw: Raw = None,
 ) -> None:
     """Write a store's events with their raw ids and parts."""
+    from turborec.data import atomic
     from turborec.data import export as exports
+    from turborec.errors import UserError
 
-    console.print(f"{exports.export(_open_store(store, home, raw), out):,} events written to {escape(str(out))}.")
+    if parts and form == "table":
+        raise UserError("--parts goes with --format recbole; a table has a column that says the part.")
+    opened = _open_store(store, home, raw)
+    events = exports.export(opened, out) if form == "table" else atomic.export_atomic(opened, out, parts)
+    console.print(f"{events:,} events written to {escape(str(out))}.")
+    if form == "recbole":
+        settings = {"order": "position"}
+        settings |= {"time_format": "milliseconds"} if opened.card.get("time_unit") == "milliseconds" else {}
+        settings |= {"benchmark_filename": "[train, valid, test]"} if parts else {}
+        source = ", ".join(
+            f"{key}: {value}" for key, value in {"kind": "recbole", "name": out.absolute().name, **settings}.items()
+        )
+        console.print(f"turborec reads them again with data.source='{{{escape(source)}}}' and --raw {escape(str(out))}.")
 
 
 def _open_store(name: str, home: Path, raw: Path | None) -> "Store":

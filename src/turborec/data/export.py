@@ -1,12 +1,13 @@
 """A store's events written out again with their raw ids, in bounded memory."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from turborec.data.schema import UNKNOWN_TIME
-from turborec.data.store import PART_BITS, Store
+from turborec.data.store import PART_BITS, Int64, Store
 from turborec.errors import UserError
 from turborec.progress import task
 
@@ -18,31 +19,43 @@ USERS_AT_A_TIME = 4096
 
 def export(store: Store, out: Path) -> int:
     """Write user, item, time and part of every event to `out` (.parquet, .csv or .tsv); how many there were."""
-    import pyarrow as pa
-    import pyarrow.csv as pc
-    import pyarrow.parquet as pq
-
-    schema = pa.schema({"user": pa.string(), "item": pa.string(), "time": pa.int64(), "part": pa.string()})
     if out.suffix not in (".parquet", ".csv", ".tsv"):
         raise UserError(f"Expected a file ending in .parquet, .csv or .tsv, got {out}.")
     temporary = out.with_name(f".{out.name}.part")
-    writer: Any
-    if out.suffix == ".parquet":
-        writer = pq.ParquetWriter(temporary, schema, compression="zstd")
-    else:
-        delimiter = "," if out.suffix == ".csv" else "\t"
-        writer = pc.CSVWriter(temporary, schema, write_options=pc.WriteOptions(delimiter=delimiter))
-    with writer, task("Exporting", store.num_users, "users") as advance:
-        for first in range(0, store.num_users, USERS_AT_A_TIME):
-            users = np.arange(first, min(first + USERS_AT_A_TIME, store.num_users))
-            writer.write_table(_rows(store, users, schema))
-            advance(len(users))
-    temporary.rename(out)
+    try:
+        with _writer(temporary, out.suffix) as writer, task("Exporting", store.num_users, "users") as advance:
+            for users in blocks_of_users(store):
+                writer.write_table(rows_of(store, users))
+                advance(len(users))
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
     return len(store.histories.items)
 
 
-def _rows(store: Store, users: np.ndarray[Any, Any], schema: "pa.Schema") -> "pa.Table":
-    """The events of consecutive users."""
+def _writer(path: Path, suffix: str) -> Any:
+    import pyarrow.csv as pc
+    import pyarrow.parquet as pq
+
+    if suffix == ".parquet":
+        return pq.ParquetWriter(path, _schema(), compression="zstd")
+    return pc.CSVWriter(path, _schema(), write_options=pc.WriteOptions(delimiter="," if suffix == ".csv" else "\t"))
+
+
+def _schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    return pa.schema({"user": pa.string(), "item": pa.string(), "time": pa.int64(), "part": pa.string()})
+
+
+def blocks_of_users(store: Store) -> Iterator[Int64]:
+    """All users, some thousand at a time."""
+    for first in range(0, store.num_users, USERS_AT_A_TIME):
+        yield np.arange(first, min(first + USERS_AT_A_TIME, store.num_users))
+
+
+def rows_of(store: Store, users: Int64) -> "pa.Table":
+    """User, item, time and part (train, validation, test or history) of the events of consecutive users."""
     import pyarrow as pa
 
     offsets = store.histories.offsets
@@ -63,4 +76,4 @@ def _rows(store: Store, users: np.ndarray[Any, Any], schema: "pa.Schema") -> "pa
         pa.array(times, mask=times == UNKNOWN_TIME),
         label.tolist(),
     ]
-    return pa.table(columns, schema=schema)
+    return pa.table(columns, schema=_schema())

@@ -1,0 +1,200 @@
+"""RecBole's atomic files: any data set converted for RecBole, whole or split, with the companions of text models.
+
+NAME.inter and NAME.item are tab-separated text whose header names and types every column:
+
+    user_id:token <tab> item_id:token <tab> rating:float <tab> timestamp:float
+
+The types are token, float, and token_seq and float_seq, whose entries are separated by spaces. MMRec's files are the same
+without types. With `benchmark_filename: [train, valid, test]` the events lie in NAME.train.inter, NAME.valid.inter and
+NAME.test.inter instead. UniSRec and models that follow it put beside them
+
+    NAME.text         item_id:token <tab> text:token_seq, the text of one item a line
+    NAME.item2index   raw id <tab> index, without a header: what the item ids in the .inter files stand for
+    NAME.user2index   the same of users
+
+W. X. Zhao et al., RecBole: towards a unified, comprehensive and efficient framework for recommendation, CIKM 2021.
+"""
+
+import gzip
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from turborec import recipe
+from turborec.data.schema import Lookup, RawTable, RawTables, Text
+from turborec.errors import UserError, closest
+from turborec.sources._local import HINT, places, plain_or_packed
+
+TYPES = ("token", "token_seq", "float", "float_seq")
+PARTS = ("train", "valid", "test")
+LONGEST_HEADER = 2**20
+
+# RecBole's numbers are floats: `8.8e8`, `881250949.0`. Whole ones below 2^53 are exact as a double; the others stay as they
+# are written, to be read as the whole numbers they are or to be refused.
+_WHOLE = """CASE WHEN regexp_full_match({x}, '[0-9]+[.]?[0-9]*([eE][+]?[0-9]+)?') AND TRY_CAST({x} AS DOUBLE) < 9007199254740992
+    AND TRY_CAST({x} AS DOUBLE) = trunc(TRY_CAST({x} AS DOUBLE))
+    THEN CAST(CAST(TRY_CAST({x} AS DOUBLE) AS BIGINT) AS VARCHAR) ELSE {x} END"""
+_PART = "CASE {x} WHEN '0' THEN 'train' WHEN '1' THEN 'valid' WHEN '2' THEN 'test' ELSE {x} END"
+DERIVED = {"time": _WHOLE, "order": _WHOLE, "label": _PART}
+"""SQL for what is not written as we read it."""
+
+DEFAULTS = {"time": "timestamp", "value": "rating"}
+"""Columns that are read where they are there."""
+
+Columns = Mapping[str, str]
+"""The columns of a file: name -> `name:type`, as its header has it."""
+
+
+class Config(recipe.Config):
+    """The files NAME.*, where NAME is the last part of `name`; nobody keeps such files on the web any more.
+
+    They are looked for in the raw folder, in `name` inside it, and in `name` below TURBOREC_DATA. The columns are called
+    as RecBole calls them by default. All columns of NAME.item become attributes, as the text that they are, and so does
+    `text` of NAME.text; where there is a NAME.item2index, NAME.text alone describes the items, since only it has raw ids.
+    NAME.user is not read: nothing uses it.
+    """
+
+    kind: Literal["recbole"] = "recbole"
+    name: str = Field(min_length=1)
+    benchmark_filename: tuple[str, str, str] | None = None  # of training, validation and test, for the split `labelled`
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str | None = None  # None: timestamp, where there is one
+    time_format: Literal["seconds", "milliseconds"] = "seconds"
+    order: str | None = None  # the place of an event in its user's history: `position` in what `data export` writes
+    value: str | None = None  # None: rating, where there is one
+    label: str | None = None  # train, valid and test, or 0, 1 and 2 as MMRec has it
+    separator: str = Field("\t", min_length=1)
+
+    @model_validator(mode="after")
+    def _one_split(self) -> Self:
+        if self.label and self.benchmark_filename:
+            raise ValueError("label and benchmark_filename are two ways to say which part an event belongs to: keep one")
+        return self
+
+    def download(self, folder: Path) -> None:
+        """Look whether the files are there."""
+        self._events(folder)
+
+    def parse(self, folder: Path) -> RawTables:
+        """Describe the files, compressed by gzip or not."""
+        paths = self._events(folder)
+        columns, *others = (_columns(path, self.separator) for path in paths)
+        if any(list(other.values()) != list(columns.values()) for other in others):
+            raise UserError(f"{', '.join(path.name for path in paths)} must have the same columns in the same order.")
+        chosen = self._chosen(columns, paths[0])
+        home = paths[0].parent
+        lookups = {name: found for name in ("user", "item") if (found := self._indexed(home, name, chosen[name]))}
+        events = RawTable(
+            paths=paths,
+            layout=Text(self.separator, header=True),
+            select={name: column for name, column in chosen.items() if name not in (*lookups, *DERIVED)},
+            derive={name: sql.replace("{x}", _quoted(chosen[name])) for name, sql in DERIVED.items() if name in chosen},
+            constants={"label": PARTS} if self.benchmark_filename else {},
+            lookups=lookups,
+        )
+        return RawTables(events, self._items(home), time=self.time_format)
+
+    @property
+    def _stem(self) -> str:
+        return Path(self.name).name
+
+    def _events(self, folder: Path) -> tuple[Path, ...]:
+        """The files of events, which lie side by side."""
+        names = [f"{self._stem}.{part}.inter" for part in self.benchmark_filename or ()] or [f"{self._stem}.inter"]
+        looked = [folder, *places(self.name, folder)]
+        for place in looked:
+            found = [path for path in (plain_or_packed(place / name) for name in names) if path]
+            if len(found) == len(names):
+                return tuple(found)
+        others = sorted({path.name for place in looked for path in place.glob(f"{self._stem}.*.inter*")})
+        hint = f" There are {', '.join(others)}: name their parts in benchmark_filename." if others else f" {HINT}"
+        where = " or ".join(map(str, looked))
+        raise UserError(f"Expected {' and '.join(names)}, with or without .gz, in {where}.{hint}")
+
+    def _chosen(self, columns: Columns, path: Path) -> dict[str, str]:
+        """Our names and the columns that have what they mean."""
+        if f"{self.item}_list" in columns:
+            raise UserError(
+                f"{path} has a whole history in each row ({columns[f'{self.item}_list']}), which is not supported: windows "
+                f"are laid over the histories here. Write one event a row: user, item and time or order."
+            )
+        named = {"user": self.user, "item": self.item, "time": self.time, "order": self.order, "value": self.value}
+        chosen = {}
+        for ours, name in (named | {"label": self.label}).items():
+            wanted = name or DEFAULTS.get(ours, "")
+            if name and name not in columns:
+                raise UserError(f"{path} has no column {name!r}{closest(name, tuple(columns))}: state which one is the {ours}.")
+            if wanted in columns:
+                chosen[ours] = columns[wanted]
+        sequences = [column for column in chosen.values() if column.endswith("_seq")]
+        if sequences:
+            raise UserError(f"{path}: {', '.join(sequences)} hold sequences, where a single value is needed.")
+        return chosen
+
+    def _indexed(self, home: Path, name: str, column: str) -> Lookup | None:
+        """What the indices of users or items stand for."""
+        path = plain_or_packed(home / f"{self._stem}.{name}2index")
+        if path is None:
+            return None
+        return Lookup(column, RawTable((path,), Text("\t", ("raw", "index")), {"key": "index", "value": "raw"}))
+
+    def _items(self, home: Path) -> RawTable | None:
+        described, text = (plain_or_packed(home / f"{self._stem}.{suffix}") for suffix in ("item", "text"))
+        indexed = plain_or_packed(home / f"{self._stem}.item2index") is not None
+        path = text if text and (indexed or not described) else described
+        if path is None:
+            return None
+        columns = _columns(path, self.separator)
+        if self.item not in columns:
+            raise UserError(f"{path} has no column {self.item!r}{closest(self.item, tuple(columns))}, which names the item.")
+        select = {"item" if name == self.item else name: column for name, column in columns.items()}
+        lookups = {}
+        if path == described and indexed and (lookup := self._indexed(home, "item", select.pop("item"))):
+            lookups["item"] = lookup
+        elif path == described and text:
+            told = _columns(text, self.separator)
+            key, value = told.get(self.item), told.get("text")
+            if not key or not value:
+                raise UserError(f"{text} must have the columns {self.item} and text, got {', '.join(told)}.")
+            table = RawTable((text,), Text(self.separator, header=True), {"key": key, "value": value})
+            select.pop("text", None)
+            lookups["text"] = Lookup(select["item"], table)
+        return RawTable((path,), Text(self.separator, header=True), select, lookups=lookups)
+
+
+def _columns(path: Path, separator: str) -> Columns:
+    """What the header says; without any types, as MMRec writes it, a column is its name."""
+    fields = _header(path).split(separator)
+    typed = any(":" in field for field in fields)
+    for field in fields:
+        if typed and field.partition(":")[2] not in TYPES:
+            raise UserError(
+                f"The header of {path} must consist of name:type, separated by {separator!r}, with the types "
+                f"{', '.join(TYPES)}; got {field[:200]!r}."
+            )
+    return {field.partition(":")[0]: field for field in fields}
+
+
+def _header(path: Path) -> str:
+    """The first line of a file, compressed or not."""
+    try:
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as file:
+            line = file.readline(LONGEST_HEADER).rstrip(b"\r\n").decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} does not begin with a header in UTF-8: {error.reason} at byte {error.start}.") from error
+    if not line:
+        raise UserError(f"{path} is empty, or its first line is: expected a header such as user_id:token, item_id:token.")
+    return line
+
+
+def _quoted(column: str) -> str:
+    """A column as an SQL identifier."""
+    return '"' + column.replace('"', '""') + '"'
