@@ -36,6 +36,11 @@ def test_the_model_of_the_guide_passes_every_contract(tmp_path):
     assert re.search(r"1\d passed", done.stdout)
 
 
+@pytest.mark.parametrize("kind", kinds("turborec.sources"))
+def test_the_guide_names_every_source(kind):
+    assert f"| `{kind}` |" in (CHECKOUT / "docs" / "adding-a-data-set.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("kind", kinds("turborec.models"))
 def test_the_readme_or_the_design_names_every_model(kind):
     assert any(kind in (CHECKOUT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/design.md"))

@@ -1,3 +1,4 @@
+import csv
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def made(folder: Path, split: Split | None = None, unit: Any = "seconds", **colu
     users = [f"u {n // 7}" for n in range(35)]
     events = {"user": users, "item": [f"{(n * n) % 11}" for n in range(35)], "time": [9 - (n % 7) // 2 for n in range(35)]}
     pq.write_table(pa.table(events | columns), folder / "events.parquet")
-    titles = ['Über, "x"', "a\tb\r\nc", "", None, "d|e", *["t"] * 6]
+    titles = ['"Über" "x', "a\tb\r\nc", "", None, "d|e", *["t"] * 6]
     pq.write_table(
         pa.table({"item": [str(n) for n in range(11)], "title": titles, "year": list(range(11))}), folder / "items.parquet"
     )
@@ -57,8 +58,11 @@ def test_what_recbole_gets_comes_back_as_the_same_store(tmp_path: Path) -> None:
     again = read_again(tmp_path / "shop", tmp_path, LeaveOneOut())
     require_equal(store, again)
     before, after = (pq.read_table(s.folder / "items.parquet").to_pylist() for s in (store, again))
-    cleaned = [row | {"title": row["title"] and row["title"].replace("\t", " ").replace("\r\n", " ")} for row in before]
-    assert after == cleaned and any(row["title"] == "a b c" for row in after)
+    said = {"a\tb\r\nc": "a b c", '"Über" "x': "'Über' 'x"}
+    assert after == [row | {"title": said.get(row["title"], row["title"])} for row in before]
+    assert {*said.values()} <= {row["title"] for row in after}
+    with (tmp_path / "shop" / "shop.item").open(newline="", encoding="utf-8") as file:
+        assert [row[1] for row in csv.reader(file, delimiter="\t")][1:] == [row["title"] or "" for row in after]
 
 
 @pytest.mark.parametrize(
@@ -123,9 +127,10 @@ def test_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "set").iterdir()] == ["set.inter"]
 
 
-def test_nothing_is_left_where_an_id_cannot_be_written(tmp_path: Path) -> None:
-    store = made(tmp_path / "raw", user=["a\tb"] * 7 + ["c"] * 28)
-    with pytest.raises(UserError, match=r"The user 'a\\tb' holds a tab or a line end"):
+@pytest.mark.parametrize("user", ["a\tb", "a\nb", '"a"'])
+def test_nothing_is_left_where_an_id_cannot_be_written(tmp_path: Path, user: str) -> None:
+    store = made(tmp_path / "raw", user=[user] * 7 + ["c"] * 28)
+    with pytest.raises(UserError, match=r"The user '.*' holds a tab or a line end, or begins with a quote"):
         export_atomic(store, tmp_path / "shop", parts=False)
     assert not (tmp_path / "shop").exists() and not list(tmp_path.glob(".shop*"))
 

@@ -2,7 +2,8 @@
 
 NAME.inter has the raw ids, the time where any is known, and `position`, the place of an event in its user's history. It
 is what orders events again: times tie, and RecBole rounds them to float32, that is to 128 seconds nowadays, while with
-`TIME_FIELD: position` it keeps the order, too. NAME.item has the attributes, whose tabs and line ends become spaces.
+`TIME_FIELD: position` it keeps the order, too. NAME.item has the attributes; their tabs and line ends become spaces. RecBole
+takes a quote that begins a value for one that the next quote ends, so there quotes become single ones.
 """
 
 import re
@@ -99,13 +100,21 @@ def _item_rows(columns: dict[str, list[str | None]]) -> Iterator[list[str]]:
     items, *attributes = columns.values()
     _require_plain(items, "item")
     for item, *texts in zip(items, *attributes, strict=True):
-        yield [item or "", *(re.sub(r"[\t\r\n]+", " ", text or "") for text in texts)]
+        yield [item or "", *(_plain(text or "") for text in texts)]
+
+
+def _plain(text: str) -> str:
+    text = re.sub(r"[\t\r\n]+", " ", text)
+    return text.replace('"', "'") if text.startswith('"') else text
 
 
 def _require_plain(ids: list[str | None], what: str) -> None:
     for text in dict.fromkeys(ids):
-        if text and re.search(r"[\t\r\n]", text):
-            raise UserError(f"The {what} {text!r} holds a tab or a line end, which RecBole's files cannot: export a .parquet.")
+        if text and re.search(r'[\t\r\n]|^"', text):
+            raise UserError(
+                f"The {what} {text!r} holds a tab or a line end, or begins with a quote, which RecBole would misread: export a "
+                f".parquet."
+            )
 
 
 def _has_times(store: Store) -> bool:
