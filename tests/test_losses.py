@@ -30,7 +30,7 @@ def test_tiled_cross_entropy_equals_the_plain_one_at_any_tile(monkeypatch, tile)
     monkeypatch.setattr(losses, "TILE_BYTES", tile)
     monkeypatch.setattr(losses, "_MIN_ROWS", 4)
     states, table, targets = inputs()
-    total = TiledCrossEntropy.apply(states, table, targets)
+    total = TiledCrossEntropy.apply(states, table, None, targets)
     plain = F.cross_entropy(states @ table[1:].T, targets - 1, reduction="sum")
     assert total.item() == pytest.approx(plain.item(), rel=1e-12)
     for got, expected in zip(gradients(total, states, table), gradients(plain, states, table), strict=True):
@@ -39,42 +39,64 @@ def test_tiled_cross_entropy_equals_the_plain_one_at_any_tile(monkeypatch, tile)
 
 def test_tiled_cross_entropy_passes_gradcheck():
     states, table, targets = inputs()
-    assert torch.autograd.gradcheck(lambda s, t: TiledCrossEntropy.apply(s, t, targets), (states, table))
+    assert torch.autograd.gradcheck(lambda s, t: TiledCrossEntropy.apply(s, t, None, targets), (states, table))
+
+
+@pytest.mark.parametrize("tile", [2**10, 2**24])
+def test_a_bias_of_the_items_enters_every_logit(monkeypatch, tile):
+    monkeypatch.setattr(losses, "TILE_BYTES", tile)
+    monkeypatch.setattr(losses, "_MIN_ROWS", 4)
+    states, table, targets = inputs()
+    bias = torch.randn(V + 1, dtype=torch.float64).requires_grad_()
+    total = TiledCrossEntropy.apply(states, table, bias, targets)
+    plain = F.cross_entropy(states @ table[1:].T + bias[1:], targets - 1, reduction="sum")
+    assert total.item() == pytest.approx(plain.item(), rel=1e-12)
+    got, expected = (torch.autograd.grad(value, [states, table, bias]) for value in (total, plain))
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), SampledSoftmax(), GBCE(), BPR(negatives=3)])
+def test_a_bias_is_a_further_column_of_the_table(loss):
+    states, table, targets = inputs()
+    bias = torch.randn(V + 1, dtype=torch.float64)
+    criterion = loss.build(counts())
+    wider = torch.cat([states, torch.ones(N, 1, dtype=torch.float64)], 1), torch.cat([table, bias[:, None]], 1)
+    assert criterion(states, table, targets, 7, bias).item() == pytest.approx(criterion(*wider, targets, 7).item(), rel=1e-6)
 
 
 def test_the_gradient_scales_with_what_arrives():
     states, table, targets = inputs()
-    once = gradients(TiledCrossEntropy.apply(states, table, targets), states, table)
-    thrice = gradients(3 * TiledCrossEntropy.apply(states, table, targets), states, table)
+    once = gradients(TiledCrossEntropy.apply(states, table, None, targets), states, table)
+    thrice = gradients(3 * TiledCrossEntropy.apply(states, table, None, targets), states, table)
     assert all(torch.allclose(3 * a, b) for a, b in zip(once, thrice, strict=True))
 
 
 def test_without_gradients_only_the_value_is_formed():
     states, table, targets = inputs()
     with torch.no_grad():
-        total = TiledCrossEntropy.apply(states, table, targets)
-    assert total.item() == pytest.approx(TiledCrossEntropy.apply(states, table, targets).item())
+        total = TiledCrossEntropy.apply(states, table, None, targets)
+    assert total.item() == pytest.approx(TiledCrossEntropy.apply(states, table, None, targets).item())
 
 
 def test_logits_of_ten_thousand_stay_finite():
     states, table, targets = inputs(torch.float32)
-    total = TiledCrossEntropy.apply(states * 1e4, table, targets)
+    total = TiledCrossEntropy.apply(states * 1e4, table, None, targets)
     assert math.isfinite(total.item())
     assert all(g.isfinite().all() for g in gradients(total, states, table))
 
 
 def test_bfloat16_products_stay_close_to_the_exact_gradient():
     states, table, targets = inputs(torch.float32)
-    exact = gradients(TiledCrossEntropy.apply(states.double(), table.double(), targets), states, table)
+    exact = gradients(TiledCrossEntropy.apply(states.double(), table.double(), None, targets), states, table)
     with torch.autocast("cpu", torch.bfloat16):
-        total = TiledCrossEntropy.apply(states, table, targets)
+        total = TiledCrossEntropy.apply(states, table, None, targets)
     for got, expected in zip(gradients(total, states, table), exact, strict=True):
         assert (got - expected).norm() / expected.norm() < 0.01
 
 
 def test_no_targets_give_zero():
     states, table, _ = inputs()
-    assert TiledCrossEntropy.apply(states[:0], table, torch.zeros(0, dtype=torch.int64)).item() == 0
+    assert TiledCrossEntropy.apply(states[:0], table, None, torch.zeros(0, dtype=torch.int64)).item() == 0
 
 
 def test_sampling_every_item_once_gives_the_exact_softmax(monkeypatch):

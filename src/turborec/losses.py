@@ -1,10 +1,12 @@
 """Losses over a catalogue: (states, item table, targets) -> the sum over targets, written in logit space.
 
-Letters: N predicted positions, D width, V items. The table has V + 1 rows; row 0 is padding and never a candidate.
+Letters: N predicted positions, D width, V items, K negatives. The table, and the bias of the items where there is one, have
+V + 1 rows; row 0 is padding and never a candidate.
 Each loss is a frozen config whose `build` gives the module that computes it.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
@@ -29,9 +31,9 @@ class CrossEntropy(Config):
         """`counts` [V + 1]: training events of each item (not needed here)."""
         return Criterion(self, counts)
 
-    def value(self, states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor, share: Tensor) -> Tensor:
-        """[N, D], [V + 1, D], [N] -> scalar."""
-        total: Tensor = TiledCrossEntropy.apply(states, table, targets)  # type: ignore[no-untyped-call]
+    def value(self, head: "Head", targets: Tensor, negatives: Tensor, share: Tensor) -> Tensor:
+        """[N] -> scalar."""
+        total: Tensor = TiledCrossEntropy.apply(head.states, head.table, head.bias, targets)  # type: ignore[no-untyped-call]
         return total
 
 
@@ -51,9 +53,9 @@ class SampledSoftmax(Config):
         """`counts` [V + 1]: training events of each item."""
         return Criterion(self, counts)
 
-    def value(self, states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor, share: Tensor) -> Tensor:
-        """[N, D], [V + 1, D], [N], [K], [V + 1] -> scalar."""
-        positive, negative, hit = _shared_logits(states, table, targets, negatives)
+    def value(self, head: "Head", targets: Tensor, negatives: Tensor, share: Tensor) -> Tensor:
+        """[N], [K], [V + 1] -> scalar."""
+        positive, negative, hit = head.logits(targets, negatives)
         negative = negative - (share[negatives] * len(negatives)).log()
         logits = torch.cat([positive[:, None], negative.masked_fill(hit, -math.inf)], dim=1)
         return (logits.logsumexp(1) - positive).sum()
@@ -75,11 +77,11 @@ class GBCE(Config):
         """`counts` [V + 1]: training events of each item."""
         return Criterion(self, counts)
 
-    def value(self, states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor, share: Tensor) -> Tensor:
-        """[N, D], [V + 1, D], [N], [K], [V + 1] -> scalar."""
-        rate = min(1.0, len(negatives) / max(1, len(table) - 2))
+    def value(self, head: "Head", targets: Tensor, negatives: Tensor, share: Tensor) -> Tensor:
+        """[N], [K], [V + 1] -> scalar."""
+        rate = min(1.0, len(negatives) / max(1, len(head.table) - 2))
         beta = rate * (self.calibration * (1 - 1 / rate) + 1 / rate)
-        positive, negative, hit = _shared_logits(states, table, targets, negatives)
+        positive, negative, hit = head.logits(targets, negatives)
         return beta * F.softplus(-positive).sum() + F.softplus(negative).masked_fill(hit, 0.0).sum()
 
 
@@ -94,9 +96,9 @@ class BPR(Config):
         """`counts` [V + 1]: training events of each item."""
         return Criterion(self, counts)
 
-    def value(self, states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor, share: Tensor) -> Tensor:
-        """[N, D], [V + 1, D], [N], [K], [V + 1] -> scalar."""
-        positive, negative, hit = _shared_logits(states, table, targets, negatives)
+    def value(self, head: "Head", targets: Tensor, negatives: Tensor, share: Tensor) -> Tensor:
+        """[N], [K], [V + 1] -> scalar."""
+        positive, negative, hit = head.logits(targets, negatives)
         return F.softplus(negative - positive[:, None]).masked_fill(hit, 0.0).sum() / len(negatives)
 
 
@@ -121,11 +123,14 @@ class Criterion(nn.Module):
         self.register_buffer("share", share.float(), persistent=False)  # [V + 1]: q of each item
         self.register_buffer("cumulative", share.cumsum(0), persistent=False)  # [V + 1]
 
-    def forward(self, states: Tensor, table: Tensor, targets: Tensor, key: int) -> Tensor:
-        """[N, D], [V + 1, D], [N] -> scalar sum; `key` is the step's, so that all processes draw the same negatives."""
+    def forward(self, states: Tensor, table: Tensor, targets: Tensor, key: int, bias: Tensor | None = None) -> Tensor:
+        """[N, D], [V + 1, D], [N], bias [V + 1] -> scalar sum.
+
+        `key` is the step's, so that all processes draw the same negatives.
+        """
         size = getattr(self.config, "negatives", 0)
         negatives = self.draw(size, key) if size else targets[:0]
-        return self.config.value(states, table, targets, negatives, self.share)
+        return self.config.value(Head(states, table, bias), targets, negatives, self.share)
 
     def draw(self, size: int, key: int) -> Tensor:
         """`size` item ids drawn with replacement: int64 [K]."""
@@ -135,11 +140,21 @@ class Criterion(nn.Module):
         return torch.searchsorted(cumulative, uniform.to(cumulative.device), right=True).clamp(1, len(cumulative) - 1)
 
 
-def _shared_logits(states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of targets [N] and of shared negatives [N, K] in float32, and where a negative is the target [N, K]."""
-    positive = (states.float() * table[targets].float()).sum(1)
-    negative = (states @ table[negatives].to(states.dtype).T).float()
-    return positive, negative, negatives == targets[:, None]
+@dataclass(frozen=True)
+class Head:
+    """What logits are made of: state times item, plus the item's bias where there is one."""
+
+    states: Tensor  # [N, D]
+    table: Tensor  # [V + 1, D]
+    bias: Tensor | None = None  # [V + 1]
+
+    def logits(self, targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of targets [N] and of shared negatives [N, K] in float32, and where a negative is the target [N, K]."""
+        positive = (self.states.float() * self.table[targets].float()).sum(1)
+        negative = (self.states @ self.table[negatives].to(self.states.dtype).T).float()
+        if self.bias is not None:
+            positive, negative = positive + self.bias[targets].float(), negative + self.bias[negatives].float()
+        return positive, negative, negatives == targets[:, None]
 
 
 class TiledCrossEntropy(torch.autograd.Function):
@@ -151,51 +166,62 @@ class TiledCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-        """[N, D], [V + 1, D], [N] -> scalar in float32 (float64 for float64 inputs)."""
+    def forward(ctx: Any, states: Tensor, table: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        """[N, D], [V + 1, D], [V + 1], [N] -> scalar in float32 (float64 for float64 inputs)."""
         device = states.device.type
         low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else table.dtype
-        needs_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        needs_gradient = any(ctx.needs_input_grad)
         with torch.autocast(device, enabled=False):
-            total, *gradients = _cross_entropy(states.to(table.dtype), table, targets, low, needs_gradient)
+            total, *gradients = _cross_entropy(Head(states.to(table.dtype), table, bias), targets, low, needs_gradient)
         if needs_gradient:
             ctx.save_for_backward(*gradients)
-        ctx.dtype = states.dtype
+        ctx.dtype, ctx.biased = states.dtype, bias is not None
         return total
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Scalar -> gradients of states [N, D] and of the table [V + 1, D]."""
-        states, table = ctx.saved_tensors
-        return (states * scale).to(ctx.dtype), table * scale, None
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+        """Scalar -> gradients of states [N, D], of the table [V + 1, D] and of the bias [V + 1]."""
+        states, table, bias = ctx.saved_tensors
+        return (states * scale).to(ctx.dtype), table * scale, bias * scale if ctx.biased else None, None
 
 
-def _cross_entropy(
-    states: Tensor, table: Tensor, targets: Tensor, low: torch.dtype, needs_gradient: bool
-) -> tuple[Tensor, ...]:
-    """The value and, where asked for, the gradients of states and table, a block of rows at a time."""
+def _cross_entropy(head: Head, targets: Tensor, low: torch.dtype, needs_gradient: bool) -> tuple[Tensor, ...]:
+    """The value and, where asked for, the gradients of states, table and bias, a block of rows at a time."""
+    states, table = head.states, head.table
     rows, columns = _tile(len(table) - 1, low.itemsize)
     tiles = torch.split(table[1:].to(low), columns)
+    biases = (None,) * len(tiles) if head.bias is None else torch.split(head.bias[1:].to(low), columns)
+    target_bias = table.new_zeros(len(targets)) if head.bias is None else head.bias[targets]
     total = table.new_zeros(())
     state_gradient, table_gradient = torch.empty_like(states), torch.zeros_like(table)
+    bias_gradient = table.new_zeros(len(table))
     for start in range(0, len(states), rows):
         block, target = states[start : start + rows], targets[start : start + rows]
         low_block, embedded = block.to(low), table[target]
-        peak, mass, kept = _normaliser(low_block, tiles, table.dtype)
-        total += (peak.squeeze(1) + mass.log() - (block * embedded).sum(1)).sum()
+        peak, mass, kept = _normaliser(low_block, tiles, biases, table.dtype)
+        correct = (block * embedded).sum(1) + target_bias[start : start + rows]
+        total += (peak.squeeze(1) + mass.log() - correct).sum()
         if not needs_gradient:
             continue
         # Dividing the thin products by the mass spares a pass over the tile.
         scaled = (block / mass[:, None]).to(low)
         gradient = torch.zeros_like(block)
-        for number, tile in enumerate(tiles):
-            share = kept if kept is not None else (low_block @ tile.T).sub_(peak).exp_()
+        for number, (tile, bias) in enumerate(zip(tiles, biases, strict=True)):
+            share = kept if kept is not None else _logits(low_block, tile, bias).sub_(peak).exp_()
             gradient += share @ tile
             lo = 1 + number * columns
             table_gradient[lo : lo + len(tile)] += share.T @ scaled
+            if bias is not None:
+                bias_gradient[lo : lo + len(tile)] += share.T @ (1 / mass).to(low)
         state_gradient[start : start + rows] = gradient.div_(mass[:, None]).sub_(embedded)
     table_gradient.index_add_(0, targets, states, alpha=-1)
-    return total, state_gradient, table_gradient
+    bias_gradient.index_add_(0, targets, torch.ones_like(target_bias), alpha=-1)
+    return total, state_gradient, table_gradient, bias_gradient
+
+
+def _logits(block: Tensor, tile: Tensor, bias: Tensor | None) -> Tensor:
+    """[R, D], [C, D], [C] -> [R, C]."""
+    return block @ tile.T if bias is None else torch.addmm(bias, block, tile.T)
 
 
 def _tile(items: int, itemsize: int) -> tuple[int, int]:
@@ -206,11 +232,13 @@ def _tile(items: int, itemsize: int) -> tuple[int, int]:
     return 4 * _MIN_ROWS, capacity // (4 * _MIN_ROWS)
 
 
-def _normaliser(block: Tensor, tiles: tuple[Tensor, ...], wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+def _normaliser(
+    block: Tensor, tiles: tuple[Tensor, ...], biases: tuple[Tensor | None, ...], wide: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Each row's largest logit [R, 1] and sum of exp(logit - largest) [R]; with one tile, those exponentials [R, V] too."""
     peaks, masses, exponentials = [], [], None
-    for tile in tiles:
-        logits = block @ tile.T
+    for tile, bias in zip(tiles, biases, strict=True):
+        logits = _logits(block, tile, bias)
         peaks.append(logits.amax(1, keepdim=True))
         exponentials = logits.sub_(peaks[-1]).exp_()
         masses.append(exponentials.sum(1, dtype=wide))

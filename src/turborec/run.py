@@ -21,7 +21,7 @@ from turborec.data.store import Part, Store
 from turborec.engine import checkpoint, hardware, log, loop
 from turborec.engine.interrupt import Interruption, interruptible
 from turborec.engine.state import Position, TrainState
-from turborec.engine.stopping import StopperState
+from turborec.engine.stopping import StopperState, still_rising
 from turborec.errors import InterruptedRunError, UserError
 from turborec.evaluate import Evaluation, Result, evaluate
 from turborec.files import write_whole
@@ -184,9 +184,20 @@ def _fit(run: Run, steps: int | None, interruption: Interruption) -> None:
                     logger.info("No gain for %d epochs: stopping early", stopping.patience_epochs)
                     break
                 _epoch(job, state)
+    _warn_if_rising(run, state)
     newest = checkpoint.load_latest(run.checkpoints)
     if newest is not None:
         _load_best(run, newest)
+
+
+def _warn_if_rising(run: Run, state: TrainState) -> None:
+    """A model that would have learned more is no measure of what it can do, so the run says so."""
+    epochs = [record for record in log.read_metrics(run.folder) if record["kind"] == "epoch"][-state.position.epoch :]
+    if still_rising([record[run.recipe.select] or 0.0 for record in epochs]):
+        logger.warning(
+            f"Validation {run.recipe.select} was still rising when the training ended: more epochs "
+            f"({'train' if not state.position.stage else f'then.{state.position.stage - 1}'}.epochs) would give a better model."
+        )
 
 
 def _epoch(job: _Job, state: TrainState) -> None:

@@ -167,7 +167,10 @@ def test_a_user_scores_the_same_alone_and_in_company(kind):
         assert torch.allclose(scores(model, alone)[0], together[row], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", TRAINED)
+BIDIRECTIONAL = {"bert4rec": "reads both sides of a masked event; tests/models/test_bert4rec.py hides the event itself"}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TRAINED if kind not in BIDIRECTIONAL])
 def test_no_prediction_sees_its_own_future(kind):
     model, batch = build(kind)
     early = replace(batch, targets=batch.targets.clone(), targets_count=0)
@@ -202,13 +205,19 @@ def test_learns_a_checkerboard(kind):
     if isinstance(model, Counted):
         fit(model, batch)
     else:
-        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-        for _ in range(60):
+        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+        for step in range(800):
             optimizer.zero_grad()
-            total(model, batch).backward()
+            # Keys are never the same twice in a training; those of masks decide what there is to learn.
+            total(model, replace(batch, keys=batch.keys + step, key=step)).backward()
             optimizer.step()
-    model.eval()
+            if step % 40 == 39 and torch.equal(best(model.eval(), batch), walks[:, -1]):
+                break
+            model.train()
+    assert torch.equal(best(model.eval(), batch), walks[:, -1])
+
+
+def best(model, batch):
     with torch.no_grad():
         scorer = model.scorer()
-        best = scorer.score(scorer.users(batch), 1, 13).argmax(1) + 1
-    assert torch.equal(best, walks[:, -1])
+        return scorer.score(scorer.users(batch), 1, 13).argmax(1) + 1

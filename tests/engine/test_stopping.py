@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turborec.engine.stopping import EarlyStopping, StopperState
+from turborec.engine.stopping import EarlyStopping, StopperState, still_rising
 
 VALUES = st.lists(st.sampled_from([0.1, 0.2, 0.25, 0.3, math.nan]), max_size=30)
 
@@ -93,3 +93,19 @@ def test_update_leaves_the_state_it_was_given() -> None:
     state = StopperState()
     EarlyStopping().update(state, 1, 0.5)
     assert state == StopperState()
+
+
+@pytest.mark.parametrize(
+    ("values", "rising"),
+    [
+        ([0.1], True),
+        ([0.1, 0.2], True),
+        ([0.1, 0.2, 0.2], False),
+        ([*[0.1] * 10, 0.15, 0.1005, 0.1, 0.1], False),
+        ([*[0.1] * 18, 0.1, 0.102], True),
+        ([*[0.1] * 18, 0.102, 0.1], True),
+        ([*[0.1] * 18, 0.1, 0.1009], False),
+    ],
+)
+def test_a_training_that_ends_while_validation_rises_is_told(values, rising):
+    assert still_rising(values) is rising

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from turborec.nn.attention import Attention, Block
+from turborec.nn.attention import Attention, Block, Shape
 from turborec.nn.linear import Context, Linear
 
 CONTEXT = Context(keys=torch.tensor([1, 2]))
@@ -38,7 +38,7 @@ def test_heads_must_divide_the_width():
 
 
 def test_a_causal_block_sees_no_future():
-    block, x = Block(8, 2, 16, dropout=0.3, causal=True, site=0), torch.randn(2, 6, 8)
+    block, x = Block(Shape(8, 2, 16, 0.3), causal=True, site=0), torch.randn(2, 6, 8)
     changed = torch.cat([x[:, :4], torch.randn(2, 2, 8)], dim=1)
     assert torch.equal(block(x, CONTEXT)[:, :4], block(changed, CONTEXT)[:, :4])
 
@@ -47,10 +47,10 @@ def test_every_projection_is_called_with_the_context(monkeypatch):
     seen = []
     original = Linear.forward
     monkeypatch.setattr(Linear, "forward", lambda self, x, context: (seen.append(context), original(self, x, context))[1])
-    Block(8, 2, 16, dropout=0.0, causal=True, site=0)(torch.randn(2, 3, 8), CONTEXT)
+    Block(Shape(8, 2, 16, 0.0), causal=True, site=0)(torch.randn(2, 3, 8), CONTEXT)
     assert seen == [CONTEXT] * 6
 
 
 def test_a_block_is_the_same_function_of_the_same_batch():
-    block, x = Block(8, 2, 16, dropout=0.5, causal=True, site=1), torch.randn(2, 3, 8)
+    block, x = Block(Shape(8, 2, 16, 0.5), causal=True, site=1), torch.randn(2, 3, 8)
     assert torch.equal(block(x, CONTEXT), block(x, CONTEXT))

@@ -1,6 +1,7 @@
 """Early stopping counted in epochs: a frozen rule, and a value that remembers the best evaluation so far."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -27,6 +28,13 @@ class StopperState:
     def from_json(cls, facts: dict[str, Any]) -> Self:
         """The state that `to_json` wrote."""
         return cls(**facts)
+
+
+def still_rising(values: Sequence[float]) -> bool:
+    """Whether the last tenth of a stage's evaluations found a value better by a hundredth than all before."""
+    tail = max(1, len(values) // 10)
+    before, after = values[:-tail], values[-tail:]
+    return not before or max(after) > 1.01 * max(before)
 
 
 class EarlyStopping(Config):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from turborec.contract import DotProduct, Loss, Model, Term
 from turborec.data.batch import DataSpec, SequenceBatch
 from turborec.losses import CatalogueLoss, CrossEntropy
-from turborec.nn.attention import Block
+from turborec.nn.attention import Block, Shape
 from turborec.nn.keyed import Dropout
 from turborec.nn.linear import Context
 from turborec.recipe import Config as BaseConfig
@@ -57,7 +57,7 @@ class SASRec(Model):
         self.positions = nn.Embedding(spec.max_length, config.width)
         self.dropout = Dropout(config.dropout, site=4 * config.layers)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.hidden, config.dropout, causal=True, site=site)
+            Block(Shape(config.width, config.heads, config.hidden, config.dropout), causal=True, site=site)
             for site in range(config.layers)
         )
         self.norm = nn.LayerNorm(config.width)

@@ -1,7 +1,10 @@
-"""Multi-head self-attention with named q, k, v, o projections, and the pre-norm Transformer block around it.
+"""Multi-head self-attention with named q, k, v, o projections, and the Transformer block around it.
 
 Letters: B rows, L positions, D width, H heads.
 """
+
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +12,17 @@ from torch import Tensor, nn
 
 from turborec.nn.keyed import Dropout
 from turborec.nn.linear import Context, Linear
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the blocks of a Transformer have in common."""
+
+    width: int
+    heads: int
+    hidden: int  # width of the feed-forward layer
+    dropout: float
+    norm: Literal["pre", "post"] = "pre"
 
 
 class Attention(nn.Module):
@@ -64,22 +78,27 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm Transformer block: x + attention(norm(x)), then x + feed-forward(norm(x))."""
+    """A Transformer block: attention, then the feed-forward layer, each around a residual.
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float, causal: bool, site: int) -> None:
+    Pre-norm: x + f(norm(x)). Post-norm, as the first Transformers: norm(x + f(x)).
+    """
+
+    def __init__(self, shape: Shape, causal: bool, site: int) -> None:
         """`site` is the block's place in its model; it takes the dropout sites 4 * site .. 4 * site + 2."""
         super().__init__()
-        self.attention_norm = nn.LayerNorm(width)
-        self.attention = Attention(width, heads, causal)
-        self.attention_dropout = Dropout(dropout, 4 * site)
-        self.feed_forward_norm = nn.LayerNorm(width)
-        self.feed_forward = FeedForward(width, hidden, dropout, 4 * site + 1)
-        self.feed_forward_dropout = Dropout(dropout, 4 * site + 2)
+        self.post = shape.norm == "post"
+        self.attention_norm = nn.LayerNorm(shape.width)
+        self.attention = Attention(shape.width, shape.heads, causal)
+        self.attention_dropout = Dropout(shape.dropout, 4 * site)
+        self.feed_forward_norm = nn.LayerNorm(shape.width)
+        self.feed_forward = FeedForward(shape.width, shape.hidden, shape.dropout, 4 * site + 1)
+        self.feed_forward_dropout = Dropout(shape.dropout, 4 * site + 2)
 
     def forward(self, x: Tensor, context: Context, visible: Tensor | None = None) -> Tensor:
-        """[B, L, D] -> [B, L, D]."""
-        mixed = self.attention(self.attention_norm(x), context, visible)
+        """[B, L, D] -> [B, L, D]; `visible` as in `Attention`."""
+        mixed = self.attention(x if self.post else self.attention_norm(x), context, visible)
         x = x + self.attention_dropout(mixed, context.keys)
-        changed = self.feed_forward(self.feed_forward_norm(x), context)
+        x = self.attention_norm(x) if self.post else x
+        changed = self.feed_forward(x if self.post else self.feed_forward_norm(x), context)
         x = x + self.feed_forward_dropout(changed, context.keys)
-        return x
+        return self.feed_forward_norm(x) if self.post else x

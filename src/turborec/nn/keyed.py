@@ -32,6 +32,11 @@ def bits(keys: Tensor, site: int, length: int, words: int) -> Tensor:
     return mix(row[:, None, None] + counter)
 
 
+def uniform(keys: Tensor, site: int, length: int) -> Tensor:
+    """A number in [0, 1) for each position, float32: [B] -> [B, length]."""
+    return _shift(bits(keys, site, length, 1)[..., 0], 40).float() / 2**24  # 24 bits are what float32 holds exactly
+
+
 class Dropout(nn.Module):
     """Dropout keyed by row. The rate is rounded to 1/256 and the scale follows the rounded rate, so the mean is exact."""
 

@@ -13,6 +13,10 @@ class Context:
     keys: Tensor  # int64 [B]: each row's random key
     gates: Tensor | None = None  # [B, K]: per-sequence weights of an instance-wise adapter's K experts; None without one
 
+    def of(self, rows: Tensor) -> "Context":
+        """The context of single states, gathered from these rows [N]."""
+        return Context(self.keys[rows], None if self.gates is None else self.gates[rows])
+
 
 class Linear(nn.Linear):
     """A linear map called with the batch's context. Without an adapter the context changes nothing."""

@@ -1,0 +1,175 @@
+"""BERT4Rec: a Transformer that reads both sides of a masked event and says which item it was.
+
+Letters: B rows, L positions of a batch, D width, V items, N masked positions. A window of L events and the one that follows
+them are a sequence of L + 1 positions.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from turborec.contract import DotProduct, Loss, Model, Term
+from turborec.data.batch import DataSpec, SequenceBatch
+from turborec.losses import CatalogueLoss, CrossEntropy
+from turborec.nn.attention import Block, Shape
+from turborec.nn.keyed import Dropout, uniform
+from turborec.nn.linear import Context, Linear
+from turborec.recipe import Config as BaseConfig
+
+MASK = 0
+"""The item in place of a masked one: the row of the table that padding, which nobody looks at, would leave unused."""
+
+
+class Config(BaseConfig):
+    """BERT4Rec: Sequential Recommendation with Bidirectional Encoder Representations (Sun et al., CIKM 2019, arXiv 1904.06690).
+
+    Deliberate deviations: positions are counted from the end of the sequence, so that padding cannot move them; the first
+    event of a history is never masked, since no model predicts it; masks are drawn anew in every epoch instead of ten times
+    in advance; no dropout on attention weights; pre-norm blocks, because post-norm ones take many times the steps to begin to
+    read the order of events (`norm: post` is the paper's). `head: false`, `tied: false` and sinusoidal positions are for the
+    variants that other studies trained.
+    """
+
+    kind: Literal["bert4rec"] = "bert4rec"
+    batch: ClassVar[type[SequenceBatch]] = SequenceBatch
+
+    width: int = Field(64, ge=1)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(2, ge=1)
+    hidden: int = Field(256, ge=1, description="width of the feed-forward layer")
+    dropout: float = Field(0.2, ge=0.0, lt=1.0, description="on the embeddings and on every residual branch")
+    norm: Literal["pre", "post"] = "pre"
+    embedding_norm: bool = True
+    positions: Literal["learned", "sinusoidal"] = "learned"
+    head: bool = Field(True, description="a dense layer, GELU and a norm before the logits")
+    tied: bool = Field(True, description="one item table for both ends")
+    mask_share: float = Field(0.2, gt=0.0, lt=1.0, description="chance of an event to be masked")
+    last_share: float = Field(0.1, ge=0.0, le=1.0, description="share of the rows in which the last event alone is masked")
+    loss: CatalogueLoss = CrossEntropy()
+
+    @model_validator(mode="after")
+    def _widths_fit(self) -> "Config":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be divisible by heads {self.heads}")
+        if self.positions == "sinusoidal" and self.width % 2:
+            raise ValueError(f"sinusoidal positions need an even width, got {self.width}")
+        return self
+
+    def build(self, spec: DataSpec) -> "BERT4Rec":
+        """The model for data of this shape, with freshly drawn weights."""
+        return BERT4Rec(self, spec)
+
+
+class BERT4Rec(Model):
+    """The module. Logits exist at masked positions only."""
+
+    def __init__(self, config: Config, spec: DataSpec) -> None:
+        super().__init__()
+        self.config = config
+        width, length = config.width, spec.max_length + 1
+        self.items = nn.Embedding(spec.items + 1, width)  # row 0: MASK
+        self.positions = nn.Embedding(length, width) if config.positions == "learned" else Sinusoids(length, width)
+        self.embedding_norm = nn.LayerNorm(width) if config.embedding_norm else nn.Identity()
+        self.dropout = Dropout(config.dropout, site=4 * config.layers)
+        shape = Shape(width, config.heads, config.hidden, config.dropout, config.norm)
+        self.blocks = nn.ModuleList(Block(shape, causal=False, site=site) for site in range(config.layers))
+        self.norm = nn.LayerNorm(width) if config.norm == "pre" else nn.Identity()
+        self.dense = Linear(width, width) if config.head else None
+        self.dense_norm = nn.LayerNorm(width) if config.head else nn.Identity()
+        self.output = None if config.tied else nn.Embedding(spec.items + 1, width)  # row 0: unused
+        self.bias = nn.Parameter(torch.zeros(spec.items + 1))
+        self.criterion = config.loss.build(spec.item_counts())
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Every matrix normal with deviation 0.02, cut off at two deviations; biases zero, norms one."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, batch: SequenceBatch) -> Loss:
+        """The loss of naming every masked event of the batch."""
+        events, masked = sequence(batch), self.masked(batch)
+        context = Context(keys=batch.keys)
+        states = self._encode(events.masked_fill(masked, MASK), batch.lengths + 1, context)
+        rows, places = masked.nonzero(as_tuple=True)
+        chosen = self._projected(states[rows, places], context.of(rows))
+        total = self.criterion(chosen, self._output(), events[rows, places], batch.key, self.bias)
+        return Loss({"masked_item": Term(total, len(rows))})
+
+    def counts(self, batch: SequenceBatch) -> dict[str, int]:  # type: ignore[override]
+        """How many events are masked."""
+        return {"masked_item": int(self.masked(batch).sum())}
+
+    def scorer(self) -> DotProduct:
+        """Scores by the state of a mask after the last event."""
+        return DotProduct(self._next_state, self._output(), self.bias)
+
+    def masked(self, batch: SequenceBatch) -> Tensor:
+        """Which positions of the sequences are masked: of a row with targets at least one, by its key: bool [B, L + 1]."""
+        config, length = self.config, batch.items.shape[1] + 1
+        site = 4 * config.layers + 1
+        may = F.pad(batch.targets != 0, (1, 0))
+        draw = uniform(batch.keys, site, length).masked_fill(~may, 1.0)
+        chosen = draw < config.mask_share
+        chosen |= (draw == draw.amin(1, keepdim=True)) & ~chosen.any(1, keepdim=True)
+        last = torch.arange(length, device=batch.items.device) == batch.lengths[:, None]
+        last_only = uniform(batch.keys, site + 1, 1) < config.last_share
+        return torch.where(last_only & (last & may).any(1, keepdim=True), last, chosen) & may
+
+    def _next_state(self, batch: SequenceBatch) -> Tensor:
+        """[B, D]."""
+        # Padding holds the number of the mask, so one more column puts a mask behind every history.
+        context = Context(keys=batch.keys)
+        states = self._encode(F.pad(batch.items, (0, 1)), batch.lengths + 1, context)
+        return self._projected(states[torch.arange(len(states), device=states.device), batch.lengths], context)
+
+    def _encode(self, events: Tensor, lengths: Tensor, context: Context) -> Tensor:
+        """[B, L + 1] -> [B, L + 1, D]; positions beyond a row's length hold nothing of meaning."""
+        place = torch.arange(events.shape[1], device=events.device)
+        age = (lengths[:, None] - 1 - place).clamp(min=0)
+        x = self.dropout(self.embedding_norm(self.items(events) + self.positions(age)), context.keys)
+        visible = (place < lengths[:, None])[:, None, None]
+        for block in self.blocks:
+            x = block(x, context, visible)
+        encoded: Tensor = self.norm(x)
+        return encoded
+
+    def _projected(self, states: Tensor, context: Context) -> Tensor:
+        """[N, D] -> [N, D]."""
+        if self.dense is None:
+            return states
+        projected: Tensor = self.dense_norm(F.gelu(self.dense(states, context)))
+        return projected
+
+    def _output(self) -> Tensor:
+        """The table that states are compared with: [V + 1, D]."""
+        return self.items.weight if self.output is None else self.output.weight
+
+
+class Sinusoids(nn.Module):
+    """Fixed positions (Vaswani et al. 2017, arXiv 1706.03762, section 3.5), nothing to learn."""
+
+    table: Tensor
+
+    def __init__(self, length: int, width: int) -> None:
+        super().__init__()
+        rate = 10_000.0 ** (-torch.arange(0, width, 2) / width)
+        angle = torch.arange(length)[:, None] * rate
+        table = torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, position: Tensor) -> Tensor:
+        """[...] -> [..., D]."""
+        return self.table[position]
+
+
+def sequence(batch: SequenceBatch) -> Tensor:
+    """Each row's events with the last target behind them: [B, L] -> [B, L + 1]."""
+    following = batch.targets.gather(1, batch.last()[:, None])
+    return F.pad(batch.items, (0, 1)).scatter(1, batch.lengths[:, None], following)

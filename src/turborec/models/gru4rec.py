@@ -1,0 +1,99 @@
+"""GRU4Rec: a gated recurrent network over item ids that predicts the next item at every position.
+
+Letters: B rows, L positions, D width, H hidden width, V items.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from turborec.contract import DotProduct, Loss, Model, Term
+from turborec.data.batch import DataSpec, SequenceBatch
+from turborec.losses import CatalogueLoss, CrossEntropy
+from turborec.nn.keyed import Dropout
+from turborec.nn.linear import Context, Linear
+from turborec.recipe import Config as BaseConfig
+
+
+class Config(BaseConfig):
+    """Session-based Recommendations with Recurrent Neural Networks (Hidasi et al., ICLR 2016, arXiv 1511.06939).
+
+    Deliberate deviations: a loss over the whole catalogue in place of in-batch negatives (arXiv 2309.07602), one table for
+    both ends, and dropout keyed by row between the layers. The recurrence itself is PyTorch's, so adapters do not reach it.
+    """
+
+    kind: Literal["gru4rec"] = "gru4rec"
+    batch: ClassVar[type[SequenceBatch]] = SequenceBatch
+
+    width: int = Field(64, ge=1)
+    hidden: int = Field(128, ge=1, description="width of the recurrent state")
+    layers: int = Field(1, ge=1)
+    dropout: float = Field(0.2, ge=0.0, lt=1.0, description="on the embeddings and on what each layer puts out")
+    loss: CatalogueLoss = CrossEntropy()
+
+    def build(self, spec: DataSpec) -> "GRU4Rec":
+        """The model for data of this shape, with freshly drawn weights."""
+        return GRU4Rec(self, spec)
+
+
+class GRU4Rec(Model):
+    """The module; its item table serves both ends."""
+
+    def __init__(self, config: Config, spec: DataSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.items = nn.Embedding(spec.items + 1, config.width, padding_idx=0)
+        sizes = [config.width] + [config.hidden] * config.layers
+        self.layers = nn.ModuleList(nn.GRU(size, config.hidden, batch_first=True) for size in sizes[:-1])
+        self.dropouts = nn.ModuleList(Dropout(config.dropout, site) for site in range(config.layers + 1))
+        self.output = Linear(config.hidden, config.width)
+        self.norm = nn.LayerNorm(config.width)
+        self.criterion = config.loss.build(spec.item_counts())
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Items and output normal with deviation 0.02, recurrent matrices orthogonal, input matrices Xavier, biases zero."""
+        nn.init.normal_(self.items.weight, std=0.02)
+        nn.init.xavier_normal_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+        for name, parameter in self.layers.named_parameters():
+            if "weight_hh" in name:
+                for gate in parameter.chunk(3):
+                    nn.init.orthogonal_(gate)
+            elif "weight_ih" in name:
+                nn.init.xavier_normal_(parameter)
+            else:
+                nn.init.zeros_(parameter)
+        with torch.no_grad():
+            self.items.weight[0].zero_()
+
+    def forward(self, batch: SequenceBatch) -> Loss:
+        """The loss of predicting every target of the batch."""
+        rows, places = batch.targets.nonzero(as_tuple=True)
+        states = self._project(self._encode(batch)[rows, places], Context(keys=batch.keys).of(rows))
+        total = self.criterion(states, self.items.weight, batch.targets[rows, places], batch.key)
+        return Loss({"next_item": Term(total, batch.num_targets())})
+
+    def scorer(self) -> DotProduct:
+        """Scores by the state after the last event."""
+        return DotProduct(self._last_state, self.items.weight)
+
+    def _last_state(self, batch: SequenceBatch) -> Tensor:
+        """[B, D]."""
+        states = self._encode(batch)
+        last = states[torch.arange(len(states), device=states.device), batch.last()]
+        return self._project(last, Context(keys=batch.keys))
+
+    def _encode(self, batch: SequenceBatch) -> Tensor:
+        """[B, L] -> [B, L, H]; the recurrence never looks ahead, so padding on the right reaches no real position."""
+        x: Tensor = self.dropouts[0](self.items(batch.items), batch.keys)
+        for layer, dropout in zip(self.layers, self.dropouts[1:], strict=True):
+            x = dropout(layer(x)[0], batch.keys)
+        return x
+
+    def _project(self, states: Tensor, context: Context) -> Tensor:
+        """[N, H] -> [N, D]."""
+        projected: Tensor = self.norm(self.output(states, context))
+        return projected
