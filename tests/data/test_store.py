@@ -1,4 +1,5 @@
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stores import store_of
-from turborec.data.store import Ids, Store, open_store
+from turborec.data.store import Ids, Store, open_store, sha256
 from turborec.errors import UserError
 
 TRAIN, VALIDATION, TEST = 1, 2, 4
@@ -107,3 +108,32 @@ def test_ids_may_be_a_megabyte_long(tmp_path: Path) -> None:
     names = ["a", "b" * 2**20, "c"]
     Ids.write(tmp_path / "ids", (name.encode() for name in names))
     assert Ids(tmp_path / "ids").find(["c", names[1], "b" * 2**20 + "b"]).tolist() == [2, 1, -1]
+
+
+class Evil:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (Path.touch, (self.marker,))
+
+
+@pytest.mark.parametrize("name", ["offsets", "items", "times", "cuts", "parts"])
+@pytest.mark.parametrize("wrong", ["pickled array", "bare pickle", "other type", "no array"])
+def test_a_store_of_a_stranger_executes_nothing_even_if_its_checksums_agree(tmp_path, name, wrong):
+    folder = store_of(tmp_path / "store", [[1, 2, 3, 4], [2, 3, 1]]).folder
+    path, marker = folder / f"{name}.npy", tmp_path / "executed"
+    if wrong == "pickled array":
+        np.save(path, np.asarray([Evil(marker)], dtype=object), allow_pickle=True)
+    elif wrong == "bare pickle":
+        path.write_bytes(pickle.dumps(Evil(marker)))
+    elif wrong == "other type":
+        np.save(path, np.zeros(3, dtype=np.float32))
+    else:
+        path.write_bytes(b"not an array")
+    card = json.loads((folder / "card.json").read_text())
+    card["files"][path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    (folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match=f"{name}.npy"):
+        open_store(folder)
+    assert not marker.exists()

@@ -32,6 +32,9 @@ FORMAT = 1
 Part = Literal["train", "validation", "test"]
 PART_BITS: dict[Part, int] = {"train": 1, "validation": 2, "test": 4}
 
+ARRAYS = {"offsets": "int64", "items": "int32", "times": "int64", "cuts": "int64", "parts": "uint8"}
+"""The arrays of a store and what they hold."""
+
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 
@@ -177,10 +180,20 @@ def open_store(folder: Path, verify: bool = True) -> Store:
     if card.get("format") != FORMAT:
         raise UserError(f"{folder} has store format {card.get('format')}, this version reads {FORMAT}: prepare it again.")
     check_files(folder, card, contents=verify)
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("offsets", "items", "times")}
-    cuts = np.load(folder / "cuts.npy", mmap_mode="r")
-    parts = np.load(folder / "parts.npy", mmap_mode="r")
-    return Store(folder, card, Histories(**arrays), cuts, parts)
+    arrays = {name: _array(folder / f"{name}.npy", kind) for name, kind in ARRAYS.items()}
+    histories = Histories(arrays["offsets"], arrays["items"], arrays["times"])
+    return Store(folder, card, histories, arrays["cuts"], arrays["parts"])
+
+
+def _array(path: Path, kind: str) -> NDArray[Any]:
+    """A memory-mapped array of the stated type; numpy executes no pickle that stands in its place."""
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is no array of numbers ({error}). Delete the store and prepare it again.") from error
+    if array.dtype != kind:
+        raise UserError(f"{path} holds {array.dtype}, not {kind}. Delete the store and prepare it again.")
+    return array
 
 
 def check_files(folder: Path, card: dict[str, Any], contents: bool) -> None:
