@@ -17,6 +17,9 @@ from turborec.recipe import Config
 Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
 
+LONGEST_LIST = 10**6
+"""The greatest k; a catalogue with fewer items is listed whole."""
+
 TIES = (
     "a target takes the mean of the places it shares (rank = 1 + items scoring higher + half of the other items scoring "
     "equal); m targets of one user among g equal scores take the expected places j (g + 1) / (m + 1), j = 1..m"
@@ -86,7 +89,7 @@ class HR(Config):
     """
 
     kind: Literal["hr"] = "hr"
-    k: int = Field(10, ge=1)
+    k: int = Field(10, ge=1, le=LONGEST_LIST)
 
     @property
     def name(self) -> str:
@@ -106,7 +109,7 @@ class Recall(Config):
     """
 
     kind: Literal["recall"] = "recall"
-    k: int = Field(10, ge=1)
+    k: int = Field(10, ge=1, le=LONGEST_LIST)
 
     @property
     def name(self) -> str:
@@ -126,7 +129,7 @@ class Precision(Config):
     """
 
     kind: Literal["precision"] = "precision"
-    k: int = Field(10, ge=1)
+    k: int = Field(10, ge=1, le=LONGEST_LIST)
 
     @property
     def name(self) -> str:
@@ -148,7 +151,7 @@ class NDCG(Config):
     """
 
     kind: Literal["ndcg"] = "ndcg"
-    k: int = Field(10, ge=1)
+    k: int = Field(10, ge=1, le=LONGEST_LIST)
 
     @property
     def name(self) -> str:
@@ -173,7 +176,7 @@ class MAP(Config):
     """
 
     kind: Literal["map"] = "map"
-    k: int = Field(10, ge=1)
+    k: int = Field(10, ge=1, le=LONGEST_LIST)
 
     @property
     def name(self) -> str:
@@ -196,7 +199,7 @@ class MRR(Config):
     """
 
     kind: Literal["mrr"] = "mrr"
-    k: int | None = Field(None, ge=1, description="places that count; all of them when null")
+    k: int | None = Field(None, ge=1, le=LONGEST_LIST, description="places that count; all of them when null")
 
     @property
     def name(self) -> str:
@@ -242,7 +245,7 @@ class Coverage(Config):
     """
 
     kind: Literal["coverage"] = "coverage"
-    k: int = Field(10, ge=1)
+    k: int = Field(10, ge=1, le=LONGEST_LIST)
 
     @property
     def name(self) -> str:
@@ -264,7 +267,7 @@ class ARP(Config):
     """
 
     kind: Literal["arp"] = "arp"
-    k: int = Field(10, ge=1)
+    k: int = Field(10, ge=1, le=LONGEST_LIST)
 
     @property
     def name(self) -> str:

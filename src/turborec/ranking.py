@@ -105,7 +105,7 @@ class Ranker:
         edges = tile_edges(size, self.store.num_items, self.device)
         wanted_cells, seen_cells = (cells_by_tile(keys, size, edges, self.device) for keys in (pairs.keys, seen))
         tiles = list(zip(pairwise(edges), wanted_cells, seen_cells, strict=True))
-        masked, kept = (TopK(size, max(self.cutoffs, default=1), self.device) for _ in range(2))
+        masked, kept = (TopK(size, min(max(self.cutoffs, default=1), self.store.num_items), self.device) for _ in range(2))
         broken = torch.zeros(size, dtype=torch.bool, device=self.device)
         wanted_scores, seen_scores, held = [], [], []
         state = scorer.users(batch.to(self.device))

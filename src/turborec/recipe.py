@@ -25,6 +25,10 @@ Tree = dict[str, Any]
 C = TypeVar("C", bound="Config")
 
 
+LARGEST = 100_000
+"""Values that a recipe may hold, those that aliases repeat counted each time."""
+
+
 class Config(BaseModel):
     """A frozen part of a recipe: unknown keys, wrong types, NaN and infinity are refused."""
 
@@ -80,7 +84,7 @@ def parse(text: str, origin: str) -> Any:
     yaml.Constructor = _PlainData
     yaml.version = (1, 2)
     try:
-        return yaml.load(text)
+        return _bounded(yaml.load(text), origin)
     except DuplicateKeyError as error:
         problem = str(error.problem).split(" with value")[0].removeprefix("found ")
         raise UserError(f"{origin}{_where(error)}: {problem}; keep one of them.") from error
@@ -91,6 +95,20 @@ def parse(text: str, origin: str) -> Any:
         raise UserError(f"{origin} is not plain YAML 1.2: {' '.join(str(error).split())}.") from error
     except RecursionError as error:
         raise UserError(f"{origin} is nested too deeply for a recipe.") from error
+    except (ValueError, OverflowError, TypeError) as error:  # of a scalar that is no number though its form says so
+        raise UserError(f"{origin} holds a value that is not what its form or its tag says: {error}.") from error
+
+
+def _bounded(tree: Any, origin: str) -> Any:
+    """The tree itself, unless aliases make it larger than any recipe, or endless."""
+    values, waiting = 0, [tree]
+    while waiting:
+        node = waiting.pop()
+        values += 1
+        if values > LARGEST:
+            raise UserError(f"{origin} holds more than {LARGEST:,} values: an alias repeats too much, or itself.")
+        waiting.extend(node.values() if isinstance(node, dict) else node if isinstance(node, list) else ())
+    return tree
 
 
 def _where(error: MarkedYAMLError) -> str:

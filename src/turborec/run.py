@@ -93,7 +93,7 @@ def is_finished(folder: Path) -> bool:
     """Whether the run in `folder` came to its end."""
     try:
         return bool(json.loads((folder / "status.json").read_text(encoding="utf-8"))["state"] == "finished")
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -221,6 +221,8 @@ def _epoch(job: _Job, state: TrainState) -> None:
             advance(record.targets, f"loss {record.loss:.4f}, all epochs {left}")
             facts = {"gradient_norm": record.gradient_norm, "lr": record.lr, "epoch": position.epoch + 1}
             job.metrics.write("train", position.global_step, {**record.losses, **facts})
+            if position.step == steps:
+                break  # the end of the epoch validates first and saves then, so that no record of it comes twice
             if job.interruption.signal or time.monotonic() - saved > 60 * run.recipe.checkpoints.minutes:
                 _save(run, state)
                 saved = time.monotonic()
@@ -291,7 +293,14 @@ def _next_stage(run: Run, state: TrainState, number: int) -> TrainState:
 def _load_best(run: Run, newest: checkpoint.Checkpoint) -> None:
     """Put the weights of the best epoch (the averaged ones, where there are any) into the model."""
     step = newest.state["best_step"]
-    best = newest if step in (None, newest.step) else checkpoint.load(run.checkpoints / f"step_{step:06d}")
+    best = newest
+    if step not in (None, newest.step):
+        try:
+            best = checkpoint.load(run.checkpoints / f"step_{step:06d}")
+        except checkpoint.DamagedCheckpointError as error:
+            logger.warning(
+                f"{error} Its weights, the best by validation, are lost: those of step {newest.step} take their place."
+            )
     run.model.load_state_dict({**best.tensors["model"], **best.tensors.get("average", {})}, strict=True)
 
 

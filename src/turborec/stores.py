@@ -49,13 +49,19 @@ def of_run(folder: Path, recipe: AnyRecipe, places: Places) -> Store:
     facts_file = folder / "data.json"
     if not facts_file.is_file():
         return of_recipe(recipe, places)
-    facts = json.loads(facts_file.read_text(encoding="utf-8"))
-    known = Path(facts["store"])
+    try:
+        facts = json.loads(facts_file.read_text(encoding="utf-8"))
+        known, key = Path(facts["store"]), str(facts["key"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{facts_file}, which says on what data the run began, cannot be read ({error}). Write it anew: "
+            '{"store": "<folder of the store>", "key": "<key on its card>"}.'
+        ) from error
     store = open_store(known) if places.store is None and known.is_dir() else of_recipe(recipe, places)
-    if store.key != facts["key"]:
+    if store.key != key:
         raise UserError(
             f"The data in {store.folder} are not those that the run in {folder} began with (key {store.key[:16]}, not "
-            f"{facts['key'][:16]}). Name the right store with --store, or train again in a new folder."
+            f"{key[:16]}). Name the right store with --store, or train again in a new folder."
         )
     return store
 

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -53,5 +53,17 @@ def main() -> None:
         print(f"turborec: {place}{error.strerror or error}. Mend the place, or name another.", file=sys.stderr)
         sys.exit(2)
     except MemoryError as error:
-        print(f"turborec: there is not enough memory ({error}). Lower batches.tokens or batches.max_length.", file=sys.stderr)
-        sys.exit(2)
+        _out_of_memory(error)
+    except RuntimeError as error:
+        if "allocate memory" not in str(error) and "out of memory" not in str(error):
+            raise
+        _out_of_memory(error)
+
+
+def _out_of_memory(error: Exception) -> NoReturn:
+    told = str(error).splitlines()[0] if str(error) else "none is left"
+    print(
+        f"turborec: there is not enough memory ({told}). Lower batches.tokens, batches.max_length or model.width.",
+        file=sys.stderr,
+    )
+    sys.exit(2)

@@ -24,6 +24,8 @@ def list_data(home: Home = DEFAULT_HOME) -> None:
     """Name the sources, and the stores prepared so far."""
     import importlib
 
+    from turborec.data.store import read_card
+    from turborec.errors import UserError
     from turborec.recipe import kinds
 
     console.print("[bold]Sources[/bold]")
@@ -33,15 +35,15 @@ def list_data(home: Home = DEFAULT_HOME) -> None:
     console.print(f"[bold]Prepared stores[/bold] in {escape(str(home / 'stores'))}")
     for card_file in sorted((home / "stores").glob("*/card.json")):
         try:
-            card = json.loads(card_file.read_text(encoding="utf-8"))
+            card = read_card(card_file.parent)
             counts = {k: f"{card['counts'][k]:,}" for k in ("users", "items", "events")}
-        except (ValueError, KeyError, TypeError):
-            console.print(f"  {card_file.parent.name}  damaged: card.json cannot be read; delete the folder")
+            source, files = card["source"]["kind"], ", ".join(fact["name"] for fact in card["source"]["files"])
+        except (UserError, KeyError, TypeError):
+            console.print(f"  {card_file.parent.name}  damaged, or of another version: delete the folder")
             continue
         described = ", ".join(f"{count} {noun}" for noun, count in counts.items())
-        files = ", ".join(fact["name"] for fact in card["source"].get("files", []))
         made = datetime.fromtimestamp(card_file.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
-        console.print(f"  {card_file.parent.name}  {made}  {card['source'].get('kind', '?')} ({escape(files)}): {described}")
+        console.print(f"  {card_file.parent.name}  {made}  {source} ({escape(files)}): {described}")
 
 
 @app.command()

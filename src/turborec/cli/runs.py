@@ -1,7 +1,6 @@
 """The commands about runs: train, evaluate, recommend."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,7 @@ from rich.markup import escape
 
 from turborec.cli._options import DEFAULT_HOME, AsJson, Device, Home, Overrides, Raw, RunFolder, StoreFolder
 from turborec.cli._show import console, example_list, results_table
-from turborec.errors import UserError
+from turborec.errors import InterruptedRunError, UserError
 
 app = typer.Typer()
 
@@ -35,6 +34,10 @@ def train(
     from turborec.recipe import dump
     from turborec.stores import Places
 
+    if resume is not None and debug:
+        raise UserError(
+            "--debug takes a few steps of everything, which would spoil the run that is there: leave out one of them."
+        )
     if resume is not None and (name is not None or overrides):
         raise UserError("A resumed run keeps its recipe: --resume takes no recipe and no changes. Train anew to change it.")
     if (name is None) == (resume is None):
@@ -49,9 +52,9 @@ def train(
     folder = resume or out or _new_folder(str(name))
     try:
         done, results = run.train(chosen, folder, Places(home, raw, store), device, steps=5 if debug else None)
-    except BaseException:
-        if not (resume or out or (folder / "data.json").exists()):
-            shutil.rmtree(folder, ignore_errors=True)  # nothing had begun, so nothing is lost but a number
+    except UserError as error:
+        if not (resume or out or isinstance(error, InterruptedRunError)):
+            _remove_unbegun(folder)
         raise
     if as_json:
         facts = {"folder": str(folder), "results": {name: {"masked": r.masked, "kept": r.kept} for name, r in results.items()}}
@@ -88,11 +91,11 @@ def evaluate(
             f"--resume {folder}, or look at --part validation."
         )
     result = run.measure(opened, part)  # type: ignore[arg-type]
-    result.write(folder / "evaluation" / part / opened.recipe.model.kind, opened.store)
     if as_json:
         print(json.dumps({"masked": result.masked, "kept": result.kept}))
     else:
         results_table({opened.recipe.model.kind: result})
+    result.write(folder / "evaluation" / part / opened.recipe.model.kind, opened.store)
 
 
 @app.command()
@@ -126,6 +129,15 @@ def recommend(
         console.print(f"{summary.popular_users:,} users have no known event and got the most popular items (reason: popular).")
     if summary.unknown_events or unknown:
         console.print(f"Not in the training data and left out: {summary.unknown_events:,} events, {len(unknown):,} candidates.")
+
+
+def _remove_unbegun(folder: Path) -> None:
+    """Remove the folder of a run that failed before it had any data, unless somebody has put something there."""
+    written = {"recipe.yaml", "status.json", "log.txt", "run.lock"}
+    if all(path.name in written for path in folder.iterdir()):
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
 
 
 def _new_folder(name: str) -> Path:

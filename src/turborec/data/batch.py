@@ -54,6 +54,7 @@ class SequenceBatch:
     def split(self, parts: int) -> list[Self]:
         """At most `parts` batches of consecutive rows whose sizes differ by one at most."""
         rows = len(self.items)
+        parts = min(parts, max(1, rows))
         edges = [rows * i // parts for i in range(parts + 1)]
         return [self.rows(lo, hi) for lo, hi in pairwise(edges) if hi > lo]
 

@@ -57,8 +57,8 @@ class Prepare(Config):
     kinds: Annotated[tuple[str, ...], Field(min_length=1)] | None = None  # the kinds of event to keep; null keeps all
     min_value: float | None = None  # events below it are dropped, and those whose value is unknown
     duplicates: clean.Duplicates = "keep"
-    min_user_events: int = Field(default=1, ge=1)  # with the next one: a k-core, to its fixed point
-    min_item_events: int = Field(default=1, ge=1)
+    min_user_events: int = Field(default=1, ge=1, le=2**31)  # with the next one: a k-core, to its fixed point
+    min_item_events: int = Field(default=1, ge=1, le=2**31)
     bad_rows: float = Field(default=0.01, ge=0, le=1)  # the share of bad rows above which nothing is prepared
     memory_mb: int = Field(default=1000, ge=250)  # for the engine, which spills to disk beyond it; changes no result
 

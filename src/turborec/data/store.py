@@ -15,7 +15,7 @@ Letters: U users, E events, V items. A user is a row 0..U-1; an item id runs fro
 import hashlib
 import json
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -173,12 +173,7 @@ class Store:
 
 def open_store(folder: Path, verify: bool = True) -> Store:
     """Open a prepared store; with `verify` every file's SHA-256 is compared with the card first."""
-    try:
-        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is not a prepared store: card.json cannot be read ({error}).") from error
-    if card.get("format") != FORMAT:
-        raise UserError(f"{folder} has store format {card.get('format')}, this version reads {FORMAT}: prepare it again.")
+    card = read_card(folder)
     check_files(folder, card, contents=verify)
     arrays = {name: _array(folder / f"{name}.npy", kind) for name, kind in ARRAYS.items()}
     histories = Histories(arrays["offsets"], arrays["items"], arrays["times"])
@@ -194,6 +189,28 @@ def _array(path: Path, kind: str) -> NDArray[Any]:
     if array.dtype != kind:
         raise UserError(f"{path} holds {array.dtype}, not {kind}. Delete the store and prepare it again.")
     return array
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """What the store in `folder` says of itself, unless that cannot be read or is not what was written."""
+    try:
+        card: dict[str, Any] = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+        stated = card.pop("seal", None)
+        form, _, _, _ = card["format"], card["key"], card["counts"]["items"], dict(card["files"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder} is not a prepared store: card.json cannot be read ({error}).") from error
+    if form != FORMAT:
+        raise UserError(f"{folder} has store format {form}, this version reads {FORMAT}: prepare it again.")
+    if stated is not None and stated != seal_of(card):
+        raise UserError(
+            f"The store {folder} is damaged: card.json is not what was written. Delete the folder and prepare it again."
+        )
+    return card
+
+
+def seal_of(card: Mapping[str, Any]) -> str:
+    """The SHA-256 of a card, by which it knows itself."""
+    return hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
 
 
 def check_files(folder: Path, card: dict[str, Any], contents: bool) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from turborec.data import clean
 from turborec.data.split import Ordered, Split
-from turborec.data.store import PART_BITS, Ids, Int64, sha256
+from turborec.data.store import PART_BITS, Ids, Int64, seal_of, sha256
 from turborec.errors import UserError
 from turborec.files import sync
 from turborec.progress import Advance, task
@@ -88,10 +88,11 @@ def write_cuts(folder: Path, split: Split, events: Ordered) -> dict[str, int]:
 
 
 def seal(folder: Path, card: dict[str, Any]) -> None:
-    """Write the card with the size and SHA-256 of every file, and force all of it to the disk."""
+    """Write the card with the size and SHA-256 of every file and of itself, and force all of it to the disk."""
     paths = sorted(folder.iterdir())
     facts = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths}
-    text = json.dumps({**card, "files": facts}, indent=2, ensure_ascii=False)
+    whole = {**card, "files": facts}
+    text = json.dumps({**whole, "seal": seal_of(whole)}, indent=2, ensure_ascii=False)
     (folder / "card.json").write_text(text + "\n", encoding="utf-8")
     for path in (*folder.iterdir(), folder):
         sync(path)

@@ -17,7 +17,10 @@ def device_of(name: str = "auto") -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(1, device=name).device
+        if device.type == "meta":
+            raise RuntimeError("It holds no numbers.")
+        return device
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"The device {name!r} cannot be used: {str(error).splitlines()[0]} Try cpu, or auto.") from error
 

@@ -20,7 +20,7 @@ class AdamW(Config):
     weight_decay: float = Field(0.0, ge=0.0)
     beta1: float = Field(0.9, ge=0.0, lt=1.0)
     beta2: float = Field(0.999, ge=0.0, lt=1.0)
-    eps: float = Field(1e-8, gt=0.0)
+    eps: float = Field(1e-8, ge=1e-15)
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """An optimizer over the trainable parameters."""
