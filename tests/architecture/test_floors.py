@@ -10,19 +10,21 @@ from package_source import files, place, tree
 FLOORS = (
     {"", "errors"},
     {"contract", "files", "progress", "recipe"},
-    {"data", "engine", "losses", "metrics", "nn", "sources", "tiles"},
+    {"data", "engine", "intervals", "losses", "metrics", "nn", "sources", "tiles"},
     {"histories", "ranking"},
     {"evaluate", "models", "recommend"},
     {"recipes"},
     {"stores"},
     {"run"},
-    {"apply"},
+    {"apply", "contestants"},
+    {"compare"},
+    {"report"},
     {"cli"},
     {"__main__"},
 )
 """From the ground up; '' is `turborec/__init__.py`, which holds the version."""
 
-ROOMS = {"cli", "data", "engine", "nn"}
+ROOMS = {"cli", "data", "engine", "nn", "report"}
 """Folders whose files may import one another; in the others only files whose names begin with `_` are shared."""
 
 EXCEPTIONS = {("sources", "data.schema"): "a source describes its files in the words of the schema that reads them"}

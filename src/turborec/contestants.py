@@ -1,0 +1,260 @@
+"""Who takes part in a comparison: the results of a run's model, or of one of its anchors, user by user.
+
+Letters: U users, P (user, target) pairs.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turborec.data.store import Part, Store, open_store
+from turborec.errors import UserError, closest
+from turborec.evaluate import HISTORIES, History
+from turborec.recipe import Tree, read
+
+Int64 = NDArray[np.int64]
+Float64 = NDArray[np.float64]
+
+CHOICES = ("max_length", "training_windows")
+"""Entries of a protocol card that are a model's choice, not a part of the task: they may differ in one table."""
+
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model's results on one part, and where they come from."""
+
+    name: str  # short, and unlike the others'
+    folder: Path  # of the run
+    model: str
+    recipe: Tree
+    card: dict[str, Any]
+    users: list[str]  # [U] raw ids
+    events: Int64  # [U] of the history
+    offsets: Int64  # [U + 1] into the targets
+    targets: list[str]  # [P] raw ids
+    values: dict[History, dict[str, Float64]]  # [U] by name of the metric
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run."""
+        return int(self.recipe["seed"])
+
+
+def read_all(names: Sequence[str], part: Part, store: Path | None = None) -> list[Contestant]:
+    """The contestants called `names` (RUN, or RUN/MODEL for an anchor), users in the order of the first.
+
+    A UserError where results are missing, stand under different protocol cards, or are about different users.
+    """
+    found = [_read(*_locate(name, part), part, store) for name in names]
+    places = [(one.folder, one.model) for one in found]
+    if twice := [name for name, place in zip(names, places, strict=True) if places.count(place) > 1]:
+        raise UserError(f"Each contestant is named once, and {' and '.join(twice)} are the same results.")
+    found = [replace(one, name=name) for one, name in zip(found, _short([_parts(one) for one in found]), strict=True)]
+    for other in found[1:]:
+        _require_same_card(found[0], other)
+    return [found[0], *(_aligned(found[0], other) for other in found[1:])]
+
+
+def merge_seeds(contestants: Sequence[Contestant]) -> tuple[list[Contestant], list[str]]:
+    """Runs of one recipe but for the seed as one contestant, each user's values averaged; and what was done, in words.
+
+    Where that would leave nothing to compare, each run stays a contestant of its own.
+    """
+    groups: dict[str, list[Contestant]] = {}
+    for one in contestants:
+        groups.setdefault(json.dumps([one.model, {**one.recipe, "seed": None}], sort_keys=True), []).append(one)
+    if len(groups) == 1:
+        same = "All runs are of one recipe and differ in nothing but the seed: each is a contestant of its own."
+        return list(contestants), [same] if len(contestants) > 1 else []
+    merged, remarks = [], []
+    for members in groups.values():
+        first = members[0]
+        if len(members) > 1:
+            named = ", ".join(f"{one.name} (seed {one.seed})" for one in members)
+            remarks.append(f"{named} are one recipe: each user's values are averaged over them, and they are one contestant.")
+            first = replace(first, name=f"{first.name} ({len(members)} seeds)", values=_averaged(members))
+        merged.append(first)
+    return merged, remarks
+
+
+def differing_choices(contestants: Sequence[Contestant]) -> list[str]:
+    """The choices in which contestants differ, in words."""
+    remarks = []
+    for choice in CHOICES:
+        said = {one.name: _plain(one.card.get(choice)) for one in contestants}
+        if len(set(said.values())) > 1:
+            listed = ", ".join(f"{value} in {name}" for name, value in said.items())
+            remarks.append(f"{choice} differs: {listed}. That is the model's choice, not a part of the task.")
+    return remarks
+
+
+def metrics_of(contestants: Sequence[Contestant], history: History) -> list[str]:
+    """The metrics for which all contestants have a value for every user."""
+    return [name for name in contestants[0].values[history] if all(name in one.values[history] for one in contestants)]
+
+
+def store_of(one: Contestant, given: Path | None = None) -> Store:
+    """The store that the results are about, in its place or in the folder `given`; a UserError where it is not there."""
+    return _store(one.folder, str(one.card["data"]["key"]), given)
+
+
+def _store(folder: Path, key: str, given: Path | None) -> Store:
+    place = given
+    if place is None:
+        try:
+            place = Path(json.loads((folder / "data.json").read_text(encoding="utf-8"))["store"])
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{folder / 'data.json'} does not say where the store is. Name it with --store.") from error
+    store = open_store(place)
+    if store.key != key:
+        raise UserError(f"{place} holds other data than the results are about (key {store.key[:16]}, not {key[:16]}).")
+    return store
+
+
+def _locate(name: str, part: Part) -> tuple[Path, str | None]:
+    """The run folder and, for RUN/MODEL, the model."""
+    path = Path(name)
+    if (path / "recipe.yaml").is_file():
+        return path.resolve(), None
+    if (path.parent / "recipe.yaml").is_file() and (path.parent / "data.json").is_file():
+        return path.parent.resolve(), path.name
+    raise UserError(f"{name} is neither a run folder (it has no recipe.yaml) nor RUN/MODEL, such as runs/mine/markov.")
+
+
+def _read(folder: Path, model: str | None, part: Part, store: Path | None) -> Contestant:
+    recipe = read(folder / "recipe.yaml")
+    model = model or str(recipe["model"]["kind"])
+    results = folder / "evaluation" / part
+    try:
+        result = json.loads((results / model / "result.json").read_text(encoding="utf-8"))
+        card = result["protocol"]
+    except OSError as error:
+        known = sorted(path.parent.name for path in results.glob("*/result.json"))
+        there = f"{folder.name} has no results of {model!r} on the {part} part{closest(model, known)}."
+        raise UserError(f"{there} A finished run has them; `turborec evaluate` measures its model again.") from error
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{results / model / 'result.json'} cannot be read ({error}): evaluate the run again.") from error
+    users, events, offsets, targets, values = _table(results / model, folder, str(card["data"]["key"]), store)
+    return Contestant(folder.name, folder, model, recipe, card, users, events, offsets, targets, values)
+
+
+_Table = tuple[list[str], Int64, Int64, list[str], dict[History, dict[str, Float64]]]
+
+
+def _table(place: Path, folder: Path, key: str, given: Path | None) -> _Table:
+    """Users, events, offsets, targets and values from `per_user.parquet`, or from the `.npz` of a bare machine."""
+    if (place / "per_user.parquet").is_file():
+        return _from_parquet(place / "per_user.parquet")
+    if not (place / "per_user.npz").is_file():
+        raise UserError(f"{place} has no per_user.parquet: evaluate the run again with `turborec evaluate`.")
+    with np.load(place / "per_user.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    store = _store(folder, key, given)  # which knows the raw ids of its rows
+    values = {h: {n: arrays[f"{n}_{h}"] for n in _metric_names(list(arrays), h)} for h in HISTORIES}
+    users, targets = store.user_ids.raw(arrays["user"]), store.item_ids.raw(arrays["target"] - 1)
+    return users, arrays["history_events"], arrays["offsets"], targets, values
+
+
+def _from_parquet(path: Path) -> _Table:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        names = parquet.read_schema(path).names
+        metrics = {history: _metric_names(names, history) for history in HISTORIES}
+        wanted = [f"{name}_{history}" for history in HISTORIES for name in metrics[history]]
+        table = parquet.read_table(path, columns=["user", "history_events", "target", *wanted])
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path} cannot be read ({error}): evaluate the run again.") from error
+    targets = table["target"].combine_chunks()
+    values = {h: {n: table[f"{n}_{h}"].to_numpy() for n in metrics[h]} for h in HISTORIES}
+    offsets, flat = targets.offsets.to_numpy().astype(np.int64), targets.values.to_pylist()
+    return table["user"].to_pylist(), table["history_events"].to_numpy(), offsets, flat, values
+
+
+def _metric_names(columns: Sequence[str], history: History) -> list[str]:
+    suffix = f"_{history}"
+    plain = (name.removesuffix(suffix) for name in columns if name.endswith(suffix))
+    return [name for name in plain if name not in ("rank", "candidates")]
+
+
+def _require_same_card(first: Contestant, other: Contestant) -> None:
+    """Refuse results of another task; metrics that only one has are no contradiction."""
+    differences = {
+        name: (a, b)
+        for name, (a, b) in _differences(first.card, other.card).items()
+        if name.split(".")[0] not in CHOICES and not (name.startswith("metrics.") and _ABSENT in (a, b))
+    }
+    if not differences:
+        return
+    listed = "\n".join(
+        f"  {name}: {_plain(a)} in {first.name}, {_plain(b)} in {other.name}" for name, (a, b) in differences.items()
+    )
+    raise UserError(
+        f"{first.name} and {other.name} were measured by different protocols, so their values may not stand in one table:\n"
+        f"{listed}\nTrain or evaluate both on the same data, in the same way, with the same version of turborec."
+    )
+
+
+def _differences(a: Any, b: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """What differs between two trees: dotted path -> the two values."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in dict.fromkeys([*a, *b]):
+            below = f"{path}.{key}" if path else str(key)
+            found |= _differences(a.get(key, _ABSENT), b.get(key, _ABSENT), below)
+        return found
+    return {} if a is b or a == b else {path: (a, b)}
+
+
+def _plain(value: Any) -> str:
+    text = "not stated" if value is _ABSENT or value is None else json.dumps(value) if isinstance(value, dict) else str(value)
+    return text if len(text) <= 90 else f"{text[:86]} …"
+
+
+def _aligned(first: Contestant, other: Contestant) -> Contestant:
+    """`other` with its users in the order of the first's; a UserError where they are not the same users."""
+    if other.users == first.users:
+        return other
+    rows = {user: row for row, user in enumerate(other.users)}
+    missing = [user for user in first.users if user not in rows]
+    if missing or len(first.users) != len(other.users):
+        beyond = len(other.users) - (len(first.users) - len(missing))
+        raise UserError(
+            f"{first.name} and {other.name} are about different users: {len(missing):,} of the first's are not in the second "
+            f"and {beyond:,} the other way round{f', such as {missing[0]!r}' if missing else ''}. Evaluate both runs again."
+        )
+    order = np.asarray([rows[user] for user in first.users])
+    values: dict[History, dict[str, Float64]] = {h: {n: v[order] for n, v in other.values[h].items()} for h in HISTORIES}
+    return replace(other, users=first.users, events=first.events, offsets=first.offsets, targets=first.targets, values=values)
+
+
+def _averaged(members: Sequence[Contestant]) -> dict[History, dict[str, Float64]]:
+    return {
+        history: {
+            name: np.mean([one.values[history][name] for one in members], axis=0) for name in metrics_of(members, history)
+        }
+        for history in HISTORIES
+    }
+
+
+def _parts(one: Contestant) -> tuple[str, ...]:
+    named = () if one.model == one.recipe["model"]["kind"] else (one.model,)
+    return (*one.folder.parts, *named)
+
+
+def _short(paths: Sequence[tuple[str, ...]]) -> list[str]:
+    """The last parts of paths, as few as tell them apart; an anchor keeps the name of its run."""
+    longest = max(len(path) for path in paths)
+    for length in range(1, longest + 1):
+        names = ["/".join(path[-length:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return ["/".join(path) for path in paths]
