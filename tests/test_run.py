@@ -8,7 +8,7 @@ import torch
 
 from stores import store_of
 from turborec import apply, recipes, run
-from turborec.engine import checkpoint
+from turborec.engine import checkpoint, trackers
 from turborec.errors import UserError
 from turborec.stores import Places
 
@@ -112,7 +112,7 @@ FLOOR = """
 import sys
 class Hidden:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"duckdb", "pyarrow", "rich", "typer", "tensorboard"}:
+        if name.split(".")[0] in {"duckdb", "pyarrow", "rich", "typer", "tensorboard", "matplotlib", "jinja2"}:
             raise ModuleNotFoundError(f"{name} is hidden", name=name)
 sys.meta_path.insert(0, Hidden())
 from turborec.run import main
@@ -127,6 +127,30 @@ def test_the_training_floor_trains_and_evaluates(options, tmp_path):
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)) == {"sasrec", "markov", "popularity"}
     assert (tmp_path / "run" / "evaluation" / "test" / "sasrec" / "per_user.npz").is_file()
+
+
+def test_trackers_are_told_and_remembered_by_a_resumed_run(options, tmp_path, monkeypatch):
+    told = []
+
+    class Fake:
+        def __init__(self, known):
+            told.append(("run", known.id, known.recipe["seed"]))
+
+        def write(self, kind, step, values):
+            told.append((kind, step, values["loss"]))
+
+        def close(self):
+            pass
+
+    monkeypatch.setitem(trackers._KINDS, "fake", Fake)
+    monkeypatch.setattr(trackers, "find_spec", lambda _: True)
+    recipe = recipes.from_tree(TREE, "the test")
+    run.train(recipe, tmp_path / "run", options, tracking=trackers.Tracking(("fake",)))
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [entry for entry in told if entry[0] != "run"] == [(r["kind"], r["step"], r["loss"]) for r in records]
+    before = len(told)
+    run.train(recipe, tmp_path / "run", options)
+    assert told[before:] == [told[0]]
 
 
 def test_a_refused_training_leaves_the_run_that_is_there_alone(options, tmp_path):

@@ -22,6 +22,7 @@ from turborec.engine import checkpoint, hardware, log, loop
 from turborec.engine.interrupt import Interruption, interruptible
 from turborec.engine.state import Position, TrainState
 from turborec.engine.stopping import StopperState, still_rising
+from turborec.engine.trackers import KINDS, Tracking, remembered
 from turborec.errors import InterruptedRunError, UserError
 from turborec.evaluate import Evaluation, Result, evaluate
 from turborec.files import write_whole
@@ -50,12 +51,21 @@ class Run:
 
 
 def train(
-    recipe: AnyRecipe, folder: Path, places: Places, device: str = "auto", steps: int | None = None
+    recipe: AnyRecipe,
+    folder: Path,
+    places: Places,
+    device: str = "auto",
+    steps: int | None = None,
+    tracking: Tracking | None = None,
 ) -> tuple[Run, dict[str, Result]]:
     """Carry out the run in `folder`, or go on with it: the run, and the test results of its model and of the anchors.
 
-    `steps` limits the steps of an epoch, for a trial.
+    `steps` limits the steps of an epoch, for a trial. `tracking` names who else is told the metrics; where it is None,
+    those who were told before.
     """
+    tracking = tracking or remembered(folder)
+    if tracking:
+        tracking.require()
     hardware.keep_freed_memory()
     with checkpoint.lock(folder), log.logging_to(None), log.logging_to(folder):
         _claim(folder, recipe)
@@ -65,7 +75,7 @@ def train(
             run = _open(folder, recipe, places, device)
             _describe(run)
             with interruptible() as interruption:
-                _fit(run, steps, interruption)
+                _fit(run, steps, interruption, tracking)
             results = _compare(run)
         except (InterruptedRunError, KeyboardInterrupt) as error:
             log.write_status(folder, "interrupted", str(error))
@@ -161,7 +171,7 @@ class _Job:
     pace: Pace  # over optimizer steps
 
 
-def _fit(run: Run, steps: int | None, interruption: Interruption) -> None:
+def _fit(run: Run, steps: int | None, interruption: Interruption, tracking: Tracking | None) -> None:
     """Leave the weights that validation chooses in the run's model, from the newest checkpoint on if there is one."""
     saved = checkpoint.load_latest(run.checkpoints)
     if isinstance(run.model, Counted):
@@ -173,7 +183,7 @@ def _fit(run: Run, steps: int | None, interruption: Interruption) -> None:
         state.restore(saved.tensors, saved.state)
         logger.info("Going on after step %d", state.position.global_step)
     batches = TrainingBatches(run.store, run.recipe.batches, run.recipe.seed)
-    with log.MetricsLog(run.folder, state.position.global_step) as metrics:
+    with log.MetricsLog(run.folder, state.position.global_step, tracking) as metrics:
         job = _Job(run, batches, metrics, interruption, steps, Pace(state.position.global_step))
         for number, stage in enumerate(run.recipe.stages):
             if number > state.position.stage:
@@ -346,10 +356,13 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True, help="a prepared store")
     parser.add_argument("--out", type=Path, required=True, help="the run folder")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--track", action="append", default=[], help=f"also tell a tracker: {', '.join(KINDS)}")
+    parser.add_argument("--project", default=Tracking.project, help="the trackers' project")
     chosen = parser.parse_args()
+    tracking = Tracking(tuple(chosen.track), chosen.project) if chosen.track else None
     places = Places(home=chosen.store.parent, store=chosen.store)
     try:
-        _, results = train(load(chosen.recipe, chosen.overrides), chosen.out, places, chosen.device)
+        _, results = train(load(chosen.recipe, chosen.overrides), chosen.out, places, chosen.device, tracking=tracking)
     except UserError as error:
         sys.exit(f"turborec: {error}")
     print(json.dumps({name: {"masked": result.masked, "kept": result.kept} for name, result in results.items()}))

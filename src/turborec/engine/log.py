@@ -1,4 +1,4 @@
-"""What a run writes down: metrics as JSON lines and TensorBoard events, a log, its status and its surroundings."""
+"""What a run writes down: metrics as JSON lines and in trackers, a log, its status and its surroundings."""
 
 import errno
 import json
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from turborec import __version__
+from turborec.engine.trackers import Mirror, TensorBoard, Tracking, numbers, open_trackers, replay
 from turborec.errors import UserError
 from turborec.files import write_whole
 
@@ -37,21 +38,27 @@ log = logging.getLogger(__name__)
 class MetricsLog:
     """Appends `{"kind": "train", "step": 12, "time": 1790000000.1, "loss": 0.5}` and the like to `metrics.jsonl`.
 
-    Each line is handed to the system at once. Numbers are mirrored to TensorBoard as `kind/name` where it is installed.
+    Each line is handed to the system at once. Numbers are mirrored as `kind/name` to TensorBoard where it is installed,
+    and to the trackers that are asked for.
     A number that is not finite is written as null, since JSON has no other word for it.
     """
 
-    def __init__(self, folder: Path, resumed_step: int = 0) -> None:
+    def __init__(self, folder: Path, resumed_step: int = 0, tracking: Tracking | None = None) -> None:
         """Go on after `resumed_step`: records after it are dropped, as they will come again. 0 starts afresh."""
         path = folder / METRICS
+        self._trackers: list[Mirror] = []
+        if tracking and tracking.kinds:
+            told = {record["kind"]: record["step"] for record in read_metrics(folder)}
+            self._trackers = open_trackers(tracking, folder, told)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _drop_after(path, resumed_step)
             # Unbuffered, so that what a full disk refuses is not tried again when the file is closed.
             self._file = path.open("ab", buffering=0)
-            self._events = _events(folder / "tensorboard", purge_step=resumed_step + 1 if resumed_step else 0)
+            self._events = _events(folder, purge_step=resumed_step + 1 if resumed_step else 0)
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+        replay(self._trackers, read_metrics(folder) if self._trackers else ())
 
     def write(self, kind: str, step: int, values: Mapping[str, Value]) -> None:
         """Append one record; write those of a step before its checkpoint, so that resuming loses none."""
@@ -61,9 +68,8 @@ class MetricsLog:
         try:
             if self._file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            for name, value in values.items() if self._events else ():
-                if isinstance(value, float | int):
-                    self._events.add_scalar(f"{kind}/{name}", value, step)
+            for mirror in [*self._events, *self._trackers]:
+                mirror.write(kind, step, numbers(values))
         except OSError as error:
             raise UserError(f"{self._file.name} cannot be written: {error.strerror}. What is saved is intact.") from error
 
@@ -76,9 +82,11 @@ class MetricsLog:
     def close(self) -> None:
         """Close the files."""
         self._file.close()
-        if self._events:
+        for tracker in self._trackers:
+            tracker.close()
+        for events in self._events:
             try:
-                self._events.close()
+                events.close()
             except OSError as error:
                 log.warning("The last TensorBoard events were not written: %s.", error.strerror)
 
@@ -145,14 +153,13 @@ class _StandardError(logging.Handler):
         print(self.format(record), file=sys.stderr)
 
 
-def _events(folder: Path, purge_step: int) -> Any:
-    """A TensorBoard writer that hides events from `purge_step` on, or None where TensorBoard is not installed."""
+def _events(folder: Path, purge_step: int) -> list[Mirror]:
+    """TensorBoard, unless it is not installed."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        return [TensorBoard(folder, purge_step)]
     except ImportError:
         log.info("TensorBoard is not installed: metrics are written to %s alone.", METRICS)
-        return None
-    return SummaryWriter(folder, purge_step=purge_step, flush_secs=30)
+        return []
 
 
 def _whole_lines(path: Path) -> list[str]:
