@@ -55,6 +55,39 @@ def test_the_main_job_from_recipe_to_recommendations(run, place):
     assert json.loads((place / "out" / "status.json").read_text())["state"] == "finished"
 
 
+def test_runs_are_compared_and_reported(run, place):
+    for seed in (1, 2):
+        code, said, _ = run("train", "recipe.yaml", f"seed={seed}", "--store", "store", "--out", f"s{seed}", "--json")
+        assert code == 0 and set(json.loads(said)["results"]) == {"sasrec", "markov", "popularity"}
+        assert (place / f"s{seed}" / "report.html").read_text().startswith("<!doctype html>")
+    code, said, _ = run("compare", "s1/markov", "s1", "s2", "--page", "page.html")
+    assert code == 0 and "s1 (2 seeds)" in said and "Holm" in said and said.rstrip().endswith("The page is page.html")
+    assert "Compared with" in (place / "page.html").read_text()
+    code, said, _ = run("compare", "s1", "s2", "--metric", "mrr", "--history", "kept", "--json")
+    found = json.loads(said)
+    assert [one["metric"] for one in found["differences"]] == ["mrr"] and found["history"] == "kept"
+    (place / "s1" / "report.html").unlink()
+    code, said, _ = run("report", "s1", "--store", "store", "--out", "elsewhere/a.html")
+    assert code == 0 and said.strip() == "elsewhere/a.html"
+    page = (place / "elsewhere" / "a.html").read_text()
+    assert "item-0000" in page and not (place / "s1" / "report.html").exists()
+
+
+def test_a_report_without_the_store_says_what_is_missing(run, place):
+    run("train", "recipe.yaml", "--store", "store", "--out", "out")
+    (place / "store" / "card.json").unlink()
+    code, _, _ = run("report", "out")
+    assert code == 0 and "not a prepared store" in (place / "out" / "report.html").read_text()
+
+
+def test_a_report_that_fails_is_a_warning_and_the_run_is_finished(run, place, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    code, said, complained = run("train", "recipe.yaml", "--store", "store", "--out", "out")
+    assert code == 0 and "sasrec" in said and "The report is" not in said
+    assert "The report was not written" in complained and "`turborec report out` tries again" in complained
+    assert json.loads((place / "out" / "status.json").read_text())["state"] == "finished"
+
+
 def test_without_a_folder_runs_are_numbered(run, place):
     for number in (1, 2):
         assert run("train", "recipe.yaml", "--store", "store", "--debug")[1].rstrip().endswith(f"runs/recipe-{number}")
@@ -80,6 +113,11 @@ MISTAKES = {
     "seed too large": (["train", "recipe.yaml", "seed=99999999999999999999"], "seed: expected"),
     "no users file": (["recommend", "done", "--store", "store", "--users", "nobody.txt"], "not a run folder"),
     "no store": (["data", "describe", "."], "not a prepared store"),
+    "nothing to compare": (["compare", "done"], "at least two contestants"),
+    "no run to compare": (["compare", "done", "store"], "neither a run folder"),
+    "no run to report": (["report", "done"], "not a run folder"),
+    "no such history": (["compare", "a", "b", "--history", "hidden"], "The history is masked or kept, got 'hidden'"),
+    "unknown tracker": (["train", "recipe.yaml", "--store", "store", "--track", "wandbb"], "did you mean 'wandb'"),
 }
 
 
@@ -140,7 +178,10 @@ def test_stores_are_listed_with_their_files_and_dates(run, place):
     assert "table (events.csv): 4 users, 5 items, 20 events" in said and "20" in said
 
 
-@pytest.mark.parametrize("arguments", [[], ["train"], ["evaluate"], ["recommend"], ["data"], ["data", "prepare"], ["recipe"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["train"], ["evaluate"], ["recommend"], ["compare"], ["report"], ["data"], ["data", "prepare"], ["recipe"]],
+)
 def test_help_reads(run, arguments):
     code, said, _ = run(*arguments, "--help")
     assert code == 0 and "Usage" in said

@@ -1,6 +1,6 @@
 """What a trained run is for: lists for anybody, and one of them in words."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 
 from turborec.data.store import Store
 from turborec.errors import UserError
-from turborec.histories import from_file, read_ids, stored
+from turborec.histories import Users, from_file, read_ids, stored
 from turborec.recommend import Lists, Recommendations, candidates_of, recommend
 from turborec.run import Run
 
@@ -25,19 +25,29 @@ class Example:
 
 def example(run: Run, k: int = 10) -> Example:
     """Recommendations for the test user with the median history; items without a name go by their raw id."""
+    return examples(run, (0.5,), k)[0]
+
+
+def examples(run: Run, quantiles: Sequence[float], k: int = 10) -> list[Example]:
+    """The same for the test users whose histories have these quantiles of length."""
     names = titles(run.store) or run.store.item_ids.raw(range(run.store.num_items))
     users = run.store.users_of("test")
-    lengths = np.diff(run.store.histories.offsets)[users]
-    user = run.store.user_ids.raw([users[np.argsort(lengths, kind="stable")[len(users) // 2]]])
+    order = np.argsort(np.diff(run.store.histories.offsets)[users], kind="stable")
+    places = [order[min(int(q * len(users)), len(users) - 1)] for q in quantiles]
+    raw_users = list(dict.fromkeys(run.store.user_ids.raw(users[places])))
     run.model.eval()
     with torch.no_grad():
-        asked = list(stored(run.store, user))
-        lists = recommend(run.model.scorer(), asked, run.store, Lists(k=k), run.recipe.batches.max_length, run.device)
-        found = next(iter(lists))
-    items = found.items[0][found.items[0] > 0]
-    raw = run.store.item_ids.raw(items - 1)
-    listed = [(r, names[i - 1], float(s)) for r, i, s in zip(raw, items, found.scores[0], strict=False)]
-    return Example(user[0], [names[i - 1] for i in asked[0].items[0][-5:]], listed)
+        asked = list(stored(run.store, raw_users))
+        found = recommend(run.model.scorer(), asked, run.store, Lists(k=k), run.recipe.batches.max_length, run.device)
+        return [one for some, lists in zip(asked, found, strict=True) for one in _in_words(run.store, names, some, lists)]
+
+
+def _in_words(store: Store, names: list[str], asked: Users, lists: Recommendations) -> Iterator[Example]:
+    for user, history, listed, scores in zip(asked.ids, asked.items, lists.items, lists.scores, strict=True):
+        items = listed[listed > 0]
+        raw = store.item_ids.raw(items - 1)
+        told = [(r, names[i - 1], float(s)) for r, i, s in zip(raw, items, scores, strict=False)]
+        yield Example(user, [names[i - 1] for i in history[-5:]], told)
 
 
 def recommend_for(

@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from turborec import __version__
-from turborec.cli import data, recipes, runs
+from turborec.cli import data, recipes, reports, runs
 from turborec.cli._show import console
 from turborec.errors import InterruptedRunError, UserError
 
@@ -19,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(runs.app)
+app.add_typer(reports.app)
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipe")
 

@@ -13,6 +13,8 @@ Raw = Annotated[Path | None, typer.Option(help="a folder that holds the raw file
 StoreFolder = Annotated[Path | None, typer.Option("--store", help="use this prepared store as it is")]
 StoreOrRecipe = Annotated[str, typer.Argument(metavar="STORE", help="a store's folder or key, or a recipe that prepares it")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
+Track = Annotated[list[str] | None, typer.Option(help="also tell a tracker: wandb or trackio; may be given again")]
+Project = Annotated[str, typer.Option(envvar="TURBOREC_PROJECT", help="the trackers' project")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for a script")]
 
 DEFAULT_HOME = Path.home() / ".cache" / "turborec"

@@ -1,5 +1,6 @@
 """Results as tables and lines on a terminal."""
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -8,6 +9,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from turborec.apply import Example
+    from turborec.compare import Comparison, Difference
     from turborec.evaluate import Result
 
 console = Console(highlight=False, soft_wrap=True)
@@ -40,3 +42,44 @@ def example_list(example: "Example") -> None:
     console.print(f"\nUser [bold]{escape(example.user)}[/bold], whose last items were: {escape(history)}")
     for place, (item, title, score) in enumerate(example.items, 1):
         console.print(f"  {place:2d}. {escape(title)}  [dim]{escape(item)}, {score:.2f}[/dim]")
+
+
+def comparison_tables(found: "Comparison") -> None:
+    """The differences to the baseline, those within slices, and how they were found."""
+    base, part, users = found.baseline, found.baseline.card["part"], len(found.baseline.users)
+    table = _differences(f"{part} split, {users:,} users, history {found.history}: against {base.name}", "metric", "contestant")
+    for metric, rows in groupby(found.differences, lambda one: one.metric):
+        table.add_row(metric, escape(base.name), f"{found.value(base, metric):.4f}", "baseline", "", "")
+        for one in rows:
+            table.add_row("", escape(one.contestant), *_difference(one))
+        table.add_section()
+    console.print(table)
+    for topic, slices in groupby(found.slices, lambda one: one.topic):
+        some = list(slices)
+        table = _differences(f"{some[0].differences[0].metric} by {topic}: against {base.name}", "slice", "contestant")
+        for piece in some:
+            first = piece.differences[0].baseline
+            table.add_row(piece.name, escape(base.name), f"{first:.4f}", "baseline")
+            for place, one in enumerate(piece.differences):
+                users_once = "" if place else f"[dim]n = {piece.users:,}[/dim]"
+                table.add_row(users_once, escape(one.contestant), *_difference(one))
+            table.add_section()
+        console.print(table)
+    for remark in found.remarks:
+        console.print(f"- {escape(remark)}")
+
+
+def _differences(title: str, *columns: str) -> Table:
+    table = Table(title=escape(title))
+    for name in columns:
+        table.add_column(name)
+    for name in ("value", "difference [95 %]", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("shown")
+    return table
+
+
+def _difference(one: "Difference") -> list[str]:
+    p = "<.001" if one.corrected < 0.001 else f"{one.corrected:.3f}".removeprefix("0")
+    shown = {"better": "[green]better[/green]", "worse": "[red]worse[/red]"}.get(one.verdict, one.verdict)
+    return [f"{one.value:.4f}", f"{one.difference:+.4f} [dim]\\[{one.low:+.4f}, {one.high:+.4f}][/dim]", p, shown]

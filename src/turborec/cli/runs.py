@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from turborec.cli._options import DEFAULT_HOME, AsJson, Device, Home, Overrides, Raw, RunFolder, StoreFolder
+from turborec.cli._options import DEFAULT_HOME, AsJson, Device, Home, Overrides, Project, Raw, RunFolder, StoreFolder, Track
 from turborec.cli._show import console, example_list, results_table
+from turborec.cli.reports import report_or_warn
 from turborec.errors import InterruptedRunError, UserError
 
 app = typer.Typer()
@@ -26,11 +27,14 @@ def train(
     device: Device = "auto",
     dry: Annotated[bool, typer.Option("--dry", help="check and print the resolved recipe, and leave")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="a few steps of everything, to see that it runs")] = False,
+    track: Track = None,
+    project: Project = "turborec",
     as_json: AsJson = False,
 ) -> None:
     """Prepare the data, train, evaluate against the anchors, and leave a run folder."""
     from turborec import recipes, run
     from turborec.apply import example
+    from turborec.engine.trackers import Tracking
     from turborec.recipe import dump
     from turborec.stores import Places
 
@@ -49,19 +53,23 @@ def train(
     if dry:
         console.print(escape(dump(chosen)), end="")
         return
+    tracking = Tracking(tuple(track), project) if track else None
     folder = resume or out or _new_folder(str(name))
     try:
-        done, results = run.train(chosen, folder, Places(home, raw, store), device, steps=5 if debug else None)
+        done, results = run.train(chosen, folder, Places(home, raw, store), device, 5 if debug else None, tracking)
     except UserError as error:
         if not (resume or out or isinstance(error, InterruptedRunError)):
             _remove_unbegun(folder)
         raise
+    page = report_or_warn(folder, done)
     if as_json:
         facts = {"folder": str(folder), "results": {name: {"masked": r.masked, "kept": r.kept} for name, r in results.items()}}
         print(json.dumps(facts))
         return
     results_table(results)
     example_list(example(done))
+    if page:
+        console.print(f"\nThe report is [bold]{escape(str(page))}[/bold]", end="")
     console.print(f"\nThe run is in [bold]{escape(str(folder))}[/bold]")
 
 
