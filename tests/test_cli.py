@@ -1,11 +1,13 @@
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stores import store_of
 from turborec import cli
+from turborec.errors import UserError
 
 RECIPE = """\
 data: {source: {kind: online_retail}}
@@ -108,7 +110,7 @@ MISTAKES = {
     "no run": (["evaluate", "store"], "not a run folder"),
     "wrong part": (["evaluate", ".", "--part", "train"], "test or validation"),
     "no device": (["train", "recipe.yaml", "--store", "store", "--device", "banana"], "'banana' cannot be used"),
-    "no folder": (["data", "export", "store", "--out", "nowhere/events.csv"], "No such file or directory"),
+    "no folder": (["data", "export", "store", "--out", "recipe.yaml/events.csv"], "Not a directory"),
     "parts of a table": (["data", "export", "store", "--out", "e.csv", "--parts"], "--parts goes with --format recbole"),
     "seed too large": (["train", "recipe.yaml", "seed=99999999999999999999"], "seed: expected"),
     "no users file": (["recommend", "done", "--store", "store", "--users", "nobody.txt"], "not a run folder"),
@@ -185,3 +187,61 @@ def test_stores_are_listed_with_their_files_and_dates(run, place):
 def test_help_reads(run, arguments):
     code, said, _ = run(*arguments, "--help")
     assert code == 0 and "Usage" in said
+
+
+def test_a_start_that_failed_may_be_mended_in_the_same_folder(run, place):
+    code, _, said = run("train", "recipe.yaml", "--store", "nowhere", "--out", "out")
+    assert code == 2 and "nowhere" in said
+    assert run("train", "recipe.yaml", "seed=4", "--store", "store", "--out", "out")[0] == 0
+    assert "another recipe" in run("train", "recipe.yaml", "--store", "store", "--out", "out")[2]
+
+
+def test_a_folder_with_somebodys_notes_stays(run, place, monkeypatch):
+    from turborec import stores
+
+    def fail(*_):
+        (place / "runs" / "recipe-1" / "notes.txt").write_text("mine")
+        raise UserError("no data")
+
+    monkeypatch.setattr(stores, "of_recipe", fail)
+    assert run("train", "recipe.yaml")[0] == 2
+    assert (place / "runs" / "recipe-1" / "notes.txt").read_text() == "mine"
+
+
+def test_a_trial_never_spoils_a_run_that_is_there(run, place):
+    run("train", "recipe.yaml", "--store", "store", "--out", "out")
+    code, _, said = run("train", "--resume", "out", "--debug")
+    assert code == 2 and "--debug" in said
+
+
+def test_users_without_a_known_event_are_named(run, place):
+    run("train", "recipe.yaml", "--store", "store", "--out", "out")
+    _, said, _ = run("recommend", "out", "--users", "stranger", "--out", "new/recs.tsv")
+    assert "1 user, such as 'stranger'" in said
+    header, first, *_ = (place / "new" / "recs.tsv").read_text().splitlines()
+    assert header == "user\trank\titem\tscore\treason" and first.startswith("stranger\t1\t")
+
+
+@pytest.mark.parametrize("user", ["", "a\udcff", "x" * 300])
+def test_odd_users_on_the_command_line_end_in_words(run, place, user):
+    run("train", "recipe.yaml", "--store", "store", "--out", "out")
+    code, _, said = run("recommend", "out", "--users", user)
+    assert (code, said) == (0, "") if user.startswith("x") else (code == 2 and "user's id" in said)
+
+
+def test_what_is_too_large_for_the_machine_is_told_in_words(run, place):
+    code, _, said = run("train", "recipe.yaml", "--store", "store", "model.width=1000000000")
+    assert code == 2 and "not enough memory" in said
+
+
+def test_a_card_that_was_changed_is_no_card(run, place):
+    (place / "events.csv").write_text("user,item,time\n" + "".join(f"u{n % 4},i{n % 5},{n + 10**9}\n" for n in range(20)))
+    (place / "table.yaml").write_text(
+        "data: {source: {kind: table, events: events.csv, user: user, item: item, time: time}}\nmodel: {kind: markov}\n"
+    )
+    folder = Path(run("data", "prepare", "table.yaml")[1].strip())
+    card = (folder / "card.json").read_text()
+    (folder / "card.json").write_text(card.replace('"items": 5', '"items": 4'))
+    code, _, said = run("data", "verify", folder)
+    assert code == 2 and "card.json is not what was written" in said
+    assert "damaged" in run("data", "list")[1]

@@ -122,11 +122,11 @@ def test_a_file_of_another_kind_is_refused(store, tmp_path):
         list(from_file(store, tmp_path / "history.xlsx"))
 
 
-def test_ids_are_read_from_lines_and_from_columns(tmp_path):
-    assert list(read_ids(history(tmp_path, "a b\r\n\n 7\nlast", "ids.txt"), "user")) == ["a b", " 7", "last"]
-    assert list(read_ids(history(tmp_path, "item,user\nx,a\ny,b\n", "ids.csv"), "user")) == ["a", "b"]
+def test_ids_are_read_from_lines_and_from_columns(store, tmp_path):
+    assert list(read_ids(history(tmp_path, "a b\r\n\n 7\nlast", "ids.txt"), store, "user")) == ["a b", " 7", "last"]
+    assert list(read_ids(history(tmp_path, "item,user\nx,a\ny,b\n", "ids.csv"), store, "user")) == ["a", "b"]
     with pytest.raises(UserError, match="Cannot read ids from"):
-        list(read_ids(tmp_path / "absent.txt", "item"))
+        list(read_ids(tmp_path / "absent.txt", store, "item"))
 
 
 @pytest.mark.parametrize(
@@ -156,3 +156,12 @@ def test_a_file_may_have_the_columns_that_the_store_was_made_from(tmp_path):
     text = f"when,product,item,customer\n20,{item_id(1)},x,a\n10,{item_id(2)},y,a\n"
     assert known(together(from_file(store, history(tmp_path, text)))) == {"a": [2, 1]}
     assert known(together(from_file(store, history(tmp_path, f"user,item\nb,{item_id(3)}\n")))) == {"b": [3]}
+
+
+def test_ids_may_stand_in_the_column_that_the_store_was_made_from(tmp_path):
+    folder = store_of(tmp_path / "store", HISTORIES, items=6).folder
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps(card | {"columns": {"user": "customer", "item": "product"}}))
+    path = history(tmp_path, "product,customer\nx,a\n", "ids.csv")
+    assert list(read_ids(path, open_store(folder), "user")) == ["a"]
+    assert list(read_ids(path, open_store(folder), "item")) == ["x"]

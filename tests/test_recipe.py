@@ -382,3 +382,20 @@ def test_an_unknown_kind_is_told_with_what_there_is(zoo: str, tree: Any, mistake
     with pytest.raises(UserError) as caught:
         open_kind(zoo, tree, "pet", "r.yaml")
     assert str(caught.value) == f"r.yaml has 1 mistake:\n  {mistake}"
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 0x_", "a: !!int x", "a: !!float x", "a: !!bool x", 'a: "\\U00110000"', "a: " + 5000 * "9", "a: ._"]
+)
+def test_odd_scalars_are_refused_or_text_but_never_a_traceback(text):
+    try:
+        parse(text, "r.yaml")
+    except UserError as error:
+        assert "r.yaml" in str(error)
+
+
+def test_a_bomb_of_aliases_is_refused_at_once():
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join(10 * [f'*a{n - 1}'])}]" for n in range(1, 10)]
+    with pytest.raises(UserError, match="more than 100,000 values"):
+        parse("\n".join(lines), "r.yaml")

@@ -145,7 +145,7 @@ READ = {
 
 @pytest.mark.parametrize("suffix", READ)
 def test_lists_are_written_with_raw_ids(store, tmp_path, suffix):
-    path, odd = tmp_path / f"lists{suffix}", 'żółw, "the\t7th"'
+    path, odd = tmp_path / f"lists{suffix}", "żółw, the 7th" if suffix == ".tsv" else 'żółw, "the\t7th"'
     summary = recommend.write(lists_of(store, stored(store, [odd, user_id(1)]), Lists(k=2)), path, store)
     first, second = near(HISTORIES[1], set(HISTORIES[1]), max_length=3)[:2]
     assert READ[suffix](path) == [
@@ -155,6 +155,12 @@ def test_lists_are_written_with_raw_ids(store, tmp_path, suffix):
         {"user": user_id(1), "rank": 2, "item": item_id(second[0]), "score": second[1], "reason": "model"},
     ]
     assert (summary.users, summary.rows, summary.popular_users, summary.unknown_events) == (2, 4, 1, 0)
+
+
+def test_a_tab_in_an_id_is_refused_where_tabs_separate(store, tmp_path):
+    with pytest.raises(UserError, match="holds a tab or a line end"):
+        recommend.write(lists_of(store, stored(store, ["a\tb"])), tmp_path / "lists.tsv", store)
+    assert not list(tmp_path.glob("*lists*"))
 
 
 def test_names_stand_beside_the_items_where_there_are_any(store, tmp_path):

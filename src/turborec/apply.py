@@ -55,16 +55,31 @@ def recommend_for(
 ) -> tuple[Iterator[Recommendations], list[str]]:
     """The lists of `users` (ids, or one file of them; everybody when None), and the candidates nobody knows."""
     ids: Iterable[str] | None = users
-    if users and len(users) == 1 and Path(users[0]).is_file():
-        ids = read_ids(Path(users[0]), "user")
+    if users and len(users) == 1 and _is_file(users[0]):
+        ids = read_ids(Path(users[0]), run.store, "user")
     elif users and len(users) == 1 and Path(users[0]).suffix in (".txt", ".csv", ".tsv", ".parquet"):
         raise UserError(f"There is no file {users[0]} of user ids.")
+    elif users and not all(_is_text(user) for user in users):
+        raise UserError("A user's id is empty, or no text in UTF-8: put the ids into a file and name it.")
     asked = stored(run.store, ids) if history is None else from_file(run.store, history, ids)
-    allowed, unknown = (None, []) if candidates is None else candidates_of(run.store, list(read_ids(candidates, "item")))
+    allowed, unknown = (
+        (None, []) if candidates is None else candidates_of(run.store, list(read_ids(candidates, run.store, "item")))
+    )
     run.model.eval()
     with torch.no_grad():
         scorer = run.model.scorer()
     return recommend(scorer, asked, run.store, lists, run.recipe.batches.max_length, run.device, allowed), unknown
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # an id that is too long for a file's name, or holds what none may
+        return False
+
+
+def _is_text(user: str) -> bool:
+    return bool(user) and not any(0xD800 <= ord(character) < 0xE000 for character in user)
 
 
 def titles(store: Store) -> list[str] | None:

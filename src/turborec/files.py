@@ -1,9 +1,20 @@
 """Files that are whole or not there."""
 
+import json
 import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from turborec.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
+"""What a table may be written as."""
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -27,3 +38,45 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def table_writer(path: Path, schema: "pa.Schema") -> "Iterator[Callable[[pa.Table], Any]]":
+    """What adds rows of `schema` to a table; the file takes its name only when all of them are written.
+
+    A .tsv has no quotes, as it is read; a UserError where a text would need them.
+    """
+    from pyarrow import csv, parquet
+
+    if path.suffix not in TABLES:
+        raise UserError(f"Expected a file ending in {', '.join(TABLES[:-1])} or {TABLES[-1]}, got {path}.")
+    temporary = path.absolute().with_name(f".{path.name}.part")
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            with parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
+                yield writer.write_table
+        elif path.suffix == ".csv":
+            with csv.CSVWriter(temporary, schema) as writer:
+                yield writer.write_table
+        else:
+            with temporary.open("w", encoding="utf-8", newline="\n") as file:
+                if path.suffix == ".jsonl":
+                    yield lambda table: file.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in table.to_pylist())
+                else:
+                    file.write("\t".join(schema.names) + "\n")
+                    yield lambda table: file.writelines(_tabbed(table, path))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _tabbed(table: "pa.Table", path: Path) -> Iterator[str]:
+    """The rows of a table as lines of text."""
+    for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        texts = ["" if value is None else str(value) for value in row]
+        if broken := next((text for text in texts if re.search(r"[\t\r\n]", text)), None):
+            raise UserError(
+                f"{broken[:200]!r} holds a tab or a line end, which {path.name} cannot: write a .parquet or a .csv."
+            )
+        yield "\t".join(texts) + "\n"

@@ -102,12 +102,17 @@ _TICKS = {"seconds": 1, "iso": 1, "milliseconds": 1000}
 """Of each way to write a time in a second; a store without times takes seconds."""
 
 
-def read_ids(path: Path, column: Literal["user", "item"]) -> Iterator[str]:
-    """Raw ids from a file: a column of a table (.csv, .tsv, .parquet, .arrow), or the lines of any other text."""
+def read_ids(path: Path, store: Store, what: Literal["user", "item"]) -> Iterator[str]:
+    """Raw ids from a file: a column of a table (.csv, .tsv, .parquet, .arrow), or the lines of any other text.
+
+    The column is called as it was where the store comes from, or else `user` or `item`.
+    """
     from turborec.data.rows import column_names, runs
 
     if _suffix(path) in _LAYOUTS:
         layout = _layout(path)
+        own = store.card.get("columns", {}).get(what)
+        column = own if own in column_names(path, layout, ()) else what
         for run in runs(path, layout, column_names(path, layout, [column]), [column]):
             if run.faults:
                 raise UserError(f"{path}, line {run.faults[0].line}: {run.faults[0].reason}.")
@@ -115,7 +120,7 @@ def read_ids(path: Path, column: Literal["user", "item"]) -> Iterator[str]:
         return
     try:
         with path.open(encoding="utf-8-sig") as file:
-            yield from filter(None, (line.rstrip("\r\n") for line in file))
+            yield from (line.rstrip("\r\n") for line in file if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read ids from {path}: {error}.") from error
 

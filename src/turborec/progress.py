@@ -56,9 +56,11 @@ def _bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
 
     class Summary(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(_summary(int(task.completed), total, unit, task.elapsed or 0.0, task.fields["note"]))
+            return Text(_summary(int(task.completed), total, unit, task.elapsed or 0.0, task.fields["note"], narrow))
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(20), Summary(Column(no_wrap=True)))
+    narrow = Console(stderr=True).width < 120
+    bar = () if narrow else (BarColumn(20),)
+    columns = (TextColumn("{task.description}", markup=False), *bar, Summary(Column(no_wrap=True)))
     # Removed at the end, so that what stays on the terminal are results.
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         handle = progress.add_task(label, total=total, note="")
@@ -91,11 +93,17 @@ def _lines(label: str, total: int | None, unit: str) -> Iterator[Advance]:
         show()
 
 
-def _summary(done: int, total: int | None, unit: str, seconds: float, note: str) -> str:
-    """Such as `1,200 of 5,000 rows (24%), 60 rows/s, 1 min 03 s left, loss 0.31`; bytes are told in MB."""
+def _summary(done: int, total: int | None, unit: str, seconds: float, note: str, short: bool = False) -> str:
+    """Such as `1,200 of 5,000 rows (24%), 60 rows/s, 1 min 03 s left, loss 0.31`, from the share on if `short`.
+
+    Bytes are told in MB.
+    """
     scale, digits, unit = (1e6, 1, "MB") if unit == "bytes" else (1, 0, unit)
     work = f"{done / scale:,.{digits}f}"
-    parts = [f"{work} {unit}" if total is None else f"{work} of {total / scale:,.{digits}f} {unit} ({_share(done, total)})"]
+    if total is None:
+        parts = [f"{work} {unit}"]
+    else:
+        parts = [_share(done, total) if short else f"{work} of {total / scale:,.{digits}f} {unit} ({_share(done, total)})"]
     if done and seconds > 0:
         rate = done / seconds
         parts.append(f"{rate / scale:,.{0 if rate / scale >= 10 else 2}f} {unit}/s")

@@ -95,7 +95,7 @@ def parse(text: str, origin: str) -> Any:
         raise UserError(f"{origin} is not plain YAML 1.2: {' '.join(str(error).split())}.") from error
     except RecursionError as error:
         raise UserError(f"{origin} is nested too deeply for a recipe.") from error
-    except (ValueError, OverflowError, TypeError) as error:  # of a scalar that is no number though its form says so
+    except (ValueError, LookupError, OverflowError, TypeError) as error:  # of an odd scalar
         raise UserError(f"{origin} holds a value that is not what its form or its tag says: {error}.") from error
 
 

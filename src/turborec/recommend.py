@@ -3,15 +3,13 @@
 Letters: N users asked for at a time, B users of a batch, V items, k places of a list.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ from turborec.contract import Scorer
 from turborec.data.loader import history_batch
 from turborec.data.store import Int64, Store
 from turborec.errors import UserError
+from turborec.files import table_writer
 from turborec.histories import Users
 from turborec.progress import task
 from turborec.recipe import Config
@@ -60,6 +59,7 @@ class Summary:
     users: int = 0
     rows: int = 0
     popular_users: int = 0
+    popular_examples: list[str] = field(default_factory=list)  # the first of them
     unknown_events: int = 0
 
 
@@ -109,7 +109,7 @@ def write(recommendations: Iterable[Recommendations], path: Path, store: Store, 
     `names` [V], where items have any, are a column `name` after the item.
     """
     summary = Summary()
-    with _writer(path, names is not None) as add, task("Recommending", unit="users") as advance:
+    with table_writer(path, _schema(names is not None)) as add, task("Recommending", unit="users") as advance:
         for some in recommendations:
             table = _table(some, store, names)
             add(table)
@@ -117,6 +117,8 @@ def write(recommendations: Iterable[Recommendations], path: Path, store: Store, 
             summary.users += len(some.users)
             summary.rows += len(table)
             summary.popular_users += int(some.popular.sum())
+            named = [user for user, popular in zip(some.users, some.popular, strict=True) if popular]
+            summary.popular_examples += named[: 3 - len(summary.popular_examples)]
             summary.unknown_events += some.unknown_events
     return summary
 
@@ -178,28 +180,8 @@ def _table(some: Recommendations, store: Store, names: Sequence[str] | None) -> 
     )
 
 
-@contextmanager
-def _writer(path: Path, named: bool) -> "Iterator[Callable[[pa.Table], Any]]":
-    """What adds rows to the file; the file takes its name only when everything is written."""
+def _schema(named: bool) -> "pa.Schema":
     import pyarrow as pa
-    from pyarrow import csv, parquet
 
     kinds = {"user": pa.string(), "rank": pa.int32(), "item": pa.string()} | ({"name": pa.string()} if named else {})
-    schema = pa.schema({**kinds, "score": pa.float64(), "reason": pa.string()})
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        if path.suffix == ".parquet":
-            with parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
-                yield writer.write_table
-        elif path.suffix in (".csv", ".tsv"):
-            options = csv.WriteOptions(delimiter="," if path.suffix == ".csv" else "\t")
-            with csv.CSVWriter(temporary, schema, write_options=options) as writer:
-                yield writer.write_table
-        elif path.suffix == ".jsonl":
-            with temporary.open("w", encoding="utf-8") as file:
-                yield lambda table: file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
-        else:
-            raise UserError(f"Expected a file ending in .parquet, .csv, .tsv or .jsonl, got {path}.")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return pa.schema({**kinds, "score": pa.float64(), "reason": pa.string()})

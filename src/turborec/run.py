@@ -68,6 +68,8 @@ def train(
         tracking.require()
     hardware.keep_freed_memory()
     with checkpoint.lock(folder), log.logging_to(None), log.logging_to(folder):
+        if is_finished(folder):
+            logger.info(f"The run in {folder} is finished: nothing is left to train, its results are computed again")
         _claim(folder, recipe)
         log.write_status(folder, "running")
         checkpoint.sweep(folder / "checkpoints")
@@ -140,9 +142,10 @@ def _open(folder: Path, recipe: AnyRecipe, places: Places, device: str) -> Run:
 def _claim(folder: Path, recipe: AnyRecipe) -> None:
     """Write the resolved recipe, and refuse a folder that holds a run of another one."""
     text, path = dump(recipe), folder / "recipe.yaml"
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
+    begun = (folder / "data.json").is_file()  # a start that failed before it had data leaves nothing worth keeping
+    if begun and path.is_file() and path.read_text(encoding="utf-8") != text:
         raise UserError(f"{folder} holds a run of another recipe. Give this one a folder of its own.")
-    if not path.is_file():
+    if not begun or not path.is_file():
         write_whole(path, text)
 
 

@@ -15,6 +15,9 @@ from turborec.recipes import AnyRecipe
 
 logger = logging.getLogger("turborec")
 
+YEAR_1980 = 315_532_800
+"""Seconds at its beginning."""
+
 
 @dataclass(frozen=True)
 class Places:
@@ -37,11 +40,22 @@ def of_recipe(recipe: AnyRecipe, places: Places) -> Store:
     tables = source.parse(folder)
     path = prepare(tables, source.model_dump(mode="json"), recipe.data.prepare, recipe.data.split, places.home)
     store = open_store(path)
+    _tell(store, path)
+    return store
+
+
+def _tell(store: Store, path: Path) -> None:
+    """What of the raw data is not in the store, and what looks wrong about it."""
     for table, rows in store.card["rows"].items():
         if bad := sum(rows["rejected"].values()):
             where = path / "quarantine.tsv"
             logger.warning(f"{bad:,} of {rows['rows']:,} rows of the {table} are bad and left out: see {where}")
-    return store
+    dropped = {reason.replace("_", " "): count for reason, count in store.card["counts"]["dropped"].items() if count}
+    if dropped:
+        told = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+        logger.info(f"Left out by data.prepare: {told}. What stays is {store.card['counts']['events']:,} events.")
+    if store.card["times"] and store.card["times"][1] < YEAR_1980 * (1000 if store.card["time_unit"] == "milliseconds" else 1):
+        logger.warning("All times lie before 1980. Is the column of times the right one, and in the unit it is taken for?")
 
 
 def of_run(folder: Path, recipe: AnyRecipe, places: Places) -> Store:

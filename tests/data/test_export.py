@@ -144,7 +144,7 @@ def test_users_held_out_from_training_do_not_fit_into_files_of_parts(tmp_path: P
 
 def test_a_table_that_is_not_finished_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = store_of(tmp_path / "store", HISTORIES)
-    with pytest.raises(UserError, match=r"ending in \.parquet, \.csv or \.tsv, got .*events\.json"):
+    with pytest.raises(UserError, match=r"ending in \.parquet, \.csv, \.tsv or \.jsonl, got .*events\.json"):
         export.export(store, tmp_path / "events.json")
     monkeypatch.setattr(export, "rows_of", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

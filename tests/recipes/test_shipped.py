@@ -77,3 +77,9 @@ def test_an_unknown_model_is_answered_with_the_known_ones():
 def test_the_selecting_value_must_be_measured():
     with pytest.raises(UserError, match=r"'ndcg@11' is not among the evaluation's metrics of ranks"):
         recipes.load("ml-1m/sasrec", ["select=ndcg@11"])
+
+
+def test_a_wrong_selection_is_told_beside_other_mistakes():
+    with pytest.raises(UserError) as error:
+        recipes.load("ml-1m/sasrec", ["select=ndgc@10", "train.epochs=many"])
+    assert "has 2 mistakes" in str(error.value) and "'ndgc@10' is not among" in str(error.value)

@@ -1,6 +1,7 @@
 """The command line: one function a command, each a call into the part of turborec that owns the topic."""
 
 import os
+import signal
 import sys
 from typing import Annotated, NoReturn
 
@@ -41,6 +42,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except InterruptedRunError as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is saved: one more Ctrl-C would only disturb the leaving
         print(f"\n{error}", file=sys.stderr)
         sys.exit(130)
     except UserError as error:

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 console = Console(highlight=False, soft_wrap=True)
 
 
+def counted(number: int, noun: str) -> str:
+    """Such as `1 user` and `2,000 users`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def results_table(results: "dict[str, Result]") -> None:
     """A table with a line for each model and each of masked and kept history."""
     first = next(iter(results.values()))

@@ -81,7 +81,7 @@ def verify(store: StoreOrRecipe, home: Home = DEFAULT_HOME, raw: Raw = None) -> 
 def export(
     store: StoreOrRecipe,
     out: Annotated[
-        Path, typer.Option(help="a .parquet, .csv or .tsv file; for RecBole a new folder, whose name its files get")
+        Path, typer.Option(help="a .parquet, .csv, .tsv or .jsonl file; for RecBole a new folder, whose name its files get")
     ],
     form: Annotated[Form, typer.Option("--format", help="one table, or RecBole's atomic files")] = "table",
     parts: Annotated[bool, typer.Option("--parts", help="RecBole: files of their own for train, valid and test")] = False,
@@ -112,10 +112,13 @@ def _open_store(name: str, home: Path, raw: Path | None) -> "Store":
     """The store in a folder, or the one a recipe prepares."""
     from turborec import recipes, stores
     from turborec.data.store import open_store
+    from turborec.errors import UserError
 
     if Path(name).is_dir():
         return open_store(Path(name))
     begun = [path.parent for path in (home / "stores").glob(f"{name}*/card.json")] if name.isalnum() else []
     if len(begun) == 1:
         return open_store(begun[0])
+    if name not in recipes.shipped() and not Path(name).is_file():
+        raise UserError(f"{name!r} is neither the folder nor the key of a store (see `turborec data list`), nor a recipe.")
     return stores.of_recipe(recipes.load(name), stores.Places(home, raw))

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from turborec.cli._options import DEFAULT_HOME, AsJson, Device, Home, Overrides, Project, Raw, RunFolder, StoreFolder, Track
-from turborec.cli._show import console, example_list, results_table
+from turborec.cli._show import console, counted, example_list, results_table
 from turborec.cli.reports import report_or_warn
 from turborec.errors import InterruptedRunError, UserError
 
@@ -51,7 +51,7 @@ def train(
     else:
         chosen = recipes.load(str(name), [*(overrides or []), *(_DEBUG if debug else [])])
     if dry:
-        console.print(escape(dump(chosen)), end="")
+        print(chosen.model_dump_json()) if as_json else console.print(escape(dump(chosen)), end="")
         return
     tracking = Tracking(tuple(track), project) if track else None
     folder = resume or out or _new_folder(str(name))
@@ -109,13 +109,20 @@ def evaluate(
 @app.command()
 def recommend(
     folder: RunFolder,
-    users: Annotated[list[str] | None, typer.Option(help="user ids, or a file of them; all of the store's when absent")] = None,
+    users: Annotated[
+        list[str] | None, typer.Option(help="user ids, or a file of them (lines, or a column `user`); everybody when absent")
+    ] = None,
     history: Annotated[
-        Path | None, typer.Option(help="their events: the columns user, item[, time], or those of the training data")
+        Path | None,
+        typer.Option(
+            help="their events, in place of the stored ones: columns user, item[, time], or those of the training data"
+        ),
     ] = None,
     k: Annotated[int, typer.Option(min=1, help="items a user gets")] = 10,
     out: Annotated[Path, typer.Option(help="a .parquet, .csv, .tsv or .jsonl file")] = Path("recommendations.parquet"),
-    candidates: Annotated[Path | None, typer.Option(help="a file of the item ids that may be recommended")] = None,
+    candidates: Annotated[
+        Path | None, typer.Option(help="a file of the item ids that may be recommended (lines, or a column `item`)")
+    ] = None,
     seen: Annotated[bool, typer.Option("--seen/--no-seen", help="whether items of the history may come again")] = False,
     home: Home = DEFAULT_HOME,
     raw: Raw = None,
@@ -132,11 +139,13 @@ def recommend(
     lists = Lists(k=k, seen="kept" if seen else "filtered")
     found, unknown = recommend_for(opened, lists, users, history, candidates)
     summary = write(found, out, opened.store, titles(opened.store))
-    console.print(f"{summary.rows:,} recommendations for {summary.users:,} users are in {escape(str(out))}.")
+    console.print(f"{counted(summary.rows, 'recommendation')} for {counted(summary.users, 'user')}: {escape(str(out))}")
     if summary.popular_users:
-        console.print(f"{summary.popular_users:,} users have no known event and got the most popular items (reason: popular).")
+        who = f"{counted(summary.popular_users, 'user')}, such as {', '.join(map(repr, summary.popular_examples))}"
+        console.print(f"Without a known event, and so given the most popular items (reason: popular): {escape(who)}.")
     if summary.unknown_events or unknown:
-        console.print(f"Not in the training data and left out: {summary.unknown_events:,} events, {len(unknown):,} candidates.")
+        left_out = f"{counted(summary.unknown_events, 'event')}, {counted(len(unknown), 'candidate')}"
+        console.print(f"Not in the training data and left out: {left_out}.")
 
 
 def _remove_unbegun(folder: Path) -> None:

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from turborec.data.schema import UNKNOWN_TIME
 from turborec.data.store import PART_BITS, Int64, Store
-from turborec.errors import UserError
+from turborec.files import table_writer
 from turborec.progress import task
 
 if TYPE_CHECKING:
@@ -18,28 +18,12 @@ USERS_AT_A_TIME = 4096
 
 
 def export(store: Store, out: Path) -> int:
-    """Write user, item, time and part of every event to `out` (.parquet, .csv or .tsv); how many there were."""
-    if out.suffix not in (".parquet", ".csv", ".tsv"):
-        raise UserError(f"Expected a file ending in .parquet, .csv or .tsv, got {out}.")
-    temporary = out.with_name(f".{out.name}.part")
-    try:
-        with _writer(temporary, out.suffix) as writer, task("Exporting", store.num_users, "users") as advance:
-            for users in blocks_of_users(store):
-                writer.write_table(rows_of(store, users))
-                advance(len(users))
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write user, item, time and part of every event to `out` (.parquet, .csv, .tsv or .jsonl); how many there were."""
+    with table_writer(out, _schema()) as add, task("Exporting", store.num_users, "users") as advance:
+        for users in blocks_of_users(store):
+            add(rows_of(store, users))
+            advance(len(users))
     return len(store.histories.items)
-
-
-def _writer(path: Path, suffix: str) -> Any:
-    import pyarrow.csv as pc
-    import pyarrow.parquet as pq
-
-    if suffix == ".parquet":
-        return pq.ParquetWriter(path, _schema(), compression="zstd")
-    return pc.CSVWriter(path, _schema(), write_options=pc.WriteOptions(delimiter="," if suffix == ".csv" else "\t"))
 
 
 def _schema() -> "pa.Schema":

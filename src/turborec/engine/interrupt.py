@@ -1,6 +1,7 @@
 """Ctrl-C and termination as a request that the loop answers at the next safe moment."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -24,6 +25,7 @@ def interruptible() -> Iterator[Interruption]:
 
     def remember(number: int, frame: FrameType | None) -> None:
         request.signal = signal.Signals(number)
+        print("\nStopping at the end of this step; what is there will be saved. Once more stops at once.", file=sys.stderr)
         signal.signal(number, previous[signal.Signals(number)])
 
     for number in previous:

@@ -51,11 +51,8 @@ class Recipe(Config, Generic[SourceConfig, ModelConfig]):
 
     @model_validator(mode="after")
     def _select_is_measured(self) -> "AnyRecipe":
-        known = [metric.name for metric in self.evaluation.without_lists().metrics]
-        if self.select not in known:
-            raise ValueError(
-                f"select: {self.select!r} is not among the evaluation's metrics of ranks{closest(self.select, known)}"
-            )
+        if self.select not in _measured(self.evaluation):
+            raise ValueError(_not_measured(self.select, self.evaluation))
         return self
 
     @property
@@ -106,7 +103,25 @@ def from_tree(tree: Tree, origin: str) -> AnyRecipe:
     try:
         recipe = validate(kind, tree, origin)
     except MistakesError as error:
-        mistakes += error.mistakes
+        mistakes += [*error.mistakes, *_unmeasured(tree)]
     if mistakes:
         raise MistakesError(origin, list(dict.fromkeys(mistakes)))
     return recipe
+
+
+def _unmeasured(tree: Tree) -> list[str]:
+    """What is wrong with `select`, which the validator looks at only where all else is right."""
+    try:
+        evaluation = validate(Evaluation, tree.get("evaluation") or {}, "evaluation")
+    except MistakesError:
+        return []
+    select = tree.get("select")
+    return [_not_measured(select, evaluation)] if isinstance(select, str) and select not in _measured(evaluation) else []
+
+
+def _measured(evaluation: Evaluation) -> list[str]:
+    return [metric.name for metric in evaluation.without_lists().metrics]
+
+
+def _not_measured(select: str, evaluation: Evaluation) -> str:
+    return f"select: {select!r} is not among the evaluation's metrics of ranks{closest(select, _measured(evaluation))}"
