@@ -9,6 +9,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from turborec.data.engine import DuckDB
 from turborec.data.read import Intake, bad_records, event_checks, ingest
 from turborec.data.schema import Layout, RawTable, Text, TimeFormat
 
@@ -41,17 +42,15 @@ def take(
 
 
 @cache
-def engine() -> duckdb.DuckDBPyConnection:
-    con = duckdb.connect(config={"threads": 1})
-    con.execute("SET TimeZone = 'UTC'")
-    return con
+def engine() -> DuckDB:
+    return DuckDB(duckdb.connect(config={"threads": 1}))
 
 
 def staged(table: RawTable, checks: Any, bad_rows: float) -> Taken:
     con = engine()
-    con.execute("DROP TABLE IF EXISTS staged")
+    con.drop("staged")
     intake = ingest(con, "staged", table, checks, bad_rows, "events")
     columns = "* EXCLUDE (position, _reason, _text)"
-    sound = con.execute(f"SELECT {columns} FROM staged WHERE _reason IS NULL ORDER BY position").fetchall()
+    sound = con.rows(f"SELECT {columns} FROM staged WHERE _reason IS NULL ORDER BY position")
     bad = list(bad_records(con, "staged", table))
     return Taken(sound, [(line, reason) for _, line, reason, _ in bad], [text for *_, text in bad], intake)

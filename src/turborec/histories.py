@@ -58,6 +58,7 @@ def from_file(store: Store, path: Path, ids: Iterable[str] | None = None) -> Ite
     import duckdb
     import pyarrow as pa
 
+    from turborec.data.engine import DuckDB
     from turborec.data.read import event_checks, ingest, time_format
 
     table = RawTable((path,), _layout(path), _columns(store, path))
@@ -67,8 +68,7 @@ def from_file(store: Store, path: Path, ids: Iterable[str] | None = None) -> Ite
     with TemporaryDirectory() as spill, closing(duckdb.connect(":memory:")) as con:
         con.execute(f"SET memory_limit = '{MEMORY_MB}MB'")
         con.execute("SET temp_directory = $1", [spill])
-        con.execute("SET enable_progress_bar = false")
-        ingest(con, "history", table, event_checks(written), 0.0, path.name)
+        ingest(DuckDB(con), "history", table, event_checks(written), 0.0, path.name)
         items = pa.array(store.item_ids.raw(range(store.num_items)), pa.string())
         con.register("known", pa.table({"item": items, "id": np.arange(1, store.num_items + 1)}))
         wanted = 'SELECT "user", min(position) AS place FROM history GROUP BY "user"'

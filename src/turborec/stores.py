@@ -89,7 +89,7 @@ def spec_of(store: Store, recipe: AnyRecipe) -> DataSpec:
 def _fitting(store: Store, recipe: AnyRecipe) -> Store:
     """The store itself, unless it was prepared or split by other rules than the recipe's."""
     wanted = {
-        "prepare": recipe.data.prepare.model_dump(mode="json", exclude={"memory_mb"}),
+        "prepare": recipe.data.prepare.rules(),
         "split": recipe.data.split.model_dump(mode="json"),
     }
     for part, rules in wanted.items():

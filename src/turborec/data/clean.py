@@ -6,17 +6,15 @@ time, else the position in the files.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from turborec.data.engine import Engine, number
 from turborec.data.read import quoted
 from turborec.data.schema import UNKNOWN_TIME
 from turborec.progress import task
-
-if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection as Connection
 
 Duplicates = Literal["keep", "drop_exact", "first", "last"]
 
@@ -29,32 +27,30 @@ TIE_RULES = {
 """What orders a user's events, by the column that leads."""
 
 
-def number_ids(con: "Connection") -> None:
+def number_ids(con: Engine) -> None:
     """`raw_users` and `raw_items`: every raw id of a sound row with its rank."""
     for raw, column in (("raw_users", "user"), ("raw_items", "item")):
-        con.execute(f"""
-            CREATE TABLE {raw} AS SELECT CAST(row_number() OVER (ORDER BY id) AS INTEGER) AS rank, id
-            FROM (SELECT DISTINCT "{column}" AS id FROM staged_events WHERE _reason IS NULL)""")
+        con.ranks(raw, f'SELECT DISTINCT "{column}" AS id FROM staged_events WHERE _reason IS NULL', "id", "rank", 1)
 
 
-def locate(con: "Connection", columns: Sequence[str], labelled: bool, conditions: Sequence[str]) -> None:
+def locate(con: Engine, columns: Sequence[str], labelled: bool, conditions: Sequence[str]) -> None:
     """`located`: the staged events for which all `conditions` hold, on integers and with their moment."""
     time = "time" if "time" in columns else "CAST(NULL AS BIGINT)"
     label = "label" if labelled else "CAST(0 AS TINYINT)"
     given = '"order"' if "order" in columns else "position"
-    con.execute(f"""
-        CREATE TABLE chosen AS
+    query = f"""
         SELECT users.rank AS u, items.rank AS i, {time} AS time, {label} AS label, {given} AS place
         FROM staged_events
         JOIN raw_users AS users ON users.id = staged_events."user"
         JOIN raw_items AS items ON items.id = staged_events.item
-        WHERE {" AND ".join(conditions)}""")
+        WHERE {" AND ".join(conditions)}"""
+    con.table("chosen", query)
     timed = "time" in columns and "order" not in columns
     moment = "CASE WHEN u IN (SELECT u FROM chosen WHERE time IS NULL) THEN place ELSE time END" if timed else "place"
-    con.execute(f"CREATE VIEW located AS SELECT u, i, time, label, {moment} AS moment FROM chosen")
+    con.view("located", f"SELECT u, i, time, label, {moment} AS moment FROM chosen")
 
 
-def drop_duplicates(con: "Connection", policy: Duplicates) -> None:
+def drop_duplicates(con: Engine, policy: Duplicates) -> None:
     """`events`: `located` without its duplicates.
 
     `drop_exact` keeps the first of the repeats of (user, item, time); an event of unknown time repeats another only
@@ -68,50 +64,45 @@ def drop_duplicates(con: "Connection", policy: Duplicates) -> None:
     query = (
         "SELECT * FROM located" if policy == "keep" else f"SELECT u, i, time, label, moment FROM ({numbered}) WHERE place = 1"
     )
-    con.execute(f"CREATE TABLE events AS {query}")
-    con.execute("DROP VIEW located")
-    con.execute("DROP TABLE chosen")
+    con.table("events", query)
+    con.drop("chosen")
 
 
-def keep_core(con: "Connection", user_events: int, item_events: int) -> None:
+def keep_core(con: Engine, user_events: int, item_events: int) -> None:
     """`users` and `items`: the largest sets in which each user has `user_events` events with the items, and each item
     `item_events` events with the users; with their dense rows, users from 0 and items from 1.
     """
-    con.execute("CREATE TABLE core_items AS SELECT DISTINCT i FROM events")
+    con.table("core_items", "SELECT DISTINCT i FROM events")
     before: tuple[int, ...] = ()
     with task("Dropping rare users and items", unit="rounds") as advance:
         while True:
-            con.execute(f"""
-                CREATE OR REPLACE TABLE core_users AS SELECT u FROM events
-                WHERE i IN (SELECT i FROM core_items) GROUP BY u HAVING count(*) >= {user_events}""")
-            con.execute(f"""
-                CREATE OR REPLACE TABLE core_items AS SELECT i FROM events
-                WHERE u IN (SELECT u FROM core_users) GROUP BY i HAVING count(*) >= {item_events}""")
+            for kept, u, others, i, least in (
+                ("core_users", "u", "core_items", "i", user_events),
+                ("core_items", "i", "core_users", "u", item_events),
+            ):
+                known = f"{i} IN (SELECT {i} FROM {others})"
+                con.table(kept, f"SELECT {u} FROM events WHERE {known} GROUP BY {u} HAVING count(*) >= {least}")
             advance(1)
             after = tuple(number(con, f"SELECT count(*) FROM {name}") for name in ("core_users", "core_items"))
             if after == before:
                 break
             before = after
     for name, numbers, column, base in (("users", "core_users", "u", 0), ("items", "core_items", "i", 1)):
-        row = f"CAST(row_number() OVER (ORDER BY {column}) - 1 + {base} AS INTEGER)"
-        con.execute(f"CREATE TABLE {name} AS SELECT {column}, {row} AS row FROM {numbers}")
-    con.execute("""
-        CREATE TABLE core AS SELECT users.row AS u, items.row AS i, time, label, moment
-        FROM events JOIN users ON users.u = events.u JOIN items ON items.i = events.i""")
-    con.execute("DROP TABLE events")
+        con.ranks(name, f"SELECT {column} FROM {numbers}", column, "row", base)
+    query = """
+        SELECT users.row AS u, items.row AS i, time, label, moment
+        FROM events JOIN users ON users.u = events.u JOIN items ON items.i = events.i"""
+    con.table("core", query)
+    con.drop("events")
 
 
-def label_items(con: "Connection", labels: NDArray[np.uint8]) -> None:
+def label_items(con: Engine, labels: NDArray[np.uint8]) -> None:
     """Give every event the label of its item: [V], item i at i - 1."""
     import pyarrow as pa
 
-    con.register("labels", pa.table({"i": np.arange(1, len(labels) + 1, dtype=np.int32), "label": labels}))
-    con.execute("""
-        CREATE TABLE labelled AS SELECT u, core.i, time, labels.label, moment
-        FROM core JOIN labels ON labels.i = core.i""")
-    con.unregister("labels")
-    con.execute("DROP TABLE core")
-    con.execute("ALTER TABLE labelled RENAME TO core")
+    table = {"i": np.arange(1, len(labels) + 1, dtype=np.int32), "label": labels.astype(np.int8)}
+    con.register("labels", pa.table(table))
+    con.table("core", "SELECT u, core.i, time, labels.label, moment FROM core JOIN labels ON labels.i = core.i")
 
 
 LENGTHS = "SELECT count(*) AS length FROM core GROUP BY u ORDER BY u"
@@ -142,8 +133,3 @@ def attributes_query(names: Sequence[str]) -> str:
             SELECT *, row_number() OVER (PARTITION BY item ORDER BY position) AS _place
             FROM staged_items WHERE _reason IS NULL) AS told
         ON told.item = id AND told._place = 1 ORDER BY row"""
-
-
-def number(con: "Connection", query: str) -> int:
-    """The single number a query gives."""
-    return int(con.execute(query).fetchall()[0][0])

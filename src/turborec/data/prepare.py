@@ -7,7 +7,6 @@ import errno
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,12 +14,13 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from turborec.data import clean
+from turborec.data.engine import Engine, duckdb_in, number
 from turborec.data.read import (
     LOOKUP_CHECKS,
     YEAR_2200,
@@ -43,11 +43,8 @@ from turborec.files import sync
 from turborec.progress import task
 from turborec.recipe import Config
 
-if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection as Connection
-
-THREAD_MB = 250
-"""Memory the engine should have for each of its threads."""
+OUT_OF_MEMORY = ("OutOfMemoryException", "OutOfMemoryError", "Py4JNetworkError")
+"""DuckDB's word for it, Java's, and what is left of a Java that the system killed."""
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 
 
@@ -60,7 +57,12 @@ class Prepare(Config):
     min_user_events: int = Field(default=1, ge=1, le=2**31)  # with the next one: a k-core, to its fixed point
     min_item_events: int = Field(default=1, ge=1, le=2**31)
     bad_rows: float = Field(default=0.01, ge=0, le=1)  # the share of bad rows above which nothing is prepared
+    engine: Literal["duckdb", "spark"] = "duckdb"  # what runs the SQL; changes no result
     memory_mb: int = Field(default=1000, ge=250)  # for the engine, which spills to disk beyond it; changes no result
+
+    def rules(self) -> dict[str, Any]:
+        """All that decides the result, as plain data."""
+        return self.model_dump(mode="json", exclude={"engine", "memory_mb"})
 
 
 def prepare(tables: RawTables, source: Mapping[str, Any], config: Prepare, split: Split, home: Path) -> Path:
@@ -90,7 +92,7 @@ def store_key(tables: RawTables, files: list[dict[str, Any]], config: Prepare, s
         "files": [fact["sha256"] for fact in files],
         "time": tables.time,
         "tables": [_description(table) for table in _parts(tables).values()],
-        "prepare": config.model_dump(mode="json", exclude={"memory_mb"}),
+        "prepare": config.rules(),
         "split": split.model_dump(mode="json"),
     }
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
@@ -146,11 +148,11 @@ def _build(tables: RawTables, config: Prepare, split: Split, folder: Path, work:
     """Everything but the card, of which the facts are returned."""
     columns = columns_of(tables.events)
     _require_columns(columns, config, split)
-    with closing(_engine(work, config.memory_mb)) as con:
+    with closing(_engine(work, config)) as con:
         intakes = _ingest(con, tables, config.bad_rows, folder)
         dropped = _clean(con, columns, config, split)
         _require_events(con, intakes["events"], dropped)
-        users, items = (clean.number(con, f"SELECT count(*) FROM {name}") for name in ("users", "items"))
+        users, items = (number(con, f"SELECT count(*) FROM {name}") for name in ("users", "items"))
         if isinstance(split, ItemHoldout):
             clean.label_items(con, split.labels(items))
         events = write_events(con, folder, work / "labels.npy", 1000 if tables.time == "milliseconds" else 1)
@@ -158,13 +160,13 @@ def _build(tables: RawTables, config: Prepare, split: Split, folder: Path, work:
         if tables.items:
             names = [name for name in columns_of(tables.items) if name != "item"]
             write_attributes(con, names, folder / "items.parquet")
-        earliest, latest = con.execute("SELECT min(time), max(time) FROM core").fetchall()[0]
+        earliest, latest = con.rows("SELECT min(time), max(time) FROM core")[0]
         _require_plausible(latest, tables)
     taking_part = write_cuts(folder, split, events)
     lengths = np.quantile(np.diff(events.offsets), QUANTILES, method="lower")
     counts = {"users": users, "items": items, "events": len(events.times)}
     return {
-        "prepare": config.model_dump(mode="json", exclude={"memory_mb"}),
+        "prepare": config.rules(),
         "split": split.model_dump(mode="json"),
         "columns": dict(tables.events.select),
         "tie_rule": _tie_rule(columns, split),
@@ -193,24 +195,15 @@ def _tie_rule(columns: list[str], split: Split) -> str:
     return ("by label, then " if isinstance(split, Labelled | ItemHoldout) else "") + clean.TIE_RULES[leading]
 
 
-def _engine(work: Path, memory_mb: int) -> "Connection":
-    import duckdb
+def _engine(work: Path, config: Prepare) -> Engine:
+    if config.engine == "duckdb":
+        return duckdb_in(work, config.memory_mb)
+    from turborec.data.spark import Spark
 
-    settings: dict[str, str | bool | int | float | list[str]] = {
-        "memory_limit": f"{memory_mb}MB",
-        "temp_directory": str(work / "spill"),
-        "threads": max(1, min(os.cpu_count() or 1, memory_mb // THREAD_MB)),
-        "preserve_insertion_order": False,  # every row carries its position
-        "autoinstall_known_extensions": False,
-        "autoload_known_extensions": False,
-    }
-    con = duckdb.connect(str(work / "events.duckdb"), config=settings)
-    con.execute("SET TimeZone = 'UTC'")
-    con.execute("SET enable_progress_bar = false")
-    return con
+    return Spark(work, config.memory_mb)
 
 
-def _ingest(con: "Connection", tables: RawTables, bad_rows: float, folder: Path) -> dict[str, Intake]:
+def _ingest(con: Engine, tables: RawTables, bad_rows: float, folder: Path) -> dict[str, Intake]:
     parts = _parts(tables)
     checks = {name: LOOKUP_CHECKS for name in parts} | {"events": event_checks(tables.time)}
     if tables.items:
@@ -222,28 +215,28 @@ def _ingest(con: "Connection", tables: RawTables, bad_rows: float, folder: Path)
     return intakes
 
 
-def _clean(con: "Connection", columns: list[str], config: Prepare, split: Split) -> dict[str, int]:
+def _clean(con: Engine, columns: list[str], config: Prepare, split: Split) -> dict[str, int]:
     """Leave the events to keep in `core`; how many were dropped for which reason, one after the other."""
     tests = {}
     if config.kinds is not None:
         tests["other_kinds"] = f"kind IN ({', '.join(map(literal, config.kinds))})"
     if config.min_value is not None:
-        tests["below_min_value"] = f"value >= CAST({config.min_value!r} AS DOUBLE)"
+        tests["below_min_value"] = f"value >= CAST('{config.min_value!r}' AS DOUBLE)"
     conditions = ["_reason IS NULL", *tests.values()]
     with task("Cleaning events", 3, "steps") as advance:
         clean.number_ids(con)
         advance(1)
         left = [
-            clean.number(con, f"SELECT count(*) FROM staged_events WHERE {' AND '.join(conditions[: 1 + applied])}")
+            number(con, f"SELECT count(*) FROM staged_events WHERE {' AND '.join(conditions[: 1 + applied])}")
             for applied in range(len(conditions))
         ]
         clean.locate(con, columns, isinstance(split, Labelled), conditions)
         advance(1)
         clean.drop_duplicates(con, config.duplicates)
         advance(1)
-    left.append(clean.number(con, "SELECT count(*) FROM events"))
+    left.append(number(con, "SELECT count(*) FROM events"))
     clean.keep_core(con, config.min_user_events, config.min_item_events)
-    left.append(clean.number(con, "SELECT count(*) FROM core"))
+    left.append(number(con, "SELECT count(*) FROM core"))
     reasons = [*tests, "duplicates", "outside_core"]
     return {reason: before - after for reason, (before, after) in zip(reasons, pairwise(left), strict=True)}
 
@@ -260,8 +253,8 @@ def _require_columns(columns: list[str], config: Prepare, split: Split) -> None:
             raise UserError(f"{reason} needs a column {column!r}; the source selects {', '.join(columns)}.")
 
 
-def _require_events(con: "Connection", intake: Intake, dropped: dict[str, int]) -> None:
-    items = clean.number(con, "SELECT count(*) FROM items")
+def _require_events(con: Engine, intake: Intake, dropped: dict[str, int]) -> None:
+    items = number(con, "SELECT count(*) FROM items")
     if items > 1:
         return
     left = "Only one item is" if items else "No event is"
@@ -269,7 +262,8 @@ def _require_events(con: "Connection", intake: Intake, dropped: dict[str, int]) 
     gone = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in reasons.items() if count)
     kinds = ""
     if dropped.get("other_kinds"):
-        rows = con.execute("SELECT kind FROM staged_events GROUP BY kind ORDER BY count(*) DESC, kind LIMIT 10").fetchall()
+        most = "SELECT kind FROM staged_events GROUP BY kind ORDER BY count(*) DESC, kind NULLS LAST LIMIT 10"
+        rows = con.rows(most)
         kinds = f" The kinds there are: {', '.join(repr(kind or '') for (kind,) in rows)}."
     raise UserError(
         f"{left} left of {intake.rows:,} rows{f', of which went: {gone}' if gone else ''}.{kinds} There must be two items "
@@ -295,17 +289,18 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _explained(folder: Path, config: Prepare) -> Iterator[None]:
-    """Failures of the machine in words for the user."""
-    import duckdb
-
+    """Failures of the machine in words for the user; those of Spark's tell what happened in their text alone."""
     try:
         yield
-    except duckdb.OutOfMemoryException as error:
-        raise UserError(
-            f"Preparing needs more than the {config.memory_mb} MB of prepare.memory_mb, or more room than there is for "
-            f"temporary files beside {folder}: {error}"
-        ) from error
-    except (OSError, duckdb.Error) as error:
-        if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
-            raise
-        raise UserError(f"The disk of {folder} is full: free some space and prepare again. ({error})") from error
+    except UserError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        if any(sign in what for sign in OUT_OF_MEMORY):
+            raise UserError(
+                f"Preparing needs more than the {config.memory_mb} MB of prepare.memory_mb, or more room than there is for "
+                f"temporary files beside {folder}: {error}"
+            ) from error
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in what:
+            raise UserError(f"The disk of {folder} is full: free some space and prepare again. ({error})") from error
+        raise

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turborec.data.chunks import LINE, Run
-from turborec.data.rows import column_names, runs
-from turborec.data.schema import Lookup, RawTable, Text, TimeFormat
+from turborec.data.engine import Engine, File, Part, number
+from turborec.data.rows import column_names, row_count, runs
+from turborec.data.schema import Columnar, Lookup, RawTable, Text, TimeFormat
 from turborec.errors import UserError, closest
-from turborec.progress import task
+from turborec.progress import Advance, task
 
 if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection as Connection
+    import pyarrow as pa
 
 FILE_STEP = 2**40
 SHOWN_ROWS = 5
@@ -50,23 +51,23 @@ _WHOLE = (
     ("{x} <> '' AND NOT regexp_full_match({x}, '-?[0-9]+')", "is not a whole number"),
     ("{x} <> '' AND TRY_CAST({x} AS BIGINT) IS NULL", "does not fit in 64 bits"),
 )
-_FLOAT = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
-_DATE = r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?(Z|[+-]\d{2}(:?\d{2})?)?)?"
-# A zone counts, and UTC stands in for none because it is the session's.
-_MICROSECONDS = "epoch_us(TRY_CAST({x} AS TIMESTAMPTZ))"
+_FLOAT = "[+-]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]+)?"
+_CLOCK = "[0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,9})?)?"
+_ZONE = "Z|[+-](0[0-9]|1[0-7])(:?[0-5][0-9])?"
+_DATE = f"[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}([T ]{_CLOCK}({_ZONE})?)?"
 _EARLY = "is before 1970"
 
-ID = Check("VARCHAR", "{x}", (_EMPTY, ("contains({x}, chr(0))", "holds a NUL byte")))
-TEXT = Check("VARCHAR", "nullif({x}, '')")
+ID = Check("STRING", "{x}", (_EMPTY, ("contains({x}, chr(0))", "holds a NUL byte")))
+TEXT = Check("STRING", "nullif({x}, '')")
 ORDER = Check("BIGINT", "TRY_CAST({x} AS BIGINT)", (_EMPTY, *_WHOLE))
 TICKS = Check("BIGINT", "TRY_CAST({x} AS BIGINT)", (*_WHOLE, ("TRY_CAST({x} AS BIGINT) < 0", _EARLY)))
 ISO = Check(
     "BIGINT",
-    f"{_MICROSECONDS} // 1000000",
+    "divide(instant_us({x}), 1000000)",
     (
         (f"{{x}} <> '' AND NOT regexp_full_match({{x}}, '{_DATE}')", "is not an ISO 8601 time"),
-        (f"{{x}} <> '' AND {_MICROSECONDS} IS NULL", "is not on the calendar"),
-        (f"{_MICROSECONDS} < 0", _EARLY),
+        ("{x} <> '' AND (instant_us({x}) IS NULL OR substr({x}, 12, 2) = '24')", "is not on the calendar"),
+        ("instant_us({x}) < 0", _EARLY),
     ),
 )
 VALUE = Check(
@@ -79,7 +80,7 @@ VALUE = Check(
 )
 LABEL = Check(
     "TINYINT",
-    f"list_position({list(LABELS)}, {{x}}) - 1",
+    f"CAST(CASE {{x}} {' '.join(f'WHEN {label!r} THEN {place}' for place, label in enumerate(LABELS))} END AS TINYINT)",
     ((f"coalesce({{x}}, '') NOT IN {LABELS}", f"is none of {', '.join(LABELS)}"),),
 )
 
@@ -128,7 +129,7 @@ class Intake:
     rejected: dict[str, int] = field(default_factory=dict)  # by reason
 
 
-def ingest(con: "Connection", staged: str, table: RawTable, checks: Mapping[str, Check], bad_rows: float, label: str) -> Intake:
+def ingest(con: Engine, staged: str, table: RawTable, checks: Mapping[str, Check], bad_rows: float, label: str) -> Intake:
     """Stage each row of `table` in `staged`: `position`, its columns, and of a bad row `_reason` and `_text`.
 
     What the column x looks up must be staged in `{staged}_x` before. A UserError lists the first bad rows when their
@@ -137,23 +138,18 @@ def ingest(con: "Connection", staged: str, table: RawTable, checks: Mapping[str,
     ours = columns_of(table)
     _require_names(ours, checks)
     typed = "".join(f"{quoted(name)} {checks[name].type}, " for name in ours)
-    con.execute(f"CREATE TABLE {staged} (position BIGINT, {typed}_reason VARCHAR, _text VARCHAR)")
     for name in table.lookups:
         _keep_first(con, f"{staged}_{name}")
-    needed = [*table.select.values(), *(lookup.column for lookup in table.lookups.values())]
     intake = Intake()
     with task(f"Reading {label}", sum(path.stat().st_size for path in table.paths), "bytes") as advance:
-        for place, path in enumerate(table.paths):
-            names = column_names(path, table.layout, needed)
-            sql = _staging(staged, table, checks, place)
-            for run in runs(path, table.layout, names, _wanted(table, names, needed)):
-                _stage(con, staged, sql, place * FILE_STEP, run, intake)
-                advance(run.bytes)
+        parts = _parts(con, staged, table, checks, intake, advance)
+        con.stage(staged, f"position BIGINT, {typed}_reason STRING, _text STRING", parts)
     if not intake.rows:
         header = isinstance(table.layout, Text) and table.layout.header
         raise UserError(f"{table.paths[0]} holds no rows{' below its header' if header else ''}.")
+    intake.left_out = intake.rows - number(con, f"SELECT count(*) FROM {staged}")
     reasons = f"SELECT _reason, count(*) FROM {staged} WHERE _reason IS NOT NULL GROUP BY _reason ORDER BY _reason"
-    intake.rejected.update(dict(con.execute(reasons).fetchall()))
+    intake.rejected.update(dict(con.rows(reasons)))
     _refuse(con, staged, table, intake, bad_rows)
     return intake
 
@@ -179,20 +175,20 @@ def _require_distinct(names: Sequence[str]) -> None:
         raise UserError(f"The columns {', '.join(map(repr, clash))} differ in upper and lower case only: rename one.")
 
 
-def _keep_first(con: "Connection", staged: str) -> None:
+def _keep_first(con: Engine, staged: str) -> None:
     """Leave one value of each key in a staged lookup, as `{staged}_told`."""
-    first = f'SELECT "key", arg_min("value", position) AS "value" FROM {quoted(staged)} WHERE _reason IS NULL GROUP BY "key"'
-    con.execute(f"CREATE TABLE {quoted(f'{staged}_told')} AS {first}")
+    first = f'SELECT "key", min_by("value", position) AS "value" FROM {quoted(staged)} WHERE _reason IS NULL GROUP BY "key"'
+    con.table(quoted(f"{staged}_told"), first)
 
 
-def bad_records(con: "Connection", staged: str, table: RawTable) -> Iterator[BadRow]:
+def bad_records(con: Engine, staged: str, table: RawTable) -> Iterator[BadRow]:
     """The bad rows in the order of the files."""
     escapes = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
-    found = con.execute(f"SELECT position, _reason, _text FROM {staged} WHERE _reason IS NOT NULL ORDER BY position")
-    while rows := found.fetchmany(1000):
-        for position, reason, text in rows:
-            place, line = divmod(position, FILE_STEP)
-            yield table.paths[place].name, line, reason, text.translate(escapes)
+    query = f"SELECT position, _reason, _text FROM {staged} WHERE _reason IS NOT NULL ORDER BY position"
+    for batch in con.batches(query):
+        for row in batch.to_pylist():
+            place, line = divmod(row["position"], FILE_STEP)
+            yield table.paths[place].name, line, row["_reason"], row["_text"].translate(escapes)
 
 
 def write_quarantine(path: Path, records: Iterable[BadRow]) -> None:
@@ -202,7 +198,7 @@ def write_quarantine(path: Path, records: Iterable[BadRow]) -> None:
             file.write("\t".join(map(str, record)) + "\n")
 
 
-def _refuse(con: "Connection", staged: str, table: RawTable, intake: Intake, bad_rows: float) -> None:
+def _refuse(con: Engine, staged: str, table: RawTable, intake: Intake, bad_rows: float) -> None:
     bad = sum(intake.rejected.values())
     if bad > bad_rows * intake.rows:
         shown = list(islice(bad_records(con, staged, table), SHOWN_ROWS))
@@ -216,37 +212,61 @@ def _refuse(con: "Connection", staged: str, table: RawTable, intake: Intake, bad
         )
 
 
-def _stage(con: "Connection", staged: str, sql: str, base: int, run: Run, intake: Intake) -> None:
-    import duckdb
+def _parts(
+    con: Engine, staged: str, table: RawTable, checks: Mapping[str, Check], intake: Intake, advance: Advance
+) -> Iterator[Part]:
+    """The rows of all files, counted as they go by."""
+    needed = [*table.select.values(), *(lookup.column for lookup in table.lookups.values())]
+    faulty = _faulty(table, checks)
+    for place, path in enumerate(table.paths):
+        sql = _staging(staged, table, checks, place)
+        names = column_names(path, table.layout, needed)
+        wanted = _wanted(table, names, needed)
+        if isinstance(table.layout, Columnar) and con.reads(path, wanted):
+            intake.rows += row_count(path)
+            yield Part(sql, File(path, tuple(wanted), place * FILE_STEP))
+            advance(path.stat().st_size)
+            continue
+        for run in runs(path, table.layout, names, wanted):
+            intake.rows += run.table.num_rows + len(run.faults)
+            intake.blank += run.blank
+            yield Part(sql, _placed(run, place * FILE_STEP))
+            if run.faults:
+                yield Part(faulty, _fault_table(run, place * FILE_STEP))
+            advance(run.bytes)
+
+
+def _placed(run: Run, base: int) -> "pa.Table":
+    """The rows of a run with their positions instead of their lines."""
+    import pyarrow.compute as pc
+
+    place = run.table.schema.get_field_index(LINE)
+    return run.table.set_column(place, LINE, pc.add(run.table.column(place), base))
+
+
+def _fault_table(run: Run, base: int) -> "pa.Table":
     import pyarrow as pa
 
-    con.register("run", run.table)
-    try:
-        [(kept,)] = con.execute(f"INSERT INTO {staged} {sql}").fetchall()
-    except (duckdb.ProgrammingError, duckdb.DataError) as error:
-        raise UserError(f"The SQL stated for the columns does not run: {error}") from error
-    finally:
-        con.unregister("run")
-    if run.faults:
-        faults = {
-            "position": pa.array([base + fault.line for fault in run.faults]),
-            "_reason": pa.array([fault.reason for fault in run.faults]),
-            "_text": pa.array([fault.text[:SHOWN_CHARACTERS] for fault in run.faults]),
-        }
-        con.register("faults", pa.table(faults))
-        con.execute(f"INSERT INTO {staged} BY NAME SELECT * FROM faults")
-        con.unregister("faults")
-    intake.rows += run.table.num_rows + len(run.faults)
-    intake.blank += run.blank
-    intake.left_out += run.table.num_rows - kept
+    faults = {
+        LINE: pa.array([base + fault.line for fault in run.faults], pa.int64()),
+        "_reason": pa.array([fault.reason for fault in run.faults], pa.string()),
+        "_text": pa.array([fault.text[:SHOWN_CHARACTERS] for fault in run.faults], pa.string()),
+    }
+    return pa.table(faults)
+
+
+def _faulty(table: RawTable, checks: Mapping[str, Check]) -> str:
+    """SQL that stages rows which cannot be told apart into columns."""
+    nothing = "".join(f"CAST(NULL AS {checks[name].type}) AS {quoted(name)}, " for name in columns_of(table))
+    return f"SELECT {quoted(LINE)} AS position, {nothing}_reason, _text FROM run"
 
 
 def _staging(staged: str, table: RawTable, checks: Mapping[str, Check], place: int) -> str:
-    """SQL that checks and casts the rows of the registered table `run`, which come from the file at `place`."""
+    """SQL that checks and casts the rows of the table `run`, which come from the file at `place`."""
     sources = {name: quoted(column) for name, column in table.select.items()} | dict(table.derive)
     sources |= {name: literal(texts[place]) for name, texts in table.constants.items()}
     sources |= {name: _told(f"{staged}_{name}_told", lookup) for name, lookup in table.lookups.items()}
-    texts = [f"CAST({source} AS VARCHAR) AS {quoted(name)}" for name, source in sources.items()]
+    texts = [f"CAST({source} AS STRING) AS {quoted(name)}" for name, source in sources.items()]
     values = [f"{checks[name].value.replace('{x}', quoted(name))} AS {quoted(name)}" for name in sources]
     faults = [
         f"WHEN {condition.replace('{x}', quoted(name))} THEN {literal(f'{name} {wrong}')}"
@@ -256,15 +276,15 @@ def _staging(staged: str, table: RawTable, checks: Mapping[str, Check], place: i
     row = ", ".join(f"coalesce({quoted(name)}, '')" for name in sources)
     return f"""
         SELECT position, {", ".join(values)}, _reason,
-            CASE WHEN _reason IS NOT NULL THEN left(concat_ws(chr(9), {row}), {SHOWN_CHARACTERS}) END
+            CASE WHEN _reason IS NOT NULL THEN left(concat_ws(chr(9), {row}), {SHOWN_CHARACTERS}) END AS _text
         FROM (
             SELECT *, CASE {" ".join(faults)} END AS _reason FROM (
-                SELECT {place * FILE_STEP} + {quoted(LINE)} AS position, {", ".join(texts)}
+                SELECT {quoted(LINE)} AS position, {", ".join(texts)}
                 FROM run {f"WHERE {table.where}" if table.where else ""}))"""
 
 
 def _told(told: str, lookup: Lookup) -> str:
-    return f'(SELECT told."value" FROM {quoted(told)} AS told WHERE told."key" = run.{quoted(lookup.column)})'
+    return f'(SELECT min(told."value") FROM {quoted(told)} AS told WHERE told."key" = run.{quoted(lookup.column)})'
 
 
 def _refused(name: str, table: RawTable, checks: Mapping[str, Check]) -> tuple[tuple[str, str], ...]:
@@ -284,8 +304,8 @@ def _wanted(table: RawTable, names: Sequence[str], needed: Sequence[str]) -> lis
 
 
 def literal(text: str) -> str:
-    """A text as an SQL literal."""
-    return "'" + text.replace("'", "''") + "'"
+    """A text as an SQL literal; a backslash by its number, since engines differ in what it stands for."""
+    return "('" + text.replace("'", "''").replace("\\", "' || chr(92) || '") + "')"
 
 
 def quoted(name: str) -> str:

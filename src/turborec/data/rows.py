@@ -59,6 +59,14 @@ def runs(path: Path, layout: Layout, names: Sequence[str], wanted: Sequence[str]
             yield from _plain_runs(path, layout, names, wanted)
 
 
+def row_count(path: Path) -> int:
+    """How many rows a Parquet file says it has."""
+    import pyarrow.parquet as pq
+
+    with chunks.readable(path):
+        return int(pq.read_metadata(path).num_rows)
+
+
 def _header(path: Path, layout: Text, needed: list[str]) -> tuple[str, ...]:
     if layout.quote and (len(layout.delimiter) != 1 or len(layout.quote) != 1):
         raise UserError(

@@ -4,7 +4,7 @@ Letters: U users, E events, V items.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from turborec.data import clean
+from turborec.data.engine import BATCH, Engine
 from turborec.data.split import Ordered, Split
 from turborec.data.store import PART_BITS, Ids, Int64, seal_of, sha256
 from turborec.errors import UserError
@@ -19,14 +20,12 @@ from turborec.files import sync
 from turborec.progress import Advance, task
 
 if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection as Connection
-
-BATCH = 2**17
+    import pyarrow as pa
 
 
-def write_events(con: "Connection", folder: Path, labels: Path, ticks: int) -> Ordered:
+def write_events(con: Engine, folder: Path, labels: Path, ticks: int) -> Ordered:
     """Write offsets, items and times to `folder` and the events' labels to the file `labels`; memory maps of them."""
-    lengths = con.sql(clean.LENGTHS).to_arrow_table().column("length").to_numpy()
+    lengths = np.concatenate([batch.column("length").to_numpy() for batch in con.batches(clean.LENGTHS)])
     offsets: Int64 = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     np.save(folder / "offsets.npy", offsets)
     total = int(offsets[-1])
@@ -37,7 +36,7 @@ def write_events(con: "Connection", folder: Path, labels: Path, ticks: int) -> O
         for file, (_, kind) in zip(files, targets, strict=True):
             header = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": (total,)}
             np.lib.format.write_array_header_1_0(file, header)
-        for batch in con.sql(clean.EVENTS).to_arrow_reader(BATCH):
+        for batch in con.batches(clean.EVENTS):
             for file, (_, kind), column in zip(files, targets, batch.columns, strict=True):
                 file.write(column.to_numpy().astype(kind).tobytes())
             advance(batch.num_rows)
@@ -45,7 +44,7 @@ def write_events(con: "Connection", folder: Path, labels: Path, ticks: int) -> O
     return Ordered(offsets, times, groups, ticks)
 
 
-def write_ids(con: "Connection", folder: Path) -> None:
+def write_ids(con: Engine, folder: Path) -> None:
     """Write the raw ids of users and items."""
     queries = {"user_ids": clean.USER_IDS, "item_ids": clean.ITEM_IDS}
     with task("Writing ids", unit="ids") as advance:
@@ -53,21 +52,36 @@ def write_ids(con: "Connection", folder: Path) -> None:
             Ids.write(folder / name, _ids(con, query, advance))
 
 
-def _ids(con: "Connection", query: str, advance: Advance) -> Iterator[bytes]:
-    for batch in con.sql(query).to_arrow_reader(BATCH):
+def _ids(con: Engine, query: str, advance: Advance) -> Iterator[bytes]:
+    for batch in con.batches(query):
         for text in batch.column("id"):
             yield text.as_buffer().to_pybytes()
         advance(batch.num_rows)
 
 
-def write_attributes(con: "Connection", names: Sequence[str], path: Path) -> None:
+def write_attributes(con: Engine, names: Sequence[str], path: Path) -> None:
     """Write the items' attributes as Parquet."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    reader = con.sql(clean.attributes_query(names)).to_arrow_reader(BATCH)
-    with pq.ParquetWriter(path, reader.schema, compression="zstd") as writer:
-        for batch in reader:
-            writer.write_batch(batch)
+    schema = pa.schema([(name, pa.string()) for name in ("item", *names)])
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for table in _evenly(con.batches(clean.attributes_query(names)), schema):
+            writer.write_table(table)
+
+
+def _evenly(batches: "Iterable[pa.RecordBatch]", schema: "pa.Schema") -> "Iterator[pa.Table]":
+    """The rows of batches of any size in tables of `BATCH`, so that a file does not depend on who made them."""
+    import pyarrow as pa
+
+    rest = schema.empty_table()
+    for batch in batches:
+        rest = pa.concat_tables([rest, pa.Table.from_batches([batch]).cast(schema)])
+        while len(rest) >= BATCH:
+            yield rest.slice(0, BATCH)
+            rest = rest.slice(BATCH)
+    if len(rest):
+        yield rest
 
 
 def write_cuts(folder: Path, split: Split, events: Ordered) -> dict[str, int]:
