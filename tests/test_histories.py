@@ -9,7 +9,10 @@ import pytest
 
 from stores import item_id, store_of, user_id
 from turborec import histories
-from turborec.data.schema import UNKNOWN_TIME
+from turborec.data import engine
+from turborec.data.prepare import Prepare, prepare
+from turborec.data.schema import UNKNOWN_TIME, RawTable, RawTables, Text
+from turborec.data.split import LeaveOneOut
 from turborec.data.store import Store, open_store
 from turborec.errors import UserError
 from turborec.histories import Users, from_file, read_ids, stored
@@ -90,7 +93,7 @@ def test_no_user_is_torn_apart_however_the_rows_arrive(store, tmp_path, monkeypa
     events = [(f"u{n % 4}", item_id(1 + n % 6)) for n in range(17)]
     path = tmp_path / "history.parquet"
     pq.write_table(pa.table({"user": [u for u, _ in events], "item": [i for _, i in events]}), path)
-    monkeypatch.setattr(histories, "ROWS_AT_A_TIME", rows)
+    monkeypatch.setattr(engine, "BATCH", rows)
     assert known(together(from_file(store, path))) == {f"u{u}": [1 + n % 6 for n in range(17) if n % 4 == u] for u in range(4)}
 
 
@@ -165,3 +168,47 @@ def test_ids_may_stand_in_the_column_that_the_store_was_made_from(tmp_path):
     path = history(tmp_path, "product,customer\nx,a\n", "ids.csv")
     assert list(read_ids(path, open_store(folder), "user")) == ["a"]
     assert list(read_ids(path, open_store(folder), "item")) == ["x"]
+
+
+RULES = {
+    "by seconds": ({}, {"user": "u", "item": "i", "time": "t"}),
+    "by the order, whatever the time": ({}, {"user": "u", "item": "i", "time": "t", "order": "o"}),
+    "above a value": ({"min_value": 3.0}, {"user": "u", "item": "i", "time": "t", "value": "v"}),
+    "of a kind": ({"kinds": ("buy",)}, {"user": "u", "item": "i", "time": "t", "kind": "k"}),
+    "exact repeats": ({"duplicates": "drop_exact"}, {"user": "u", "item": "i", "order": "o"}),
+    "first of each": ({"duplicates": "first"}, {"user": "u", "item": "i", "time": "t"}),
+    "last of each": ({"duplicates": "last"}, {"user": "u", "item": "i", "time": "t"}),
+}
+
+
+@pytest.mark.parametrize("case", RULES)
+@pytest.mark.parametrize("written", ["seconds", "fractions of a second", "milliseconds"])
+def test_the_file_a_store_was_made_from_gives_the_histories_of_the_store(tmp_path, case, written):
+    rules, select = RULES[case]
+    generator = np.random.default_rng(5)
+    rows = 60
+    clock = generator.permutation(rows)
+    texts = {
+        "seconds": [str(1_600_000_000 + 7 * t) for t in clock],
+        "fractions of a second": [f"2024-01-15T10:00:{t // 10:02}.{t % 10}00" for t in clock],
+        "milliseconds": [str(1_600_000_000_000 + 7 * t) for t in clock],
+    }
+    columns = {
+        "u": [f"u{n}" for n in generator.integers(0, 4, rows)],
+        "i": [f"i{n}" for n in generator.integers(0, 6, rows)],
+        "t": texts[written],
+        "o": generator.permutation(rows).tolist(),
+        "v": generator.integers(1, 6, rows).tolist(),
+        "k": ["buy" if n else "see" for n in generator.integers(0, 3, rows)],
+    }
+    path = tmp_path / "events.csv"
+    path.write_text(
+        "\n".join([",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True))]) + "\n"
+    )
+    raw = RawTables(RawTable((path,), Text(",", header=True), select), time="auto")
+    store = open_store(prepare(raw, {}, Prepare(**rules), LeaveOneOut(), tmp_path))
+    from_store, read = together(stored(store)), together(from_file(store, path))
+    assert known(read) == known(from_store)
+    assert {u: t.tolist() for u, t in zip(read.ids, read.times, strict=True)} == {
+        u: t.tolist() for u, t in zip(from_store.ids, from_store.times, strict=True)
+    }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from turborec.data.schema import UNKNOWN_TIME, Columnar, RawTable, Text
+from turborec.data.schema import TICKS, UNKNOWN_TIME, Columnar, RawTable, Text
 from turborec.data.store import Int64, Store
 from turborec.errors import UserError
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 USERS_AT_A_TIME = 4096
-ROWS_AT_A_TIME = 2**17
 MEMORY_MB = 1000
 """What the engine that sorts a history file may use; beyond it, it spills to disk."""
 
@@ -52,54 +51,77 @@ def from_file(store: Store, path: Path, ids: Iterable[str] | None = None) -> Ite
     """The users with these raw ids, their histories replaced by the events that the file at `path` holds of them.
 
     The file (.csv or .tsv with a header, .parquet or .arrow) has the columns that the store was made from, or `user`,
-    `item` and perhaps `time`, which may be seconds, milliseconds or dates; without times its rows are in order of time.
-    Without `ids` its own users are taken, as they first appear. A UserError names the rows that cannot be read.
+    `item` and perhaps `time`, which may be seconds, milliseconds or dates. What the store's rules keep of kinds, values and
+    duplicates is kept here, and what orders its histories orders these: `order`, else the time, else the place in the file.
+    Without `ids` the file's own users are taken, as they first appear. A UserError names the rows that cannot be read.
     """
-    import duckdb
     import pyarrow as pa
 
-    from turborec.data.engine import DuckDB
+    from turborec.data.engine import duckdb_in
     from turborec.data.read import event_checks, ingest, time_format
 
     table = RawTable((path,), _layout(path), _columns(store, path))
     written = time_format(table)
-    ticks = _TICKS[store.card.get("time_unit") or "seconds"]
-    time = f"time * {ticks} // {_TICKS[written]}" if "time" in table.select else "NULL"
-    with TemporaryDirectory() as spill, closing(duckdb.connect(":memory:")) as con:
-        con.execute(f"SET memory_limit = '{MEMORY_MB}MB'")
-        con.execute("SET temp_directory = $1", [spill])
-        ingest(DuckDB(con), "history", table, event_checks(written), 0.0, path.name)
+    with TemporaryDirectory() as spill, closing(duckdb_in(Path(spill), MEMORY_MB)) as con:
+        ingest(con, "history", table, event_checks(written), 0.0, path.name)
+        con.table("kept", _kept(store, table))
         items = pa.array(store.item_ids.raw(range(store.num_items)), pa.string())
-        con.register("known", pa.table({"item": items, "id": np.arange(1, store.num_items + 1)}))
+        con.register("known_items", pa.table({"item": items, "id": np.arange(1, store.num_items + 1)}))
         wanted = 'SELECT "user", min(position) AS place FROM history GROUP BY "user"'
         if ids is not None:
             asked = pa.array(list(ids), pa.string())
             con.register("asked", pa.table({"user": asked, "place": np.arange(len(asked))}))
             wanted = 'SELECT "user", place FROM asked'
-        reader = con.sql(
-            f"""SELECT place, "user", position IS NOT NULL AS listed, coalesce(id, 0) AS id,
-                coalesce({time}, {UNKNOWN_TIME}) AS time
-                FROM ({wanted}) LEFT JOIN history USING ("user") LEFT JOIN known USING (item)
-                ORDER BY place, time, position"""
-        ).to_arrow_reader(ROWS_AT_A_TIME)
-        for table in _whole_users(reader):
-            yield _users(store, table)
+        ticks = TICKS["milliseconds" if store.card.get("time_unit") == "milliseconds" else "seconds"]
+        for rows in _whole_users(
+            con.batches(f"""
+                SELECT place, "user", position IS NOT NULL AS listed, coalesce(id, 0) AS id,
+                    coalesce(time * {ticks} // {TICKS[written]}, {UNKNOWN_TIME}) AS time
+                FROM ({wanted}) LEFT JOIN kept USING ("user") LEFT JOIN known_items USING (item)
+                ORDER BY place, moment, time, position""")
+        ):
+            yield _users(store, rows)
 
 
 def _columns(store: Store, path: Path) -> dict[str, str]:
-    """Our names of the file's columns to its own: those the store was made from, or else ours."""
+    """Our names of the file's columns to its own: what the store was made from was called, or else as we call it."""
     from turborec.data.rows import column_names
 
-    known = {name: column for name, column in store.card.get("columns", {}).items() if name in _PLAIN}
+    own = store.card.get("columns", {})
     names = column_names(path, _layout(path), ())
-    chosen = known if {known.get("user"), known.get("item")} <= set(names) else _PLAIN
-    column_names(path, _layout(path), (chosen["user"], chosen["item"]))
-    return {name: column for name, column in chosen.items() if column in names}
+    chosen = {name: column for name, column in own.items() if column in names and name in _READ}
+    chosen |= {name: name for name in ("user", "item", "time") if name not in chosen and name in names}
+    needed = [chosen.get(name, own.get(name, name)) for name in ("user", "item")]
+    column_names(path, _layout(path), needed)
+    return {name: chosen[name] for name in _READ if name in chosen}
 
 
-_PLAIN = {name: name for name in ("user", "item", "time")}
-_TICKS = {"seconds": 1, "iso": 1, "milliseconds": 1000}
-"""Of each way to write a time in a second; a store without times takes seconds."""
+_READ = ("user", "item", "time", "order", "kind", "value")
+
+
+def _kept(store: Store, table: RawTable) -> str:
+    """SQL for the events that the store's rules keep, with the moment that orders a user's."""
+    from turborec.data.read import literal
+
+    rules = store.card.get("prepare", {})
+    conditions = ["_reason IS NULL"]
+    if rules.get("kinds") and "kind" in table.select:
+        conditions.append(f"kind IN ({', '.join(map(literal, rules['kinds']))})")
+    if rules.get("min_value") is not None and "value" in table.select:
+        conditions.append(f"value >= {rules['min_value']!r}")
+    time = "time" if "time" in table.select else "CAST(NULL AS BIGINT)"
+    events = f"""SELECT position, "user", item, {time} AS time, {'"order"' if "order" in table.select else "NULL"} AS given
+        FROM history WHERE {" AND ".join(conditions)}"""
+    timed = f"""SELECT position, "user", item, time, coalesce(given,
+        CASE WHEN count(time) OVER (PARTITION BY "user") = count(*) OVER (PARTITION BY "user") THEN time ELSE position END
+        ) AS moment FROM ({events})"""
+    policy = rules.get("duplicates", "keep")
+    if policy == "keep":
+        return timed
+    same = '"user", item' + (", time, CASE WHEN time IS NULL THEN moment END" if policy == "drop_exact" else "")
+    way = "DESC" if policy == "last" else "ASC"
+    return f"""SELECT * FROM ({timed})
+        QUALIFY row_number() OVER (PARTITION BY {same} ORDER BY moment {way}, position {way}) = 1"""
 
 
 def read_ids(path: Path, store: Store, what: Literal["user", "item"]) -> Iterator[str]:
@@ -151,19 +173,20 @@ def _stored_events(store: Store, rows: Int64) -> tuple[list[NDArray[Any]], list[
     return [histories.items[span] for span in spans], [histories.times[span] for span in spans]
 
 
-def _whole_users(reader: "pa.RecordBatchReader") -> "Iterator[pa.Table]":
-    """The rows of a reader that are sorted by `place`, cut so that no user is in two tables."""
+def _whole_users(batches: "Iterator[pa.RecordBatch]") -> "Iterator[pa.Table]":
+    """Rows that are sorted by `place`, cut so that no user is in two tables."""
     import pyarrow as pa
 
-    rest = reader.schema.empty_table()
-    for batch in reader:
-        rest = pa.concat_tables([rest, pa.Table.from_batches([batch])])
+    rest = None
+    for batch in batches:
+        more = pa.Table.from_batches([batch])
+        rest = more if rest is None else pa.concat_tables([rest, more])
         place = rest["place"].to_numpy()
         complete = int(np.searchsorted(place, place[-1]))
         if complete:
             yield rest.slice(0, complete)
             rest = rest.slice(complete)
-    if len(rest):
+    if rest:
         yield rest
 
 

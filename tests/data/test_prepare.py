@@ -360,7 +360,7 @@ def test_iso_times_split_by_date(tmp_path: Path) -> None:
     split = GlobalTime(validation_from="2020-01-04", test_from="2020-01-06")
     store = made(tmp_path, days, split=split, time="iso")
     assert (store.cuts.tolist(), store.parts.tolist()) == ([[3, 5]], [7])
-    assert store.histories.times[0] == datetime(2020, 1, 1, 12, tzinfo=UTC).timestamp()
+    assert store.histories.times[0] == datetime(2020, 1, 1, 12, tzinfo=UTC).timestamp() * 1000
 
 
 def test_the_same_inputs_are_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,17 +223,17 @@ def test_chunks_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         ("2020-01-02", datetime(2020, 1, 2, tzinfo=UTC)),
         ("2020-01-02T03:04", datetime(2020, 1, 2, 3, 4, tzinfo=UTC)),
         ("2020-01-02 03:04:05", datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)),
-        ("2020-01-02T03:04:05.999999", datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)),
-        ("2020-01-02T03:04:05.123456789Z", datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("2020-01-02T03:04:05.999999", datetime(2020, 1, 2, 3, 4, 5, 999_000, tzinfo=UTC)),
+        ("2020-01-02T03:04:05.123456789Z", datetime(2020, 1, 2, 3, 4, 5, 123_000, tzinfo=UTC)),
         ("2020-01-02T03:04:05+02:00", datetime(2020, 1, 2, 1, 4, 5, tzinfo=UTC)),
         ("2020-01-02T03:04+17", datetime(2020, 1, 1, 10, 4, tzinfo=UTC)),
         ("2020-01-02T03:04:05-0130", datetime(2020, 1, 2, 4, 34, 5, tzinfo=UTC)),
         ("1970-01-01", datetime(1970, 1, 1, tzinfo=UTC)),
     ],
 )
-def test_iso_times_become_seconds_of_utc(tmp_path: Path, text: str, expected: datetime) -> None:
+def test_iso_times_become_milliseconds_of_utc(tmp_path: Path, text: str, expected: datetime) -> None:
     taken = take(tmp_path / "e.tsv", f"u\ti\t{text}\n".encode(), time="iso")
-    assert taken.rows == [("u", "i", int(expected.timestamp()))]
+    assert taken.rows == [("u", "i", round(expected.timestamp() * 1000))]
 
 
 @pytest.mark.parametrize(
@@ -372,10 +372,10 @@ def test_columnar_files_are_told_apart_by_their_bytes(tmp_path: Path, form: str)
     [
         (pa.array([7, None], pa.int16()), "seconds", [7, None]),
         (pa.array([1.7e12, 978300760.0]), "milliseconds", [1_700_000_000_000, 978_300_760]),
-        (pa.array([datetime(2020, 1, 2, 3, 4, 5)] * 2), "iso", [1_577_934_245] * 2),
-        (pa.array([1_577_934_245, 0], pa.timestamp("s", "Europe/Paris")), "iso", [1_577_934_245, 0]),
-        (pa.array([1_577_934_245_999_999_999, 1], pa.timestamp("ns")), "iso", [1_577_934_245, 0]),
-        (pa.array([1, 0], pa.date32()), "iso", [86_400, 0]),
+        (pa.array([datetime(2020, 1, 2, 3, 4, 5)] * 2), "iso", [1_577_934_245_000] * 2),
+        (pa.array([1_577_934_245, 0], pa.timestamp("s", "Europe/Paris")), "iso", [1_577_934_245_000, 0]),
+        (pa.array([1_577_934_245_999_999_999, 1], pa.timestamp("ns")), "iso", [1_577_934_245_999, 0]),
+        (pa.array([1, 0], pa.date32()), "iso", [86_400_000, 0]),
         (pa.array(["12", "34"]).dictionary_encode(), "seconds", [12, 34]),
     ],
     ids=["int16", "float", "datetime", "zone", "ns", "date", "dictionary"],

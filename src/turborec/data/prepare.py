@@ -34,7 +34,7 @@ from turborec.data.read import (
     time_format,
     write_quarantine,
 )
-from turborec.data.schema import RawTable, RawTables
+from turborec.data.schema import TICKS, RawTable, RawTables
 from turborec.data.split import GlobalTime, ItemHoldout, Labelled, Split
 from turborec.data.store import FORMAT, open_store, sha256
 from turborec.data.write import seal, write_attributes, write_cuts, write_events, write_ids
@@ -90,7 +90,7 @@ def store_key(tables: RawTables, files: list[dict[str, Any]], config: Prepare, s
     facts = {
         "format": FORMAT,
         "files": [fact["sha256"] for fact in files],
-        "time": tables.time,
+        "time": tables.time if tables.time != "iso" else "iso, kept in milliseconds",
         "tables": [_description(table) for table in _parts(tables).values()],
         "prepare": config.rules(),
         "split": split.model_dump(mode="json"),
@@ -155,7 +155,7 @@ def _build(tables: RawTables, config: Prepare, split: Split, folder: Path, work:
         users, items = (number(con, f"SELECT count(*) FROM {name}") for name in ("users", "items"))
         if isinstance(split, ItemHoldout):
             clean.label_items(con, split.labels(items))
-        events = write_events(con, folder, work / "labels.npy", 1000 if tables.time == "milliseconds" else 1)
+        events = write_events(con, folder, work / "labels.npy", TICKS[tables.time])
         write_ids(con, folder)
         if tables.items:
             names = [name for name in columns_of(tables.items) if name != "item"]
@@ -170,7 +170,7 @@ def _build(tables: RawTables, config: Prepare, split: Split, folder: Path, work:
         "split": split.model_dump(mode="json"),
         "columns": dict(tables.events.select),
         "tie_rule": _tie_rule(columns, split),
-        "time_unit": None if earliest is None else "milliseconds" if tables.time == "milliseconds" else "seconds",
+        "time_unit": None if earliest is None else "milliseconds" if TICKS[tables.time] == 1000 else "seconds",
         "times": None if earliest is None else [earliest, latest],
         "counts": {**counts, "dropped": dropped, "users_taking_part": taking_part},
         "rows": {name: asdict(intake) for name, intake in intakes.items()},
@@ -180,7 +180,7 @@ def _build(tables: RawTables, config: Prepare, split: Split, folder: Path, work:
 
 def _require_plausible(latest: int | None, tables: RawTables) -> None:
     """Times in another unit than the stated one would only show in the dates of a split, so they are refused here."""
-    limit = YEAR_2200 * (1000 if tables.time == "milliseconds" else 1)
+    limit = YEAR_2200 * TICKS[tables.time]
     if latest is not None and latest >= limit:
         remedy = (
             "If the times are milliseconds, say so: data.source.time_format=milliseconds."

@@ -63,7 +63,7 @@ ORDER = Check("BIGINT", "TRY_CAST({x} AS BIGINT)", (_EMPTY, *_WHOLE))
 TICKS = Check("BIGINT", "TRY_CAST({x} AS BIGINT)", (*_WHOLE, ("TRY_CAST({x} AS BIGINT) < 0", _EARLY)))
 ISO = Check(
     "BIGINT",
-    "divide(instant_us({x}), 1000000)",
+    "divide(instant_us({x}), 1000)",
     (
         (f"{{x}} <> '' AND NOT regexp_full_match({{x}}, '{_DATE}')", "is not an ISO 8601 time"),
         ("{x} <> '' AND (instant_us({x}) IS NULL OR substr({x}, 12, 2) = '24')", "is not on the calendar"),
@@ -97,7 +97,7 @@ def time_format(table: RawTable) -> TimeFormat:
     if column is None:
         return "seconds"
     path = table.paths[0]
-    first = next(iter(runs(path, table.layout, column_names(path, table.layout, [column]), [column])), None)
+    first = next(iter(runs(path, table.layout, column_names(path, table.layout, table.select.values()), [column])), None)
     texts = [text for text in first.table[column].to_pylist() if text][:LOOKED_AT] if first else []
     numbers = sorted(int(text) for text in texts if re.fullmatch(r"-?\d{1,18}", text))
     if 2 * len(numbers) <= len(texts):
@@ -203,13 +203,11 @@ def _refuse(con: Engine, staged: str, table: RawTable, intake: Intake, bad_rows:
     if bad > bad_rows * intake.rows:
         shown = list(islice(bad_records(con, staged, table), SHOWN_ROWS))
         listed = "\n".join(f"  {file}:{line}: {reason}: {text}" for file, line, reason, text in shown)
+        allowed = f", a larger share than the {bad_rows:g} allowed by data.prepare.bad_rows" if bad_rows else ""
         remedy = "Mend these rows, or allow a larger share and they are left out." if bad_rows else "Mend these rows."
-        if any("time" in reason and "whole number" in reason for _, _, reason, _ in shown):
-            remedy += " Times written as dates are read with data.source.time_format=iso."
-        raise UserError(
-            f"{bad:,} of {intake.rows:,} rows are bad, a larger share than the {bad_rows:g} allowed by bad_rows:\n{listed}"
-            f"\n{remedy}"
-        )
+        if any(reason.startswith("time") for _, _, reason, _ in shown):
+            remedy += " Times are whole seconds or milliseconds since 1970, or ISO 8601 such as 2024-01-15T10:00:00."
+        raise UserError(f"{bad:,} of {intake.rows:,} rows are bad{allowed}:\n{listed}\n{remedy}")
 
 
 def _parts(

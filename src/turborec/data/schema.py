@@ -11,6 +11,9 @@ from typing import Literal
 TimeFormat = Literal["auto", "seconds", "milliseconds", "iso"]
 """How times are written: whole numbers since 1970, or ISO 8601 (UTC where no zone is named); auto: see the first rows."""
 
+TICKS: dict[TimeFormat, int] = {"seconds": 1, "milliseconds": 1000, "iso": 1000}
+"""How many of the numbers a store keeps make a second, by how its times were written. What is finer is cut off."""
+
 UNKNOWN_TIME = -(2**63)
 """The time of an event whose time nobody knows. Never zero: zero is the first of January 1970."""
 

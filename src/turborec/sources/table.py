@@ -52,6 +52,8 @@ class Config(recipe.Config):
     def _items_complete(self) -> Self:
         if self.items is None and (self.item_id or self.item_attributes or self.item_columns):
             raise ValueError("item_id, item_attributes and item_columns need items, the table they are about")
+        if "item" in self.item_attributes:
+            raise ValueError("item_attributes: 'item' is what turborec calls the id, so no attribute may: rename the column")
         if not _listed(self.events):
             raise ValueError("events needs one path at least")
         return self
