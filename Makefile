@@ -8,6 +8,7 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+SPARK := .venv/.spark
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # Two processes share the cores, so each computes with one thread.
@@ -29,7 +30,7 @@ test-data: setup ## run the tests that need the real data sets; none may be skip
 	@test -d "$(DATA)" || { echo "The real data sets are not in $(DATA): set TURBOREC_TEST_DATA to their folder." >&2; exit 1; }
 	TURBOREC_TEST_DATA="$(DATA)" $(PYTEST) -n 2 -m "data and not slow" --no-skips tests
 
-test-slow: setup ## run soak tests and tests at full size
+test-slow: $(SPARK) ## run soak tests and tests at full size, on Spark too
 	$(PYTEST) -m slow tests
 
 check: lint test ## all that a change must pass
@@ -48,7 +49,7 @@ results: setup ## write benchmarks/RESULTS.md and the README's table from the co
 reproduce: setup ## run the command of a committed row again and compare: make reproduce ROW=benchmarks/results/…
 	$(BIN)/python benchmarks/reproduce.py $(ROW)
 
-constraints: setup ## pin what .venv holds now
+constraints: $(SPARK) ## pin what .venv holds now
 	{ grep '^#' constraints.txt; $(PIP) freeze --all --exclude-editable | sed -e '/^pip==/d' -e 's/+cpu$$//'; } > .venv/constraints.txt
 	cp .venv/constraints.txt constraints.txt
 
@@ -64,4 +65,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv .venv
 	$(PIP) install -qq --constraint constraints.txt setuptools
 	$(PIP) install -qq --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+$(SPARK): $(INSTALLED)
+	@echo "Installing PySpark, which is large; it needs a Java runtime, 17 or 21."
+	$(PIP) install -qq --constraint constraints.txt --no-build-isolation --editable '.[dev,spark]'
 	@touch $@

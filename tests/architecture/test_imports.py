@@ -9,7 +9,10 @@ from package_source import files
 BEYOND_THE_FLOOR = {"cli": "the command line is typer's and rich's", "__main__": "the command line as a module"}
 """Modules that may need more than the training floor to be imported, each with its reason."""
 
-HIDDEN = ("duckdb", "pyarrow", "rich", "typer", "tensorboard", "scipy", "pandas", "matplotlib", "jinja2", "ir_measures")
+HIDDEN = (
+    *("duckdb", "pyarrow", "pyspark", "py4j", "rich", "typer"),
+    *("tensorboard", "scipy", "pandas", "matplotlib", "jinja2", "ir_measures"),
+)
 """All that is not on the training floor: torch, numpy, pydantic, ruamel.yaml and safetensors are."""
 
 

@@ -210,7 +210,7 @@ def test_every_value_is_taken_or_refused_alike(spark: Any, tmp_path: Path) -> No
         found, expected = staged(other, table, "iso"), staged(one, table, "iso")
     assert found == expected
     assert len(expected[0].rejected) == 8
-    assert 5000 < len(expected[1]) < 15_000
+    assert 4000 < len(expected[1]) < 16_000
 
 
 @pytest.mark.slow
@@ -273,11 +273,11 @@ def test_a_broken_parquet_file_is_the_users_to_mend(spark: Any, tmp_path: Path) 
     pq.write_table(pa.table({"user": ["u"], "item": item}), path)
     (tmp_path / "work").mkdir()
     with closing(Spark(tmp_path / "work", 500)) as con:
-        with pytest.raises(UserError, match=r"cannot be read: .*\\xFF"):
+        with pytest.raises(UserError, match=r"cannot be read.*\\xFF"):
             staged(con, RawTable((path,), Columnar(), select), "seconds")
         pq.write_table(pa.table({"user": [f"u{n}" for n in range(10**5)], "item": range(10**5)}), path)
         path.write_bytes(path.read_bytes()[:1000] + bytes(10_000) + path.read_bytes()[11_000:])
-        with pytest.raises(UserError, match=r"cannot be read: .*e\.parquet"):
+        with pytest.raises(UserError, match=r"cannot be read.*e\.parquet"):
             staged(con, RawTable((path,), Columnar(), select), "seconds")
 
 
@@ -357,9 +357,10 @@ def test_movielens_1m_gives_the_same_store(data_folder: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_five_million_events_give_the_same_store(tmp_path: Path) -> None:
-    simulated(tmp_path / "events.parquet", 5 * 10**6)
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("millions", [5, 20])
+def test_millions_of_events_give_the_same_store(tmp_path: Path, millions: int) -> None:
+    simulated(tmp_path / "events.parquet", millions * 10**6)
     select = {"user": "user", "item": "item", "time": "time"}
     cards = [alone(tmp_path / "events.parquet", tmp_path / f"large {engine}", engine, select) for engine in ("duckdb", "spark")]
     assert cards[0] == cards[1]

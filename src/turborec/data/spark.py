@@ -9,6 +9,8 @@ import logging
 import os
 import re
 import shutil
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import reduce
@@ -60,11 +62,15 @@ class Spark:
         running = _running()
         self._own = running is None
         self._spark = (running or _started(self._work, memory_mb)).newSession()
-        for name, value in SETTINGS.items():
-            self._spark.conf.set(name, value)
-        for function in FUNCTIONS:
-            self._spark.sql(f"CREATE TEMPORARY FUNCTION {function}")
-        self._require_shared()
+        try:
+            for name, value in SETTINGS.items():
+                self._spark.conf.set(name, value)
+            for function in FUNCTIONS:
+                self._spark.sql(f"CREATE TEMPORARY FUNCTION {function}")
+            self._require_shared()
+        except BaseException:
+            self.close()
+            raise
 
     def stage(self, name: str, columns: str, parts: Iterable[Part]) -> None:
         """Write the rows that come from `rows` to one file for each query and set of columns; then check all of them."""
@@ -81,9 +87,9 @@ class Spark:
                 if group not in writers:
                     path = self._folder() / "rows.parquet"
                     path.parent.mkdir()
-                    writers[group] = stack.enter_context(pq.ParquetWriter(path, part.rows.schema))
+                    writers[group] = stack.enter_context(pq.ParquetWriter(path, _schema(part.rows)))
                     written[group] = [path]
-                writers[group].write_table(part.rows)
+                writers[group].write_table(part.rows.cast(_schema(part.rows)))
         if not written:
             return
         with _mendable():
@@ -98,7 +104,8 @@ class Spark:
                 return False
         schema = pq.read_schema(path)
         names = [name.casefold() for name in schema.names]
-        return len(names) == len(set(names)) and all(_is_plain(schema.field(name).type) for name in columns)
+        distinct = len(names) == len(set(names)) and "_metadata" not in names
+        return distinct and all(_is_plain(schema.field(name).type) for name in columns)
 
     def table(self, name: str, query: str) -> None:
         """Compute it and keep it in files."""
@@ -218,6 +225,10 @@ def _running() -> Any:
         from pyspark.sql import SparkSession
     except ImportError as error:
         raise UserError("prepare.engine=spark needs PySpark: pip install 'turborec[spark]'.") from error
+    if "SPARK_REMOTE" in os.environ:
+        raise UserError(
+            "prepare.engine=spark needs a Spark of its own or a classic cluster, not Spark Connect: unset SPARK_REMOTE."
+        )
     return SparkSession.getActiveSession()
 
 
@@ -239,21 +250,26 @@ def _started(work: Path, memory_mb: int) -> Any:
     }
     # Every error would be written out as a page of JSON beside being raised.
     PySparkLogger.getLogger("SQLQueryContextLogger").setLevel(logging.CRITICAL)
+    interrupted = signal.getsignal(signal.SIGINT)
     try:
-        return SparkSession.builder.config(map=settings).getOrCreate()
+        session = SparkSession.builder.config(map=settings).getOrCreate()
     except PySparkRuntimeError as error:
         raise UserError(
             f"Spark did not start: {error} It needs Java 17 or 21, as `java` or in the folder that JAVA_HOME names, and "
             f"settings (PYSPARK_SUBMIT_ARGS, spark-defaults.conf) that it understands; its own words are above."
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, interrupted)  # Spark's handler would outlive it
+    return session
 
 
 def _end_java() -> None:
     """Java would keep its memory as long as this process lives; Spark has no other way to end it."""
     from pyspark import SparkContext
 
-    gateway, SparkContext._gateway, SparkContext._jvm = SparkContext._gateway, None, None
-    if gateway is not None:
+    gateway = SparkContext._gateway
+    if gateway is not None and gateway.proc is not None:  # there is no process where spark-submit has started this one
+        SparkContext._gateway = SparkContext._jvm = None
         gateway.shutdown()
         gateway.proc.stdin.close()
         gateway.proc.wait()
@@ -267,6 +283,13 @@ def _require_java() -> None:
             f"prepare.engine=spark needs a Java runtime, but {place}: install Java 17 or 21 (Debian and Ubuntu: "
             f"openjdk-17-jre-headless) or set JAVA_HOME to its folder."
         )
+
+
+def _schema(rows: "pa.Table") -> "pa.Schema":
+    """The types of rows that come from `rows`: a position and texts, even where a run has nothing but nulls."""
+    import pyarrow as pa
+
+    return pa.schema([(name, pa.int64() if name == LINE else pa.large_string()) for name in rows.column_names])
 
 
 def _is_plain(kind: "pa.DataType") -> bool:
@@ -293,7 +316,7 @@ def _mendable() -> Iterator[None]:
         told = re.search(r"\[[A-Z0-9_.]+\] [^\n]*", str(error))  # a page of Java's follows
         reason = told[0] if told else str(error)
         if "INVALID_UTF8_STRING" in reason or "FAILED_READ_FILE" in reason:
-            raise UserError(f"A Parquet file cannot be read: {reason}") from error
+            raise UserError(f"A Parquet file cannot be read, by every machine where there are several: {reason}") from error
         if re.search(r"SQLSTATE: (22|42)", str(error)):  # of data and of syntax
             raise mistaken(reason) from error
         raise
