@@ -16,8 +16,11 @@ from torch import Tensor, nn
 
 from turborec.recipe import Config
 
-TILE_BYTES = 16 * 2**20
-"""Logits held at a time. A tile that stays in the processor's cache is read again without touching memory."""
+TILE_BYTES = {2: 16 * 2**20, 4: 2 * 2**20, 8: 2 * 2**20}
+"""Logits held at a time, by the bytes of one: a tile that stays in the processor's cache is read again without touching memory.
+
+Narrow products in bfloat16 gain more from fewer, larger tiles (docs/log.md).
+"""
 
 _MIN_ROWS = 128  # fewer rows make the matrix products of a tile too thin
 
@@ -226,7 +229,7 @@ def _logits(block: Tensor, tile: Tensor, bias: Tensor | None) -> Tensor:
 
 def _tile(items: int, itemsize: int) -> tuple[int, int]:
     """Rows and columns of a tile: all items while a block of rows of them fits, else a square-ish piece."""
-    capacity = TILE_BYTES // itemsize
+    capacity = TILE_BYTES[itemsize] // itemsize
     if items * _MIN_ROWS <= capacity:
         return capacity // items, items
     return 4 * _MIN_ROWS, capacity // (4 * _MIN_ROWS)

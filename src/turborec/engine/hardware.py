@@ -28,22 +28,25 @@ def device_of(name: str = "auto") -> torch.device:
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """The type matrix products run in under `precision` on `device`.
 
-    `auto` takes bfloat16 where the hardware multiplies it natively: elsewhere its emulation is tens of times slower than
+    `auto` takes bfloat16 where the hardware is fast at it: elsewhere its emulation is up to tens of times slower than
     float32 (pytorch issue 146508). float16 on a processor is never fast.
     """
     if precision == "auto":
-        native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else _cpu_has_bfloat16()
+        native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else _cpu_is_fast_at_bfloat16()
         return torch.bfloat16 if native else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
 
 
-def _cpu_has_bfloat16() -> bool:
-    """Whether the processor has bfloat16 dot products (AVX512_BF16, AMX or Arm's BF16)."""
+def _cpu_is_fast_at_bfloat16() -> bool:
+    """Whether bfloat16 products are faster than float32 ones: with AMX, Arm's BF16, or AVX512_BF16 on AMD.
+
+    Intel's AVX512_BF16 without AMX has one unit for them where float32 has two: 81 against 145 GFLOP/s (docs/log.md).
+    """
     cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return False
-    flags = next((line.split() for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))), [])
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    flags = set(next((line.split() for line in lines if line.startswith(("flags", "Features"))), []))
+    amd = any(line.startswith("vendor_id") and "AMD" in line for line in lines)
+    return bool({"amx_bf16", "bf16"} & flags) or ("avx512_bf16" in flags and amd)
 
 
 def keep_freed_memory() -> bool:
