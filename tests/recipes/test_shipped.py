@@ -83,3 +83,21 @@ def test_a_wrong_selection_is_told_beside_other_mistakes():
     with pytest.raises(UserError) as error:
         recipes.load("ml-1m/sasrec", ["select=ndgc@10", "train.epochs=many"])
     assert "has 2 mistakes" in str(error.value) and "'ndgc@10' is not among" in str(error.value)
+
+
+SIZES = {
+    "5m": (18_345, 5_118_250),
+    "85m": (159_749, 85_178_118),
+    "130m": (159_749, 130_095_750),
+    "430m": (159_749, 429_153_286),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_studies_sizes_have_their_parameters_to_the_digit(size):
+    """From 85m on 2 h N + N + L (12 h^2 + 13 h) + h^2 + h + 6 h for N rows, the one of padding and mask included."""
+    items, expected = SIZES[size]
+    recipe = recipes.load(f"amazon-electronics/bert4rec-{size}")
+    with torch.device("meta"):
+        model = recipe.model.build(DataSpec(1, items, recipe.batches.max_length))
+    assert sum(p.numel() for p in model.parameters()) == expected
