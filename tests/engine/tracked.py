@@ -11,11 +11,17 @@ from pathlib import Path
 from turborec.engine.log import MetricsLog
 from turborec.engine.trackers import Tracking
 
-folder, kinds, resumed, first, last = sys.argv[1:6]
-with MetricsLog(Path(folder), int(resumed), Tracking(tuple(kinds.split(",")), "shop")) as metrics:
-    for step in range(int(first), int(last) + 1):
-        metrics.write("train", step, {"loss": 1 / step, "note": "text"})
-        if step % 3 == 0:
-            metrics.write("epoch", step, {"epoch": step // 3, "ndcg@10": step / 100})
-    if "kill" in sys.argv:
-        os._exit(9)
+
+def main() -> None:
+    folder, kinds, resumed, first, last = sys.argv[1:6]
+    with MetricsLog(Path(folder), int(resumed), Tracking(tuple(kinds.split(",")), "shop")) as metrics:
+        for step in range(int(first), int(last) + 1):
+            metrics.write("train", step, {"loss": 1 / step, "note": "text"})
+            if step % 3 == 0:
+                metrics.write("epoch", step, {"epoch": step // 3, "ndcg@10": step / 100})
+        if "kill" in sys.argv:
+            os._exit(9)
+
+
+if __name__ == "__main__":
+    main()
