@@ -34,6 +34,7 @@ class Config(BaseConfig):
     heads: int = Field(1, ge=1)
     hidden: int = Field(256, ge=1, description="width of the feed-forward layer")
     dropout: float = Field(0.2, ge=0.0, lt=1.0, description="on the embeddings and on every residual branch")
+    table_std: float = Field(0.05, gt=0.0, description="standard deviation of the initial item and position tables")
     loss: CatalogueLoss = CrossEntropy()
 
     @model_validator(mode="after")
@@ -65,13 +66,13 @@ class SASRec(Model):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Tables normal with deviation 0.05, other matrices with 0.02, biases zero, norms one, the padding row zero.
+        """Tables normal with their own deviation, other matrices with 0.02, biases zero, norms one, the padding row zero.
 
-        With tables as small as the rest, twice as many steps go by before the order of events is read (docs/log.md).
+        With tables as small as the rest, twice as many steps may go by before the order of events is read (docs/log.md).
         """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.05 if isinstance(module, nn.Embedding) else 0.02)
+                nn.init.normal_(module.weight, std=self.config.table_std if isinstance(module, nn.Embedding) else 0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         with torch.no_grad():
