@@ -8,11 +8,10 @@ import pytest
 from turborec import recipes, stores
 from turborec.data.store import Store
 
-pytestmark = pytest.mark.data
-
 # Users, items and events of all rows. Where the raw files are not a table below TURBOREC_DATA: the folder they are in.
 PUBLISHED = {
     "amazon-baby-mmrec-split/markov": (19_445, 7_050, 160_792),
+    "amazon-beauty-2014/bert4rec": (22_363, 12_101, 198_502),
     "amazon-beauty-2014/sasrec": (22_363, 12_101, 198_502),
     "amazon-cell-phones-2014/sasrec": (27_879, 10_321, 138_681),
     "amazon-games-2018/sasrec": (50_546, 16_859, 440_264),
@@ -38,8 +37,12 @@ PUBLISHED = {
 RAW = {f"{name}/sasrec": f"{name}/raw" for name in ("amazon-gift-cards-2018", "ml-100k", "ml-latest-small")}
 RAW["ml-100k/markov"] = "ml-100k/raw"
 
-# These come with turborec, or are among the real data only in part.
-ELSEWHERE = {"online-retail/sasrec", "ml-1m/sasrec"}
+# These come with turborec, or are among the real data only in part or not at all.
+ELSEWHERE = {
+    "online-retail/sasrec",
+    *(f"ml-1m/{model}" for model in ("bert4rec", "gru4rec", "sasrec")),
+    *(f"amazon-electronics/bert4rec-{size}" for size in ("5m", "85m", "130m", "430m")),
+}
 
 
 def prepared(name: str, overrides: list[str], folder: Path, home: Path) -> Store:
@@ -50,6 +53,7 @@ def test_no_recipe_is_forgotten() -> None:
     assert {*PUBLISHED, *ELSEWHERE} == {*recipes.shipped()}
 
 
+@pytest.mark.data
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_it_prepares_to_the_published_counts_and_then_to_its_own_core(
     name: str, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
