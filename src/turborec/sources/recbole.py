@@ -35,7 +35,7 @@ LONGEST_HEADER = 2**20
 # RecBole's numbers are floats: `8.8e8`, `881250949.0`. Whole ones below 2^53 are exact as a double; the others stay as they
 # are written, to be read as the whole numbers they are or to be refused.
 _WHOLE = """CASE WHEN regexp_full_match({x}, '[0-9]+[.]?[0-9]*([eE][+]?[0-9]+)?') AND TRY_CAST({x} AS DOUBLE) < 9007199254740992
-    AND TRY_CAST({x} AS DOUBLE) = trunc(TRY_CAST({x} AS DOUBLE))
+    AND TRY_CAST({x} AS DOUBLE) = floor(TRY_CAST({x} AS DOUBLE))
     THEN CAST(CAST(TRY_CAST({x} AS DOUBLE) AS BIGINT) AS STRING) ELSE {x} END"""
 _PART = "CASE {x} WHEN '0' THEN 'train' WHEN '1' THEN 'valid' WHEN '2' THEN 'test' ELSE {x} END"
 DERIVED = {"time": _WHOLE, "order": _WHOLE, "label": _PART}
