@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from scored import Table
 from stores import store_of
-from turborec.data.batch import SequenceBatch
 from turborec.data.loader import Batches, evaluation_batches
 from turborec.data.store import Store
 from turborec.evaluate import Evaluation, evaluate
@@ -16,19 +15,6 @@ from turborec.recipe import dump
 from turborec.recipes import from_tree
 
 USERS, ITEMS, LENGTH = 60, 30, 12
-
-
-class Table:
-    """Scores user u by row u of a table [U, V + 1]."""
-
-    def __init__(self, scores: Tensor) -> None:
-        self.scores = scores
-
-    def users(self, batch: SequenceBatch) -> Tensor:
-        return batch.users
-
-    def score(self, state: Tensor, lo: int, hi: int) -> Tensor:
-        return self.scores[state, lo:hi]
 
 
 def store_for_results(folder: Path, seed: int = 0) -> Store:

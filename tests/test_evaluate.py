@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import turborec
+from scored import Table
 from stores import item_id, store_of, user_id
-from turborec.data.batch import SequenceBatch
 from turborec.data.loader import Batches, evaluation_batches
 from turborec.data.store import Store
 from turborec.errors import UserError
@@ -21,19 +21,6 @@ from turborec.recipe import validate
 
 CPU = torch.device("cpu")
 USERS, ITEMS = 40, 25
-
-
-class Table:
-    """Scores user u by row u of a table [U, V + 1]."""
-
-    def __init__(self, scores: Tensor) -> None:
-        self.scores = scores
-
-    def users(self, batch: SequenceBatch) -> Tensor:
-        return batch.users
-
-    def score(self, state: Tensor, lo: int, hi: int) -> Tensor:
-        return self.scores[state, lo:hi]
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from scored import catalogue_scores
 from turborec.contract import Counted
 from turborec.data.batch import DataSpec
 from turborec.data.schema import UNKNOWN_TIME
@@ -47,10 +48,7 @@ def total(model, batch):
 
 
 def scores(model, batch):
-    model.eval()
-    with torch.no_grad():
-        scorer = model.scorer()
-        return scorer.score(scorer.users(batch), 1, SPEC.items + 1)
+    return catalogue_scores(model, batch, SPEC.items)
 
 
 def tensors(batch):
@@ -211,13 +209,11 @@ def test_learns_a_checkerboard(kind):
             # Keys are never the same twice in a training; those of masks decide what there is to learn.
             total(model, replace(batch, keys=batch.keys + step, key=step)).backward()
             optimizer.step()
-            if step % 40 == 39 and torch.equal(best(model.eval(), batch), walks[:, -1]):
+            if step % 40 == 39 and torch.equal(best(model, batch), walks[:, -1]):
                 break
             model.train()
-    assert torch.equal(best(model.eval(), batch), walks[:, -1])
+    assert torch.equal(best(model, batch), walks[:, -1])
 
 
 def best(model, batch):
-    with torch.no_grad():
-        scorer = model.scorer()
-        return scorer.score(scorer.users(batch), 1, 13).argmax(1) + 1
+    return catalogue_scores(model, batch, 12).argmax(1) + 1

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from scored import catalogue_scores
 from turborec.data.batch import DataSpec, SequenceBatch
 from turborec.models.bert4rec import Config, sequence
 
@@ -67,10 +68,7 @@ def case(request):
 
 def test_scores_equal_an_independent_implementation(case):
     config, model, batch = case
-    model.eval()
-    scorer = model.scorer()
-    with torch.no_grad():
-        scores = scorer.score(scorer.users(batch), 1, SPEC.items + 1)
+    scores = catalogue_scores(model, batch, SPEC.items)
     for row, length in enumerate(batch.lengths):
         events = [*batch.items[row, :length].tolist(), 0]
         assert torch.allclose(scores[row].double(), plain_bert4rec(model.state_dict(), config, events)[-1], atol=1e-5)

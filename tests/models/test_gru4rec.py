@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from scored import catalogue_scores
 from turborec.data.batch import DataSpec, SequenceBatch
 from turborec.models.gru4rec import Config
 
@@ -38,10 +39,7 @@ def case(request):
 
 def test_scores_equal_an_independent_implementation(case):
     config, model, batch = case
-    model.eval()
-    scorer = model.scorer()
-    with torch.no_grad():
-        scores = scorer.score(scorer.users(batch), 1, SPEC.items + 1)
+    scores = catalogue_scores(model, batch, SPEC.items)
     for row, length in enumerate(batch.lengths):
         expected = plain_gru4rec(model.state_dict(), config, batch.items[row, :length])[-1]
         assert torch.allclose(scores[row].double(), expected, atol=1e-5)
