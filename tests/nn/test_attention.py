@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from turborec.nn.attention import Attention, Block, Shape
+from turborec.nn.attention import Attention, Block, Shape, pick
 from turborec.nn.linear import Context, Linear
 
 CONTEXT = Context(keys=torch.tensor([1, 2]))
@@ -54,3 +54,20 @@ def test_every_projection_is_called_with_the_context(monkeypatch):
 def test_a_block_is_the_same_function_of_the_same_batch():
     block, x = Block(Shape(8, 2, 16, 0.5), causal=True, site=1), torch.randn(2, 3, 8)
     assert torch.equal(block(x, CONTEXT), block(x, CONTEXT))
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_block_asked_for_some_places_gives_what_it_gives_for_all(causal, norm):
+    block, x = Block(Shape(8, 2, 16, 0.3, norm), causal, site=0).double(), torch.randn(2, 6, 8, dtype=torch.float64)
+    at, visible = torch.tensor([[5, 0, 3], [2, 2, 4]]), torch.tensor([[True] * 6, [True] * 5 + [False]])[:, None, None]
+    x.requires_grad_()
+    whole = pick(block(x, CONTEXT, None if causal else visible), at)
+    some = block(x, CONTEXT, None if causal else visible, at)
+    assert torch.allclose(some, whole, atol=1e-12)
+    weights = torch.randn_like(whole)
+    inputs = [x, *block.parameters()]
+    for got, expected in zip(
+        torch.autograd.grad((some * weights).sum(), inputs), torch.autograd.grad((whole * weights).sum(), inputs), strict=True
+    ):
+        assert torch.allclose(got, expected, atol=1e-12)

@@ -20,13 +20,13 @@ def test_mix_is_splitmix64(value):
 
 
 def test_bits_are_fair_in_every_position():
-    drawn = bits(torch.arange(512), site=0, length=16, words=4)
+    drawn = bits(torch.arange(512), site=0, places=torch.arange(16), words=4)
     shares = torch.stack([(drawn >> b & 1).double().mean() for b in range(64)])
     assert (shares - 0.5).abs().max() < 5 * 0.5 / drawn.numel() ** 0.5
 
 
 def test_rows_sites_and_positions_differ():
-    first, second = bits(KEYS, 0, 8, 2), bits(KEYS, 1, 8, 2)
+    first, second = bits(KEYS, 0, torch.arange(8), 2), bits(KEYS, 1, torch.arange(8), 2)
     drawn = torch.cat([first, second]).flatten()
     assert len(drawn.unique()) == len(drawn)
 

@@ -92,17 +92,17 @@ class SASRec(Model):
 
     def _last_state(self, batch: SequenceBatch) -> Tensor:
         """[B, D]."""
-        states = self._encode(batch)
-        return states[torch.arange(len(states), device=states.device), batch.last()]
+        return self._encode(batch, batch.last()[:, None])[:, 0]
 
-    def _encode(self, batch: SequenceBatch) -> Tensor:
-        """[B, L] -> [B, L, D]; positions beyond a row's length hold nothing of meaning."""
+    def _encode(self, batch: SequenceBatch, at: Tensor | None = None) -> Tensor:
+        """[B, L] -> [B, L, D], or [B, M, D] at the places `at` [B, M]; beyond a row's length they hold nothing of meaning."""
         context = Context(keys=batch.keys)
         length = batch.items.shape[1]
         age = (batch.lengths[:, None] - 1 - torch.arange(length, device=batch.items.device)).clamp(min=0)
         x = self.items(batch.items) + self.positions(age)
         x = self.dropout(x, context.keys)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, context)
+        x = self.blocks[-1](x, context, at=at)
         encoded: Tensor = self.norm(x)
         return encoded

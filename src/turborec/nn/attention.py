@@ -39,20 +39,26 @@ class Attention(nn.Module):
         self.v = Linear(width, width)
         self.o = Linear(width, width)
 
-    def forward(self, x: Tensor, context: Context, visible: Tensor | None = None) -> Tensor:
-        """[B, L, D] -> [B, L, D]; `visible` is bool [B, 1, L, L] or broadcastable, True where a key may be seen.
+    def forward(self, x: Tensor, context: Context, visible: Tensor | None = None, at: Tensor | None = None) -> Tensor:
+        """[B, L, D] -> [B, L, D], or [B, M, D] where `at` [B, M] names the places whose states are wanted.
 
-        A causal model needs no `visible` for padding on the right: no real position looks there.
+        `visible` is bool [B, 1, L or M or 1, L], True where a key may be seen. A causal model needs none for padding on the
+        right: no real position looks there.
         """
-        q, k, v = (self._heads(projection(x, context)) for projection in (self.q, self.k, self.v))
+        asked, causal = x, self.causal
+        if at is not None:
+            asked = pick(x, at)
+            if causal:
+                seen = torch.arange(x.shape[1], device=x.device) <= at[:, None, :, None]
+                visible, causal = seen if visible is None else seen & visible, False
+        q, k, v = self._heads(self.q(asked, context)), self._heads(self.k(x, context)), self._heads(self.v(x, context))
         if x.device.type == "cpu":
             # The CPU's bf16 attention kernel is slower than its fp32 one; see docs/log.md.
+            q, k, v = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (q, k, v))
             with torch.autocast("cpu", enabled=False):
-                mixed = F.scaled_dot_product_attention(
-                    q.float(), k.float(), v.float(), attn_mask=visible, is_causal=self.causal
-                )
+                mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=causal)
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=self.causal)
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=causal)
         projected: Tensor = self.o(mixed.transpose(1, 2).flatten(2), context)
         return projected
 
@@ -70,10 +76,10 @@ class FeedForward(nn.Module):
         self.down = Linear(hidden, width)
         self.dropout = Dropout(dropout, site)
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
-        """[B, L, D] -> [B, L, D]."""
+    def forward(self, x: Tensor, context: Context, at: Tensor | None = None) -> Tensor:
+        """[B, L, D] -> [B, L, D]; `at` as in `Dropout`."""
         raised = F.gelu(self.up(x, context))
-        lowered: Tensor = self.down(self.dropout(raised, context.keys), context)
+        lowered: Tensor = self.down(self.dropout(raised, context.keys, at), context)
         return lowered
 
 
@@ -94,11 +100,22 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(shape.width, shape.hidden, shape.dropout, 4 * site + 1)
         self.feed_forward_dropout = Dropout(shape.dropout, 4 * site + 2)
 
-    def forward(self, x: Tensor, context: Context, visible: Tensor | None = None) -> Tensor:
-        """[B, L, D] -> [B, L, D]; `visible` as in `Attention`."""
-        mixed = self.attention(x if self.post else self.attention_norm(x), context, visible)
-        x = x + self.attention_dropout(mixed, context.keys)
+    def forward(self, x: Tensor, context: Context, visible: Tensor | None = None, at: Tensor | None = None) -> Tensor:
+        """[B, L, D] -> [B, L, D], or [B, M, D] where `at` names the places that are wanted; `visible` as in `Attention`.
+
+        The last block of a model is asked for nothing but what the loss or the scores are made of.
+        """
+        mixed = self.attention(x if self.post else self.attention_norm(x), context, visible, at)
+        x = x if at is None else pick(x, at)
+        x = x + self.attention_dropout(mixed, context.keys, at)
         x = self.attention_norm(x) if self.post else x
-        changed = self.feed_forward(x if self.post else self.feed_forward_norm(x), context)
-        x = x + self.feed_forward_dropout(changed, context.keys)
+        changed = self.feed_forward(x if self.post else self.feed_forward_norm(x), context, at)
+        x = x + self.feed_forward_dropout(changed, context.keys, at)
         return self.feed_forward_norm(x) if self.post else x
+
+
+def pick(x: Tensor, at: Tensor) -> Tensor:
+    """The states at these places of their rows: [B, L, D], int64 [B, M] -> [B, M, D]."""
+    rows, length, width = x.shape
+    flat = (at + length * torch.arange(rows, device=x.device)[:, None]).flatten()
+    return x.flatten(0, 1).index_select(0, flat).view(rows, -1, width)  # unlike gather, adds whole rows going backward

@@ -25,16 +25,17 @@ def mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def bits(keys: Tensor, site: int, length: int, words: int) -> Tensor:
-    """64 random bits for each of `words` words at each position: [B] -> [B, length, words]."""
+def bits(keys: Tensor, site: int, places: Tensor, words: int) -> Tensor:
+    """64 random bits for each of `words` words at each place: keys [B], places [L] or [B, L] -> [B, L, words]."""
     row = mix(mix(keys) + site)
-    counter = torch.arange(length * words, device=keys.device).view(length, words) * _GOLDEN
+    counter = (places[..., None] * words + torch.arange(words, device=keys.device)) * _GOLDEN
     return mix(row[:, None, None] + counter)
 
 
 def uniform(keys: Tensor, site: int, length: int) -> Tensor:
     """A number in [0, 1) for each position, float32: [B] -> [B, length]."""
-    return _shift(bits(keys, site, length, 1)[..., 0], 40).float() / 2**24  # 24 bits are what float32 holds exactly
+    places = torch.arange(length, device=keys.device)
+    return _shift(bits(keys, site, places, 1)[..., 0], 40).float() / 2**24  # 24 bits are what float32 holds exactly
 
 
 class Dropout(nn.Module):
@@ -48,11 +49,12 @@ class Dropout(nn.Module):
         if not 0 <= self.threshold < 256:
             raise ValueError(f"expected a dropout rate in [0, 1), got {rate}")
 
-    def forward(self, x: Tensor, keys: Tensor) -> Tensor:
-        """[B, L, D], [B] -> [B, L, D]; the identity outside training."""
+    def forward(self, x: Tensor, keys: Tensor, at: Tensor | None = None) -> Tensor:
+        """[B, L, D], [B] -> [B, L, D]; the identity outside training. `at` [B, L]: which places x holds, if not the first L."""
         if not self.training or self.threshold == 0:
             return x
         _, length, width = x.shape
-        noise = bits(keys, self.site, length, -(-width // 8)).view(torch.uint8)[..., :width]
+        places = torch.arange(length, device=x.device) if at is None else at
+        noise = bits(keys, self.site, places, -(-width // 8)).view(torch.uint8)[..., :width]
         scale = 256 / (256 - self.threshold)
         return x * (noise >= self.threshold).to(x.dtype).mul_(scale)
