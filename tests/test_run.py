@@ -8,6 +8,7 @@ import torch
 
 from stores import store_of
 from turborec import apply, recipes, run
+from turborec.assembly import measure
 from turborec.engine import checkpoint, trackers
 from turborec.errors import UserError
 from turborec.stores import Places
@@ -36,8 +37,8 @@ def test_the_best_epoch_is_what_is_tested_and_reopened(options, tmp_path):
     best = max(epochs, key=lambda r: r["ndcg@10"])
     assert checkpoint.load_latest(tmp_path / "run" / "checkpoints").state["best_step"] == best["step"]
     reopened = run.reopen(tmp_path / "run", options)
-    assert run.measure(reopened, "validation").values["ndcg@10"] == best["ndcg@10"]
-    assert run.measure(reopened, "test").masked == results["sasrec"].masked
+    assert measure(reopened, "validation").values["ndcg@10"] == best["ndcg@10"]
+    assert measure(reopened, "test").masked == results["sasrec"].masked
     assert all(torch.equal(a, b) for a, b in zip(reopened.model.parameters(), done.model.parameters(), strict=True))
 
 
@@ -59,7 +60,7 @@ def test_a_counted_model_runs_through_the_same_door(options, tmp_path):
     _, results = run.train(recipes.from_tree(tree, "the test"), tmp_path / "run", options)
     assert set(results) == {"markov", "popularity"}
     reopened = run.reopen(tmp_path / "run", options)
-    assert run.measure(reopened, "test").kept == results["markov"].kept
+    assert measure(reopened, "test").kept == results["markov"].kept
 
 
 def test_another_store_under_a_begun_run_is_refused(options, tmp_path):
@@ -82,7 +83,7 @@ def test_a_run_uses_the_store_it_began_with_though_the_raw_file_has_changed(tmp_
     options = Places(home=tmp_path / "home")
     _, results = run.train(recipe, tmp_path / "run", options)
     events.write_text("\n".join(["user,item,time", *rows[::-1], "u1,i1,99"]))
-    assert run.measure(run.reopen(tmp_path / "run", options), "test").masked == results["markov"].masked
+    assert measure(run.reopen(tmp_path / "run", options), "test").masked == results["markov"].masked
 
 
 def test_a_store_of_another_split_is_refused(options, tmp_path):

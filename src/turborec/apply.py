@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from turborec.assembly import Run
 from turborec.data.store import Store
 from turborec.errors import UserError
 from turborec.histories import Users, from_file, read_ids, stored
 from turborec.recommend import Lists, Recommendations, candidates_of, recommend
-from turborec.run import Run
 
 
 @dataclass(frozen=True)

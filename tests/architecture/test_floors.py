@@ -15,6 +15,8 @@ FLOORS = (
     {"evaluate", "models", "recommend"},
     {"recipes"},
     {"stores"},
+    {"assembly"},
+    {"training"},
     {"run"},
     {"apply", "contestants"},
     {"compare"},

@@ -12,8 +12,8 @@ CORE = {"data", "nn", "models", "engine", "evaluate", "ranking", "tiles", "losse
 ALLOWED: dict[str, str] = {}
 """What may be larger (`data/store.py` or `data/store.py:open_store`), each with its reason."""
 
-ROOTS = {"Config", "Model", "Counted", "UserError"}
-"""Own classes made to be derived from: interfaces, and two roots that say what a thing is for."""
+ROOTS = {"Config", "Model", "Counted", "UserError", "Assembly"}
+"""Own classes made to be derived from: interfaces, two roots that say what a thing is for, what a run adds its folder to."""
 
 
 def excess(measured: Iterator[tuple[str, int]], limit: int) -> list[str]:

@@ -13,7 +13,7 @@ from turborec.cli._show import comparison_tables, console
 from turborec.errors import UserError
 
 if TYPE_CHECKING:
-    from turborec.run import Run
+    from turborec.assembly import Run
 
 app = typer.Typer()
 

@@ -87,7 +87,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a run's best weights again: exact ranking of the whole catalogue."""
-    from turborec import run
+    from turborec import assembly, run
     from turborec.stores import Places
 
     if part not in ("test", "validation"):
@@ -98,7 +98,7 @@ def evaluate(
             f"{folder} is not finished, and the test split is opened once, at the end. Finish it with turborec train "
             f"--resume {folder}, or look at --part validation."
         )
-    result = run.measure(opened, part)  # type: ignore[arg-type]
+    result = assembly.measure(opened, part)  # type: ignore[arg-type]
     if as_json:
         print(json.dumps({"masked": result.masked, "kept": result.kept}))
     else:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from turborec import __version__, compare, contestants
+from turborec.assembly import Run
 from turborec.data.store import Part
 from turborec.engine.checkpoint import STATE, checkpoints
 from turborec.engine.log import read_metrics
@@ -20,7 +21,6 @@ from turborec.evaluate import HISTORIES, History
 from turborec.intervals import percentile_intervals, resampled_means
 from turborec.recipe import Tree, read
 from turborec.report import figures, page
-from turborec.run import Run
 
 if TYPE_CHECKING:
     from markupsafe import Markup

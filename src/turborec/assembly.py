@@ -1,0 +1,69 @@
+"""What a recipe describes, put together: data, model and device side by side, and how well the model ranks."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from turborec import stores
+from turborec.contract import Counted, Model
+from turborec.data.loader import evaluation_batches
+from turborec.data.store import Part, Store
+from turborec.engine import hardware
+from turborec.evaluate import Evaluation, Result, evaluate
+from turborec.recipe import open_kind
+from turborec.recipes import AnyRecipe
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A recipe with all that it names, ready to train or to rank."""
+
+    recipe: AnyRecipe
+    store: Store
+    model: Model
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Run(Assembly):
+    """A training under way or done: an assembly, and the folder that its results are written to."""
+
+    folder: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints lie."""
+        return self.folder / "checkpoints"
+
+
+def assemble(recipe: AnyRecipe, store: Store, device: str = "auto") -> Assembly:
+    """The recipe's model for this store, with freshly drawn weights, on the device it computes on."""
+    chosen = hardware.device_of(device)
+    torch.manual_seed(recipe.seed)  # the one draw from a global generator: the initial weights
+    model = recipe.model.build(stores.spec_of(store, recipe))
+    if isinstance(model, Counted):
+        chosen = torch.device("cpu")  # counting is sparse work in float64, nothing for an accelerator
+    return Assembly(recipe, store, model.to(chosen), chosen)
+
+
+def measure(assembly: Assembly, part: Part, model: Model | None = None, config: Evaluation | None = None) -> Result:
+    """Rank the part's targets by the assembly's model, or another one on the same data, as the recipe or `config` says."""
+    model = assembly.model if model is None else model
+    model.eval()
+    config, shown = config or assembly.recipe.evaluation, assembly.recipe.batches
+    batches = evaluation_batches(assembly.store, part, shown, config.users(assembly.store, part))
+    device = torch.device("cpu") if isinstance(model, Counted) else assembly.device
+    with torch.no_grad():
+        result = evaluate(model.scorer(), batches, assembly.store, part, config, device, shown.max_length)
+    windows = shown.model_dump(include={"max_length", "coverage", "overlap", "seams"})
+    return replace(result, card={**result.card, "training_windows": windows})
+
+
+def anchor(assembly: Assembly, kind: str) -> Model:
+    """The counted model of this kind on the same data, counted."""
+    config: Any = open_kind("turborec.models", {"kind": kind}, "anchors", "turborec")()
+    model: Counted = config.build(stores.spec_of(assembly.store, assembly.recipe))
+    model.count(assembly.store.training())
+    return model
