@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from turborec.recipe import Config
 
@@ -132,8 +133,9 @@ class Criterion(nn.Module):
         `key` is the step's, so that all processes draw the same negatives.
         """
         size = getattr(self.config, "negatives", 0)
-        negatives = self.draw(size, key) if size else targets[:0]
-        return self.config.value(Head(states, table, bias), targets, negatives, self.share)
+        with record_function("head"):
+            negatives = self.draw(size, key) if size else targets[:0]
+            return self.config.value(Head(states, table, bias), targets, negatives, self.share)
 
     def draw(self, size: int, key: int) -> Tensor:
         """`size` item ids drawn with replacement: int64 [K]."""

@@ -8,7 +8,7 @@ import torch
 
 from turborec.assembly import Run, measure
 from turborec.contract import Counted
-from turborec.data.loader import Epoch, TrainingBatches
+from turborec.data.loader import Epoch, First, TrainingBatches
 from turborec.engine import checkpoint, log, loop
 from turborec.engine.interrupt import Interruption
 from turborec.engine.state import Position, TrainState
@@ -85,11 +85,11 @@ def _epoch(job: _Job, state: TrainState) -> None:
     before, label = position.targets, f"Epoch {position.epoch + 1}/{stage.epochs}"
     epochs = sum(s.epochs for s in run.recipe.stages)
     if not position.global_step:
-        logger.info(f"{steps} steps an epoch, {plan.targets:,} targets, {plan.fill:.1%} of the positions filled")
-    with task(label, plan.targets, "targets") as advance:
-        for record in loop.fit(state, _First(plan, steps), stage, run.device):
+        logger.info(f"{steps} steps an epoch, {plan.targets:,} events to learn from, {plan.fill:.1%} of the positions filled")
+    with task(label, plan.targets, "events") as advance:
+        for record in loop.fit(state, First(plan, steps), stage, run.device):
             left = job.pace.left(position.global_step, steps * (epochs - number) - position.step)
-            advance(record.targets, f"loss {record.loss:.4f}, all epochs {left}")
+            advance(record.asked, f"loss {record.loss:.4f}, all epochs {left}")
             facts = {"gradient_norm": record.gradient_norm, "lr": record.lr, "epoch": position.epoch + 1}
             job.metrics.write("train", position.global_step, {**record.losses, **facts})
             if position.step == steps:
@@ -173,14 +173,3 @@ def load_best(run: Run, newest: checkpoint.Checkpoint) -> None:
                 f"{error} Its weights, the best by validation, are lost: those of step {newest.step} take their place."
             )
     run.model.load_state_dict({**best.tensors["model"], **best.tensors.get("average", {})}, strict=True)
-
-
-class _First:
-    """The first steps of an epoch, for a trial."""
-
-    def __init__(self, plan: Epoch, steps: int) -> None:
-        self._plan, self._steps = plan, steps
-        self.batch = plan.batch
-
-    def __len__(self) -> int:
-        return self._steps

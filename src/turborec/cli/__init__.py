@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from turborec import __version__
-from turborec.cli import data, recipes, reports, runs
+from turborec.cli import bench, data, recipes, reports, runs
 from turborec.cli._show import console
 from turborec.errors import InterruptedRunError, UserError
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.add_typer(runs.app)
 app.add_typer(reports.app)
+app.add_typer(bench.app)
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipe")
 

@@ -1,16 +1,21 @@
 """Results as tables and lines on a terminal."""
 
+from dataclasses import asdict
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from turborec.progress import duration
+
 if TYPE_CHECKING:
     from turborec.apply import Example
+    from turborec.bench.profile import Profile
     from turborec.compare import Comparison, Difference
     from turborec.evaluate import Result
+    from turborec.plan import Forecast
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -88,3 +93,66 @@ def _difference(one: "Difference") -> list[str]:
     p = "<.001" if one.corrected < 0.001 else f"{one.corrected:.3f}".removeprefix("0")
     shown = {"better": "[green]better[/green]", "worse": "[red]worse[/red]"}.get(one.verdict, one.verdict)
     return [f"{one.value:.4f}", f"{one.difference:+.4f} [dim]\\[{one.low:+.4f}, {one.high:+.4f}][/dim]", p, shown]
+
+
+def bench_tables(found: "dict[str, Any]") -> None:
+    """What a benchmark measured: contestants, then levers with the proof that they were on."""
+    table = Table(title=f"training steps on {found['device']}, medians of {found['plan']['rounds']} rounds")
+    for name in ("", "targets/s", "a CPU second", "recipe is", "step", "epoch", "fill", "useful work", "peak", "cold start"):
+        table.add_column(name, justify="right" if name else "left")
+    for row in found["rows"]:
+        useful, peak, ratio = row.get("useful_flop_utilisation"), row.get("peak_mib"), row["vs_recipe"]
+        table.add_row(
+            row["name"],
+            f"{row['targets_per_second']['value']:,.0f}",
+            f"{row['targets_per_cpu_second']['value']:,.0f}",
+            f"{ratio['value']:.2f}x ({ratio['low']:.2f}-{ratio['high']:.2f})" if ratio else "",
+            f"{row['step_ms']:.1f} ms",
+            f"{row['epoch_seconds']:,.1f} s",
+            f"{row['fill']:.1%}",
+            f"{useful:.1%}" if useful is not None else "",
+            f"{peak:,.0f} MiB" if peak is not None else "",
+            f"{row['cold_start_seconds']:.1f} s",
+        )
+    console.print(table)
+    if found["levers"]:
+        table = Table("lever", "gain", "promise", "proof that it was on")
+        for one in found["levers"]:
+            gain = one.get("gain")
+            shown = f"{gain['value']:.2f}x ({gain['low']:.2f}-{gain['high']:.2f})" if gain else "failed"
+            table.add_row(one["name"], shown, one.get("promise", ""), one["failed"] or one["proof"])
+        console.print(table)
+    for name, limit in found["limits"].items():
+        product, copy = limit["flops"] / 1e9, limit["bandwidth"] / 1e9
+        console.print(f"The machine at its best: {product:,.0f} GFLOP/s of {name} products, copies at {copy:.1f} GB/s")
+
+
+def profile_tables(found: "Profile") -> None:
+    """Where the time of a step went."""
+    console.print(f"A step takes {found.milliseconds:,.1f} ms under the profiler ({found.steps} steps)")
+    console.print(", ".join(f"{name} {share:.0%}" for name, share in found.parts.items() if share >= 0.005))
+    table = Table("operation")
+    for name in ("ms a step", "share", "calls"):
+        table.add_column(name, justify="right")
+    for one in found.operations:
+        table.add_row(escape(one.name[:60]), f"{one.milliseconds:.2f}", f"{one.share:.1%}", f"{one.calls:.0f}")
+    console.print(table)
+
+
+def forecast_lines(found: "Forecast") -> None:
+    """What a run will need."""
+    sizes, times = found.sizes, found.times
+    mib = {name: f"{value / 2**20:,.1f} MiB" for name, value in asdict(sizes).items()}
+    lines = {
+        "parameters": f"{sizes.body + sizes.tables:,}: {sizes.body:,} in the body, {sizes.tables:,} in tables",
+        "memory": f"weights {mib['weights']}, gradients {mib['gradients']}, optimizer {mib['optimizer']}, "
+        f"activations {mib['activations']}, logits {mib['logits']}",
+        "at most": f"{mib['peak']} held while trying, of {found.free_memory / 2**20:,.0f} MiB that can be had",
+        "disk": f"{mib['checkpoint']} a checkpoint, {found.free_disk / 2**20:,.0f} MiB free",
+        "epoch": f"{found.steps:,} steps, {found.events:,} events to learn from, {found.fill:.1%} of the positions filled",
+        "time": f"{1e3 * times.step:,.1f} ms a step, {times.epoch:,.1f} s an epoch, {times.validation:,.1f} s a validation; "
+        f"{duration(times.total)} for all {found.epochs} epochs",
+        "products": f"{found.dtype} on {found.device}",
+    }
+    for name, line in lines.items():
+        console.print(f"{name:<11} {line}")

@@ -69,6 +69,17 @@ class Epoch:
         return _build(self.store, rows, self.width[step], self.keys[chosen], key)
 
 
+class First:
+    """The first steps of an epoch, for a trial."""
+
+    def __init__(self, epoch: Epoch, steps: int) -> None:
+        self._steps = steps
+        self.batch = epoch.batch
+
+    def __len__(self) -> int:
+        return self._steps
+
+
 class TrainingBatches:
     """The training part of a store, planned epoch by epoch."""
 

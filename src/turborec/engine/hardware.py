@@ -1,6 +1,7 @@
 """What the machine does fast, found out rather than assumed."""
 
 import ctypes
+import os
 import sys
 from pathlib import Path
 from typing import Literal
@@ -42,8 +43,7 @@ def _cpu_is_fast_at_bfloat16() -> bool:
 
     Intel's AVX512_BF16 without AMX has one unit for them where float32 has two: 81 against 145 GFLOP/s (docs/log.md).
     """
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = _lines("/proc/cpuinfo")
     flags = set(next((line.split() for line in lines if line.startswith(("flags", "Features"))), []))
     amd = any(line.startswith("vendor_id") and "AMD" in line for line in lines)
     return bool({"amx_bf16", "bf16"} & flags) or ("avx512_bf16" in flags and amd)
@@ -65,3 +65,33 @@ def keep_freed_memory() -> bool:
     # Before 2.35 glibc allows no threshold above 32 MiB, and refuses a larger one.
     kept = any(mallopt(mmap_threshold, limit) for limit in (2**31 - 1, 32 * 2**20))
     return bool(kept and mallopt(trim_threshold, 2**31 - 1) and mallopt(top_pad, 64 * 2**20))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had: of the accelerator, or of this machine or container, what this process holds included."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device)
+    free = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")]
+    held = [int(line.split()[1]) * 1024 for line in _lines("/proc/self/status") if line.startswith("VmRSS")]
+    machine = sum(free + held) or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = next(iter(_lines("/sys/fs/cgroup/memory.max")), "max")
+    return min(machine, int(limit)) if limit.isdecimal() else machine
+
+
+def peak_memory() -> int:
+    """The most bytes this process has held in memory at once."""
+    peak = [int(line.split()[1]) * 1024 for line in _lines("/proc/self/status") if line.startswith("VmHWM")]
+    if peak:
+        return peak[0]  # not from getrusage, whose peak begins with the parent's
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def _lines(path: str) -> list[str]:
+    """The lines of a file of the system; none where there is no such file."""
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []

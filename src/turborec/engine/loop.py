@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 import torch
 from pydantic import Field
+from torch.profiler import record_function
 
 from turborec.contract import Batch, Model
 from turborec.engine.hardware import Precision, compute_dtype
@@ -40,7 +41,8 @@ class Record:
     losses: dict[str, float]  # mean per target of each term
     gradient_norm: float
     lr: float
-    targets: int
+    targets: int  # predicted: those of its first term
+    asked: int  # targets of its batch, whether the model chose to predict them or not
     seconds: float
 
     @property
@@ -76,19 +78,21 @@ def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device)
         lr = stage.optimizer.lr * stage.schedule.factor(progress)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        batch = batches.batch(position.step).to(device)
-        losses, norm = train_step(state, batch, stage, device)
+        with record_function("data"):
+            batch = batches.batch(position.step).to(device)
+        losses, norm, predicted = train_step(state, batch, stage, device)
         position.step += 1
         position.global_step += 1
-        position.loss += losses["loss"] * batch.num_targets()
-        position.targets += batch.num_targets()
+        position.loss += losses["loss"] * predicted
+        position.targets += predicted
         if stage.average is not None:
             state.update_average(stage.average)
-        yield Record(replace(position), len(batches), losses, norm, lr, batch.num_targets(), time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        yield Record(replace(position), len(batches), losses, norm, lr, predicted, batch.num_targets(), seconds)
 
 
-def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.device) -> tuple[dict[str, float], float]:
-    """One optimizer step on one global batch -> (mean loss of each term, gradient norm before clipping).
+def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.device) -> tuple[dict[str, float], float, int]:
+    """One optimizer step on one global batch -> (mean loss of each term, gradient norm before clipping, predictions made).
 
     Each term's sum is divided by its count over the whole batch, so neither accumulation nor padding changes the result.
     """
@@ -98,30 +102,35 @@ def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.devi
     targets = sum(part.num_targets() for part in parts)
     dtype = compute_dtype(stage.precision, device)
     losses: dict[str, float] = {"loss": 0.0}
+    predicted = targets
     for part in parts:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with record_function("forward"), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             terms = model(part).terms
         total = torch.zeros((), device=device)
-        for name, term in terms.items():
+        for number, (name, term) in enumerate(terms.items()):
             count = sum(counts[name] for counts in named) if name in named[0] else targets
+            predicted = predicted if number else count
             mean = term.sum.float() / max(1, count)
             total = total + term.weight * mean
             losses[name] = losses.get(name, 0.0) + float(mean.detach())
         losses["loss"] += float(total.detach())
         _refuse_non_finite(losses, state.position, part)
-        state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        with record_function("backward"):
+            state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
     state.scaler.unscale_(state.optimizer)  # clipping scaled gradients would clip by the scale, not by the norm
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     limit = stage.clip_norm if stage.clip_norm is not None else math.inf
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+    with record_function("clip"):
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
     if not math.isfinite(norm) and not state.scaler.is_enabled():  # a scaler leaves such a step out and lowers its scale
         state.optimizer.zero_grad(set_to_none=True)
         losses["gradient_norm"] = norm
         _refuse_non_finite({**losses, "loss": norm}, state.position, batch)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
-    return losses, norm
+    with record_function("optimizer"):
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+    return losses, norm, predicted
 
 
 def _refuse_non_finite(losses: dict[str, float], position: Position, batch: Batch) -> None:

@@ -22,7 +22,7 @@ class Position:
     step: int = 0  # batches done of the epoch
     global_step: int = 0  # optimizer steps done in all
     loss: float = 0.0  # of the epoch so far, summed over its targets
-    targets: int = 0  # of the epoch so far
+    targets: int = 0  # predicted in the epoch so far
 
 
 @dataclass

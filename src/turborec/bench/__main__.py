@@ -1,0 +1,42 @@
+"""`python -m turborec.bench RECIPE [A.B=VALUE]... --store STORE`: measure where only the training floor is installed."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from turborec import recipes
+from turborec.bench import levers, matrix
+from turborec.data.store import open_store
+from turborec.errors import UserError
+
+
+def main() -> None:
+    """Print the measurements of a recipe on a prepared store as one JSON object."""
+    parser = argparse.ArgumentParser(prog="python -m turborec.bench", description=main.__doc__)
+    parser.add_argument("recipe", nargs="?", help="a shipped recipe's name, or a file")
+    parser.add_argument("overrides", nargs="*", metavar="A.B=VALUE")
+    parser.add_argument("--store", type=Path, required=True, help="a prepared store")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--levers", default="", help=f"comma-separated: {', '.join(one.name for one in levers.LEVERS)}; or all")
+    parser.add_argument("--against", default="", help=f"comma-separated: {', '.join(matrix.EAGER)}")
+    parser.add_argument("--rounds", type=int, default=matrix.Plan.rounds)
+    parser.add_argument("--seconds", type=float, default=matrix.Plan.seconds, help="of each contestant in each round")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    try:
+        store = open_store(chosen.store)
+        if chosen.peak_of:
+            recipe = recipes.from_tree(json.loads(sys.stdin.read()), "The recipe")
+            print(json.dumps({"peak_mib": matrix.peak(chosen.peak_of, recipe, store, chosen.device)}))
+            return
+        if chosen.recipe is None:
+            parser.error("a recipe is needed")
+        plan = matrix.Plan(matrix.named(chosen.levers), matrix.opponents(chosen.against), chosen.rounds, chosen.seconds)
+        print(json.dumps(matrix.run(recipes.load(chosen.recipe, chosen.overrides), store, plan, chosen.device)))
+    except UserError as error:
+        sys.exit(f"turborec: {error}")
+
+
+if __name__ == "__main__":
+    main()

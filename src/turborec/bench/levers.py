@@ -1,0 +1,66 @@
+"""Levers: named changes of a recipe that are meant to make it faster, what each promises, and how it shows that it was on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from turborec.bench.evidence import Evidence
+from turborec.errors import UserError, closest
+from turborec.recipe import Tree, override
+from turborec.recipes import AnyRecipe, from_tree
+
+Promise = Literal["exact", "close", "changes the mathematics"]
+"""exact: the same numbers up to the order of sums; close: reduced precision; else another objective or optimizer."""
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One change, as overrides of a recipe without it and with it."""
+
+    name: str
+    promise: Promise
+    off: tuple[str, ...]
+    on: tuple[str, ...]
+    proof: Callable[[Evidence, Evidence], str | None]
+    """Of the evidence (without, with): the words that show that it was on, or None where nothing shows it."""
+
+
+def _fuller(without: Evidence, with_: Evidence) -> str | None:
+    return f"{without.fill:.0%} -> {with_.fill:.0%} of the positions filled" if with_.fill > without.fill else None
+
+
+def _in_bfloat16(without: Evidence, with_: Evidence) -> str | None:
+    share = with_.products["bfloat16"] / max(1, sum(with_.products.values()))
+    return f"{share:.0%} of the products' arithmetic in bfloat16" if share > 0.5 > without.products["bfloat16"] else None
+
+
+def _fewer_logits(without: Evidence, with_: Evidence) -> str | None:
+    done, before = with_.flops / max(1, with_.work.targets), without.flops / max(1, without.work.targets)
+    return f"{before / 1e6:.2f} -> {done / 1e6:.2f} MFLOP a target" if done < before else None
+
+
+LEVERS = (
+    Lever("bucketing", "exact", ("batches.shapes=1",), ("batches.shapes=12",), _fuller),
+    Lever("bf16", "close", ("train.precision=float32",), ("train.precision=bfloat16",), _in_bfloat16),
+    Lever(
+        "sampled",
+        "changes the mathematics",
+        ("model.loss={kind: cross_entropy}",),
+        ("model.loss={kind: sampled_softmax, negatives: 256}",),
+        _fewer_logits,
+    ),
+)
+
+
+def lever(name: str) -> Lever:
+    """The lever of this name."""
+    known = {one.name: one for one in LEVERS}
+    if name not in known:
+        raise UserError(f"There is no lever {name!r}{closest(name, list(known))}")
+    return known[name]
+
+
+def changed(recipe: AnyRecipe, assignments: tuple[str, ...]) -> AnyRecipe:
+    """The recipe with these overrides."""
+    tree: Tree = recipe.model_dump(mode="json")
+    return from_tree(override(tree, assignments), "The recipe with " + " ".join(assignments))

@@ -1,0 +1,198 @@
+"""The matrix of a benchmark: the recipe, its levers one at a time and plain PyTorch, measured together and made into rows."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from turborec.assembly import Assembly, assemble
+from turborec.bench import eager, flops, levers, limits, step
+from turborec.bench.evidence import Evidence, observe
+from turborec.bench.levers import Lever
+from turborec.bench.step import Contestant, Measurement, Work
+from turborec.contract import Counted
+from turborec.data.loader import TrainingBatches
+from turborec.data.store import Store
+from turborec.engine import hardware, log
+from turborec.errors import UserError, closest
+from turborec.recipes import AnyRecipe
+
+logger = logging.getLogger("turborec")
+
+EAGER = {"eager": "targets", "eager_all_logits": "all"}
+"""Plain PyTorch with logits where there is a target, and with logits everywhere."""
+
+Measurements = dict[str, Measurement]
+Ceilings = dict[str, limits.Limits]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and for how long."""
+
+    levers: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()
+    rounds: int = 6
+    seconds: float = 2.0
+    memory: bool = True  # also the peak memory of each contestant, in a process of its own
+
+
+def run(recipe: AnyRecipe, store: Store, plan: Plan, device: str = "auto") -> dict[str, Any]:
+    """Measure the recipe on the store: plain data, ready to be written as JSON."""
+    hardware.keep_freed_memory()
+    chosen = [levers.lever(name) for name in plan.levers]
+    variants = _variants(recipe, chosen, plan.against)
+    warning = step.busy()
+    if warning:
+        logger.warning(warning)
+    before = log.environment()
+    contestants = [contestant(name, variant, store, device) for name, variant in variants.items()]
+    evidence = {one.name: observe(one) for one in contestants}
+    measured = {m.name: m for m in step.compete(contestants, plan.rounds, plan.seconds)}
+    ceilings = _ceilings(recipe, store, contestants[0].device)
+    rows = [_row(name, variants[name], store, measured, evidence[name], ceilings) for name in variants]
+    if plan.memory:
+        for row in rows:
+            row["peak_mib"] = _peak(row["name"], variants[row["name"]], store, device)
+    return {
+        "data": store.card["counts"],
+        "device": str(contestants[0].device),
+        "limits": {name: asdict(limit) for name, limit in ceilings.items()},
+        "plan": asdict(plan),
+        "warning": warning,
+        "rows": rows,
+        "levers": [_verdict(one, recipe, measured, evidence) for one in chosen],
+        "provenance": before,
+    }
+
+
+def named(text: str) -> tuple[str, ...]:
+    """The levers that a comma-separated text names; `all` names every one."""
+    return tuple(one.name for one in levers.LEVERS) if text == "all" else tuple(filter(None, text.split(",")))
+
+
+def opponents(text: str) -> tuple[str, ...]:
+    """The opponents that a comma-separated text names."""
+    chosen = tuple(filter(None, text.split(",")))
+    for name in chosen:
+        if name not in EAGER:
+            raise UserError(f"There is no opponent {name!r}{closest(name, list(EAGER))}.")
+    return chosen
+
+
+def contestant(name: str, recipe: AnyRecipe, store: Store, device: str) -> Contestant:
+    """The recipe's own steps, or those of plain PyTorch where the name says so."""
+    assembly = assemble(recipe, store, device)
+    if isinstance(assembly.model, Counted):
+        raise UserError(f"{recipe.model.kind} is counted, not trained: it has no step to measure.")
+    return Contestant(name, _steps(name, assembly), assembly.device)
+
+
+def _steps(name: str, assembly: Assembly) -> Iterator[Work]:
+    if name not in EAGER:
+        return step.training(assembly)
+    if assembly.recipe.model.kind not in eager.KINDS:
+        raise UserError(f"There is no plain PyTorch version of {assembly.recipe.model.kind} (known: {', '.join(eager.KINDS)}).")
+    epoch = TrainingBatches(assembly.store, assembly.recipe.batches, assembly.recipe.seed).epoch(0)
+    rows = max(1, round(len(epoch.rows.users) / len(epoch)))  # so that a step has as many targets on the mean
+    return eager.training(assembly, rows, EAGER[name])  # type: ignore[arg-type]
+
+
+def _variants(recipe: AnyRecipe, chosen: list[Lever], against: tuple[str, ...]) -> dict[str, AnyRecipe]:
+    """Name and recipe of each contestant; a lever whose state the recipe has already needs one other contestant only."""
+    variants = {"recipe": recipe}
+    for one in chosen:
+        for word, assignments in (("without", one.off), ("with", one.on)):
+            changed = levers.changed(recipe, assignments)
+            if changed != recipe:
+                variants[f"{word} {one.name}"] = changed
+    for name in against:
+        variants[name] = recipe
+    return variants
+
+
+def _ceilings(recipe: AnyRecipe, store: Store, device: torch.device) -> Ceilings:
+    """The machine's limits in float32, and in the recipe's own type where that is another."""
+    width = getattr(recipe.model, "width", 64)
+    types = {torch.float32, hardware.compute_dtype(recipe.train.precision, device)}
+    found = [limits.measure(device, dtype, ((recipe.batches.tokens, width, min(store.num_items, 16384)),)) for dtype in types]
+    return {limit.dtype: limit for limit in found}
+
+
+def _row(
+    name: str,
+    recipe: AnyRecipe,
+    store: Store,
+    measured: Measurements,
+    seen: Evidence,
+    ceilings: Ceilings,
+) -> dict[str, Any]:
+    measurement = measured[name]
+    total, epoch = measurement.total(), TrainingBatches(store, recipe.batches, recipe.seed).epoch(0)
+    rate = step.median(measurement.per_second("targets"))
+    events = step.median(measurement.per_second("events"))
+    shown = int(epoch.rows.lengths.sum())
+    row: dict[str, Any] = {
+        "name": name,
+        "step_ms": 1e3 * measurement.seconds() / total.steps,
+        "step_cpu_ms": 1e3 * measurement.seconds("cpu") / total.steps,
+        "targets_per_second": asdict(rate),
+        "targets_per_cpu_second": asdict(step.median(measurement.per_second("targets", "cpu"))),
+        "events_per_second": asdict(events),
+        "epoch_seconds": shown / events.value,
+        "cold_start_seconds": measurement.cold_start,
+        "fill": total.events / total.positions,
+        "rounds": len(measurement.samples),
+        "main_type": seen.main_type(),
+        "graphs": seen.graphs,
+        "vs_recipe": asdict(step.ratio(measured["recipe"], measurement)) if name != "recipe" else None,
+    }
+    useful = flops.useful(recipe.model, store.num_items, epoch.rows.lengths, round(shown * total.targets / total.events))
+    ceiling = ceilings.get(seen.main_type())
+    if useful is not None and ceiling is not None:
+        needed = useful / shown * events.value
+        executed = seen.flops / max(1, seen.work.targets) * rate.value
+        row |= {"useful_flop_utilisation": needed / ceiling.flops, "hardware_flop_utilisation": executed / ceiling.flops}
+    return row
+
+
+def _verdict(one: Lever, recipe: AnyRecipe, measured: Measurements, evidence: dict[str, Evidence]) -> dict[str, Any]:
+    """What a lever gave, whether it was seen to be on, and what it promises."""
+    without = f"without {one.name}" if f"without {one.name}" in measured else "recipe"
+    with_ = f"with {one.name}" if f"with {one.name}" in measured else "recipe"
+    if without == with_:
+        return {"name": one.name, "failed": "the recipe is the same with it and without it"}
+    proof = one.proof(evidence[without], evidence[with_])
+    return {
+        "name": one.name,
+        "promise": one.promise,
+        "proof": proof,
+        "failed": None if proof else "nothing shows that it was on",
+        "gain": asdict(step.ratio(measured[with_], measured[without])) if proof else None,
+    }
+
+
+def _peak(name: str, recipe: AnyRecipe, store: Store, device: str) -> float | None:
+    """Peak MiB of a fresh process that takes a few steps: of the accelerator if there is one, else resident."""
+    command = [sys.executable, "-m", "turborec.bench", "--peak-of", name, "--store", str(store.folder), "--device", device]
+    done = subprocess.run(command, input=recipe.model_dump_json(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        logger.warning(f"The memory of {name} could not be measured: {done.stderr.strip().splitlines()[-1:]}")
+        return None
+    return float(json.loads(done.stdout)["peak_mib"])
+
+
+def peak(name: str, recipe: AnyRecipe, store: Store, device: str, steps: int = 5) -> float:
+    """Peak MiB of this process after a few steps of a contestant."""
+    hardware.keep_freed_memory()
+    one = contestant(name, recipe, store, device)
+    for _ in range(steps):
+        next(one.steps)
+    if one.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(one.device) / 2**20
+    return hardware.peak_memory() / 2**20

@@ -1,0 +1,174 @@
+"""The time of whole optimizer steps: contestants take turns, round by round, in one process on one machine.
+
+A step is everything from the store to the changed weights: batch, forward, backward, clipping, optimizer.
+"""
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from turborec.assembly import Assembly
+from turborec.data.batch import SequenceBatch
+from turborec.data.loader import TrainingBatches
+from turborec.engine import loop
+
+LOAD = 0.2
+"""Other work a processor may have before wall time says little: a load average of this much per core."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What steps did."""
+
+    steps: int
+    targets: int  # predictions that entered the loss
+    events: int  # real events shown
+    positions: int  # positions computed, padding included
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(*(getattr(self, name) + getattr(other, name) for name in ("steps", "targets", "events", "positions")))
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A way of training, as an endless row of optimizer steps."""
+
+    name: str
+    steps: Iterator[Work]
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One contestant's part of one round."""
+
+    work: Work
+    wall: float  # seconds
+    cpu: float  # seconds of processor time, of all threads together
+
+
+@dataclass
+class Measurement:
+    """What was seen of one contestant."""
+
+    name: str
+    cold_start: float  # seconds of the first step: compilation, first touches
+    samples: list[Sample] = field(default_factory=list)
+
+    def per_second(self, quantity: str, clock: str = "wall") -> list[float]:
+        """Targets, events, positions or steps a second of each round."""
+        return [float(getattr(s.work, quantity) / getattr(s, clock)) for s in self.samples]
+
+    def total(self) -> Work:
+        """The work of all rounds together."""
+        done = self.samples[0].work
+        for sample in self.samples[1:]:
+            done = done + sample.work
+        return done
+
+    def seconds(self, clock: str = "wall") -> float:
+        """The time of all rounds together."""
+        return float(sum(getattr(sample, clock) for sample in self.samples))
+
+
+@dataclass(frozen=True)
+class Median:
+    """A median over rounds, and the order statistics that hold it with at least 95 % confidence (the sign test)."""
+
+    value: float
+    low: float
+    high: float
+
+
+def compete(contestants: list[Contestant], rounds: int = 6, seconds: float = 2.0, warm_up: int = 3) -> list[Measurement]:
+    """Let every contestant take `warm_up` steps, then `rounds` turns of about `seconds` each, in an order that alternates.
+
+    Fewer than six rounds cannot give a median with 95 % confidence.
+    """
+    measured = []
+    for contestant in contestants:
+        first = _turn(contestant, 0.0)
+        for _ in range(warm_up - 1):
+            _turn(contestant, 0.0)
+        measured.append(Measurement(contestant.name, first.wall))
+    for number in range(rounds):
+        turn = list(zip(contestants, measured, strict=True))
+        for contestant, measurement in turn if number % 2 == 0 else reversed(turn):
+            measurement.samples.append(_turn(contestant, seconds))
+    return measured
+
+
+def median(values: list[float]) -> Median:
+    """The median with its interval; with fewer than six values the interval is their whole range."""
+    ordered, n = sorted(values), len(values)
+    rank, tail = 0, 0.5**n
+    while 2 * (tail + math.comb(n, rank + 1) * 0.5**n) <= 0.05:
+        rank += 1
+        tail += math.comb(n, rank) * 0.5**n
+    return Median(statistics.median(ordered), ordered[rank], ordered[n - 1 - rank])
+
+
+def ratio(fast: Measurement, slow: Measurement, quantity: str = "targets", clock: str = "cpu") -> Median:
+    """How many times the rate of `slow` that of `fast` is, from the rounds in pairs."""
+    pairs = zip(fast.per_second(quantity, clock), slow.per_second(quantity, clock), strict=True)
+    return median([a / b for a, b in pairs])
+
+
+def busy() -> str | None:
+    """Why wall times of this moment say little; None on an idle machine."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load <= LOAD * cores:
+        return None
+    return f"The machine is busy (load average {load:.1f} on {cores} cores): compare processor seconds, not wall time."
+
+
+def training(assembly: Assembly) -> Iterator[Work]:
+    """The recipe's own optimizer steps, epoch after epoch."""
+    batches = TrainingBatches(assembly.store, assembly.recipe.batches, assembly.recipe.seed)
+    stage = assembly.recipe.train
+    state = loop.start(assembly.model, stage, assembly.device)
+    while True:
+        for number in range(stage.epochs):
+            seen = _Seen(batches.epoch(number))
+            for record in loop.fit(state, seen, stage, assembly.device):
+                yield Work(1, record.targets, seen.events, seen.positions)
+            state.position.epoch, state.position.step = number + 1, 0
+        state.position.epoch = 0
+
+
+class _Seen:
+    """Batches that remember how much the last one held."""
+
+    def __init__(self, batches: loop.Batches) -> None:
+        self._batches = batches
+        self.events = self.positions = 0
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def batch(self, step: int) -> SequenceBatch:
+        """The batch of this step."""
+        batch: SequenceBatch = self._batches.batch(step)  # type: ignore[assignment]
+        self.events, self.positions = int(batch.lengths.sum()), batch.items.numel()
+        return batch
+
+
+def _turn(contestant: Contestant, seconds: float) -> Sample:
+    """At least one step, and as many as fit into `seconds`."""
+    _wait(contestant.device)
+    wall, cpu = time.perf_counter(), time.process_time()
+    work = next(contestant.steps)
+    while time.perf_counter() - wall < seconds:
+        work = work + next(contestant.steps)
+    _wait(contestant.device)
+    return Sample(work, time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,110 @@
+"""The commands that look at a recipe without training it: plan, bench and profile."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from turborec.cli._options import DEFAULT_HOME, AsJson, Device, Home, Overrides, Raw, RecipeName, StoreFolder
+from turborec.cli._show import bench_tables, console, forecast_lines, profile_tables
+from turborec.errors import UserError
+
+if TYPE_CHECKING:
+    from turborec.data.store import Store
+    from turborec.recipes import AnyRecipe
+
+app = typer.Typer()
+
+
+@app.command()
+def plan(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="the folder that the run would be written to")] = Path("runs"),
+    home: Home = DEFAULT_HOME,
+    raw: Raw = None,
+    store: StoreFolder = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Try a few steps and say what a run will need: parameters, memory, disk, time. Exit code 2 if it cannot work."""
+    from turborec.assembly import assemble
+    from turborec.plan import forecast
+
+    chosen, opened = _opened(recipe, overrides, home, raw, store)
+    found = forecast(assemble(chosen, opened, device), out)
+    if as_json:
+        print(json.dumps(asdict(found)))
+    else:
+        forecast_lines(found)
+    if found.problems:
+        raise UserError("This run cannot work. " + " ".join(found.problems))
+
+
+@app.command()
+def bench(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    levers: Annotated[str, typer.Option(help="levers to measure on and off, comma-separated, or all")] = "",
+    against: Annotated[str, typer.Option(help="plain PyTorch to measure beside: eager, eager_all_logits")] = "",
+    rounds: Annotated[int, typer.Option(min=1, help="turns of each contestant; six give a 95 % interval")] = 6,
+    seconds: Annotated[float, typer.Option(min=0.0, help="length of a turn")] = 2.0,
+    out: Annotated[Path | None, typer.Option(help="also write the measurements to this JSON file")] = None,
+    home: Home = DEFAULT_HOME,
+    raw: Raw = None,
+    store: StoreFolder = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure a recipe's training step, its levers one by one, and plain PyTorch beside it, in turns."""
+    from turborec.bench import matrix
+    from turborec.files import write_whole
+
+    chosen, opened = _opened(recipe, overrides, home, raw, store)
+    plan = matrix.Plan(matrix.named(levers), matrix.opponents(against), rounds, seconds)
+    found = matrix.run(chosen, opened, plan, device)
+    if out is not None:
+        write_whole(out, json.dumps(found, indent=1))
+    if as_json:
+        print(json.dumps(found))
+    else:
+        bench_tables(found)
+
+
+@app.command()
+def profile(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="steps to look at")] = 10,
+    top: Annotated[int, typer.Option(min=1, help="operations to show")] = 20,
+    trace: Annotated[Path | None, typer.Option(help="write a trace for chrome://tracing or Perfetto to this file")] = None,
+    home: Home = DEFAULT_HOME,
+    raw: Raw = None,
+    store: StoreFolder = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Show where the time of a training step goes: its parts and its costliest operations."""
+    from turborec.assembly import assemble
+    from turborec.bench import profile as profiling
+
+    chosen, opened = _opened(recipe, overrides, home, raw, store)
+    found = profiling.take(assemble(chosen, opened, device), steps, top, trace)
+    if as_json:
+        print(json.dumps(asdict(found)))
+        return
+    profile_tables(found)
+    if trace is not None:
+        console.print(f"\nThe trace is [bold]{trace}[/bold]: open it in chrome://tracing or ui.perfetto.dev")
+
+
+def _opened(
+    recipe: str, overrides: list[str] | None, home: Path, raw: Path | None, store: Path | None
+) -> "tuple[AnyRecipe, Store]":
+    from turborec import recipes, stores
+    from turborec.stores import Places
+
+    chosen = recipes.load(recipe, overrides or ())
+    return chosen, stores.of_recipe(chosen, Places(home, raw, store))

@@ -1,0 +1,174 @@
+"""Before a run: what it will need in memory, disk and time, found by trying a few of its steps; and what stands in its way."""
+
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from turborec.assembly import Assembly, measure
+from turborec.contract import Counted
+from turborec.data.loader import Epoch, First, TrainingBatches
+from turborec.engine import hardware, log, loop
+from turborec.errors import UserError
+from turborec.losses import TILE_BYTES
+
+STEPS = 20
+"""Steps that are tried; the first quarter warms up and does not count."""
+
+USERS = 512
+"""Users that are ranked to see how long a validation takes."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes, and numbers of parameters."""
+
+    body: int  # parameters of everything but tables
+    tables: int  # parameters of tables with a row for every item
+    weights: int  # bytes
+    gradients: int
+    optimizer: int  # what the optimizer remembers, the moving average included
+    activations: int  # kept for the backward pass of the largest batch tried
+    logits: int  # held at a time
+    peak: int  # the most that this process, or the accelerator, held while trying
+    checkpoint: int  # on disk, each
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds."""
+
+    step: float
+    epoch: float  # of training alone
+    validation: float  # after each epoch
+    total: float  # all epochs, if none is spared by early stopping
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will need, and why it cannot work, if it cannot."""
+
+    sizes: Sizes
+    times: Times
+    steps: int  # an epoch
+    events: int  # to learn from, an epoch
+    fill: float
+    epochs: int
+    dtype: str
+    device: str
+    free_memory: int
+    free_disk: int
+    environment: dict[str, object]
+    problems: tuple[str, ...] = ()
+
+
+def forecast(assembly: Assembly, folder: Path) -> Forecast:
+    """Try some steps and a part of a validation, and reckon from them. `folder` is where the run would be written."""
+    if isinstance(assembly.model, Counted):
+        raise UserError(f"{assembly.recipe.model.kind} is counted in one pass: there is nothing to plan.")
+    hardware.keep_freed_memory()
+    recipe, device = assembly.recipe, assembly.device
+    epoch = TrainingBatches(assembly.store, recipe.batches, recipe.seed).epoch(0)
+    if not len(epoch):
+        raise UserError("There is nothing to train on: no user has two events before the validation part.")
+    state = loop.start(assembly.model, recipe.train, device)
+    activations = _activations(assembly, epoch)
+    tried = list(loop.fit(state, First(epoch, min(STEPS, len(epoch))), recipe.train, device))
+    counted = tried[len(tried) // 4 :]
+    training = epoch.targets * sum(record.seconds for record in counted) / sum(record.asked for record in counted)
+    validation = _validation(assembly)
+    epochs = sum(stage.epochs for stage in recipe.stages)
+    times = Times(training / len(epoch), training, validation, epochs * (training + validation))
+    found = Forecast(
+        sizes=_sizes(assembly, state.optimizer, activations),
+        times=times,
+        steps=len(epoch),
+        events=epoch.targets,
+        fill=epoch.fill,
+        epochs=epochs,
+        dtype=str(hardware.compute_dtype(recipe.train.precision, device)).removeprefix("torch."),
+        device=str(device),
+        free_memory=hardware.free_memory(device),
+        free_disk=shutil.disk_usage(_existing(folder)).free,
+        environment=log.environment(),
+    )
+    return replace(found, problems=_problems(found, recipe.checkpoints.keep + 2))
+
+
+def _activations(assembly: Assembly, epoch: Epoch) -> int:
+    """Bytes kept for the backward pass of the largest batch among those tried, each storage counted once."""
+    steps = range(min(STEPS, len(epoch)))
+    largest = max(steps, key=lambda step: len(epoch.order[step]) * epoch.width[step])
+    parameters = {p.untyped_storage().data_ptr() for p in assembly.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    batch = epoch.batch(largest).split(assembly.recipe.train.accumulate)[0].to(assembly.device)
+    dtype = hardware.compute_dtype(assembly.recipe.train.precision, assembly.device)
+    assembly.model.train()
+    lowered = torch.autocast(assembly.device.type, dtype, enabled=dtype != torch.float32)
+    with lowered, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        assembly.model(batch)
+    return sum(kept.values())
+
+
+def _validation(assembly: Assembly) -> float:
+    """Seconds of a whole validation, from that of some users."""
+    users = len(assembly.recipe.evaluation.users(assembly.store, "validation"))
+    asked = min(USERS, users)
+    some = assembly.recipe.evaluation.without_lists().model_copy(update={"max_users": asked})
+    began = time.perf_counter()
+    measure(assembly, "validation", config=some)
+    return (time.perf_counter() - began) * users / max(1, asked)
+
+
+def _sizes(assembly: Assembly, optimizer: torch.optim.Optimizer, activations: int) -> Sizes:
+    model, items = assembly.model, assembly.store.num_items
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    tables = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding) and len(m.weight) > items)
+    remembered = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
+    weights, gradients = sum(p.nbytes for p in model.parameters()), sum(p.nbytes for p in trainable)
+    average = weights if assembly.recipe.train.average is not None else 0
+    width = hardware.compute_dtype(assembly.recipe.train.precision, assembly.device).itemsize
+    cuda = assembly.device.type == "cuda"
+    return Sizes(
+        body=sum(p.numel() for p in model.parameters()) - tables,
+        tables=tables,
+        weights=weights,
+        gradients=gradients,
+        optimizer=remembered + average,
+        activations=activations,
+        logits=TILE_BYTES[width],
+        peak=torch.cuda.max_memory_allocated(assembly.device) if cuda else hardware.peak_memory(),
+        checkpoint=weights + remembered + average,
+    )
+
+
+def _problems(found: Forecast, checkpoints: int) -> tuple[str, ...]:
+    """Why the run cannot work, each with what would."""
+    problems = []
+    if found.sizes.peak > found.free_memory:
+        problems.append(
+            f"It needs about {found.sizes.peak / 2**20:,.0f} MiB of memory, and {found.free_memory / 2**20:,.0f} are free: "
+            "lower batches.tokens, batches.max_length or model.width, or set train.accumulate."
+        )
+    needed = found.sizes.checkpoint * checkpoints
+    if needed > found.free_disk:
+        problems.append(
+            f"Its checkpoints take {needed / 2**20:,.0f} MiB of disk, and {found.free_disk / 2**20:,.0f} are free: "
+            "lower checkpoints.keep, or choose another folder with --out."
+        )
+    return tuple(problems)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
