@@ -50,7 +50,7 @@ def test_the_main_job_from_recipe_to_recommendations(run, place):
     assert said.rstrip().endswith("The run is in out")
     code, said, _ = run("evaluate", "out", "--store", "store", "--json")
     written = json.loads((place / "out" / "evaluation" / "test" / "sasrec" / "result.json").read_text())
-    assert json.loads(said) == {key: written["values"][key] for key in ("masked", "kept")}
+    assert json.loads(said)["sasrec"] == {key: written["values"][key] for key in ("masked", "kept")}
     code, said, _ = run("recommend", "out", "--store", "store", "--k", "3", "--out", "recs.csv")
     lines = (place / "recs.csv").read_text().splitlines()
     assert code == 0 and len(lines) == 1 + 25 * 3

@@ -100,6 +100,13 @@ def test_everything_that_differs_is_listed_and_nothing_else(runs, tmp_path):
     assert listed == ["users", "ties"]
 
 
+def test_which_history_counts_does_not_matter_where_one_is_named(runs):
+    edit(card_of(runs[1]), history="kept")
+    with pytest.raises(UserError, match="--history says which to compare"):
+        read_all(runs, "test")
+    assert len(read_all(runs, "test", history="masked")) == 2
+
+
 def test_what_a_model_chooses_is_stated_and_not_refused(tmp_path, store):
     long, short = run_of(tmp_path / "long", store), run_of(tmp_path / "short", store, max_length=4)
     edit(short / "evaluation" / "test" / "sasrec" / "result.json", training_windows={"max_length": 4})

@@ -109,6 +109,16 @@ def test_items_without_names_go_by_their_ids(options, tmp_path):
     assert [name for _, name, _ in apply.example(done).items] == [raw for raw, _, _ in apply.example(done).items]
 
 
+def test_a_model_below_its_anchors_is_told_of(options, tmp_path, caplog):
+    histories = [[(u + n) % 30 + 1 for n in range(12)] for u in range(40)]  # a walk that Markov knows by heart
+    places = Places(home=tmp_path, store=store_of(tmp_path / "walk", histories, items=30).folder)
+    tree = TREE | {"then": [], "train": {"epochs": 1, "optimizer": {"kind": "adamw", "lr": 1e-6}}}
+    done, _ = run.train(recipes.from_tree(tree, "the test"), tmp_path / "run", places)
+    assert "sasrec ranks worse than markov, which needs no training" in caplog.text
+    assert set(run.evaluate(done, "validation")) == {"sasrec", "markov", "popularity"}
+    assert (tmp_path / "run" / "evaluation" / "validation" / "markov" / "result.json").is_file()
+
+
 FLOOR = """
 import sys
 class Hidden:

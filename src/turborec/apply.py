@@ -61,6 +61,7 @@ def recommend_for(
         raise UserError(f"There is no file {users[0]} of user ids.")
     elif users and not all(_is_text(user) for user in users):
         raise UserError("A user's id is empty, or no text in UTF-8: put the ids into a file and name it.")
+    ids = None if ids is None else dict.fromkeys(ids)  # who is named twice gets one list
     asked = stored(run.store, ids) if history is None else from_file(run.store, history, ids)
     allowed, unknown = (
         (None, []) if candidates is None else candidates_of(run.store, list(read_ids(candidates, run.store, "item")))
@@ -83,13 +84,15 @@ def _is_text(user: str) -> bool:
 
 
 def titles(store: Store) -> list[str] | None:
-    """The items' names in item order: the attribute called title or name, raw ids where it is missing; None without one."""
+    """The items' names in item order: their attribute called title, name or the like, else the raw id; None without one."""
     path = store.folder / "items.parquet"
     if not path.is_file():
         return None
     from pyarrow import parquet
 
-    column = next((c for c in ("title", "name", "product") if c in parquet.read_schema(path).names), None)
+    known = parquet.read_schema(path).names
+    likely = ("title", "name", "product", *(c for c in known if c.endswith(("_title", "_name"))))  # such as movie_title
+    column = next((c for c in likely if c in known), None)
     if column is None:
         return None
     table = parquet.read_table(path, columns=["item", column]).to_pydict()

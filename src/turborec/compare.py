@@ -24,7 +24,7 @@ SHOWN = ("hr@10", "ndcg@10", "mrr")
 FEWEST_USERS = 20
 """A slice of fewer users tells nothing and is left out."""
 SIGNIFICANT = 0.05
-COLD = "0: cold items"
+COLD = "0: a cold item"
 """The slice of the users who have a target without a training event."""
 
 
@@ -122,7 +122,7 @@ def compare(names: Sequence[str], terms: Terms) -> Comparison:
     """
     if len(names) < 2:
         raise UserError(f"Name at least two contestants, RUN or RUN/MODEL such as {names[0] if names else 'RUN'}/markov.")
-    everybody = read_all(names, terms.part, terms.store)
+    everybody = read_all(names, terms.part, terms.store, terms.history)
     contestants, remarks = merge_seeds(everybody)
     remarks += differing_choices(everybody)
     history = terms.history or contestants[0].card["history"]
@@ -151,7 +151,7 @@ def slices_of(one: Contestant, given: Path | None = None) -> tuple[list[tuple[st
         remarks.append(f"The slices by popularity and of cold items are left out, because the store is not at hand: {error}")
     else:
         found += by_popularity
-        if not any(name == COLD for _, name, _ in by_popularity):
+        if not any(name.startswith(COLD) for _, name, _ in by_popularity):
             remarks.append("There are no cold items: every target has training events.")
     few = [f"{topic}, {name} ({len(rows)})" for topic, name, rows in found if len(rows) < FEWEST_USERS]
     if few:
@@ -168,8 +168,10 @@ def _by_popularity(one: Contestant, store: Store) -> list[tuple[str, str, NDArra
     coldest = np.minimum.reduceat(of_target, one.offsets[:-1])
     mean = np.add.reduceat(of_target, one.offsets[:-1]) / counts
     warm, cold = np.flatnonzero(coldest > 0), np.flatnonzero(coldest == 0)
-    topic = f"training events of the target{'s, their mean' * bool(counts.max() > 1)}"
-    found = [(topic, COLD, cold)] if len(cold) else []
+    several = bool(counts.max() > 1)
+    topic = f"training events of the target{'s, their mean' * several}"
+    # A user's values are over all targets, so with several of them the warm ones count here, too.
+    found = [(topic, f"{COLD} among warm ones" if several else COLD, cold)] if len(cold) else []
     return found + [
         (topic, _span(low, high), warm[rows]) for low, high, rows in (_quantile_groups(mean[warm], 3) if len(warm) else ())
     ]

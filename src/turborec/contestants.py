@@ -47,9 +47,10 @@ class Contestant:
         return int(self.recipe["seed"])
 
 
-def read_all(names: Sequence[str], part: Part, store: Path | None = None) -> list[Contestant]:
+def read_all(names: Sequence[str], part: Part, store: Path | None = None, history: History | None = None) -> list[Contestant]:
     """The contestants called `names` (RUN, or RUN/MODEL for an anchor), users in the order of the first.
 
+    Where `history` says which values are compared, it does not matter which ones count in a run, as all hold both.
     A UserError where results are missing, stand under different protocol cards, or are about different users.
     """
     found = [_read(*_locate(name, part), part, store) for name in names]
@@ -58,7 +59,7 @@ def read_all(names: Sequence[str], part: Part, store: Path | None = None) -> lis
         raise UserError(f"Each contestant is named once, and {' and '.join(twice)} are the same results.")
     found = [replace(one, name=name) for one, name in zip(found, _short([_parts(one) for one in found]), strict=True)]
     for other in found[1:]:
-        _require_same_card(found[0], other)
+        _require_same_card(found[0], other, CHOICES if history is None else (*CHOICES, "history"))
     return [found[0], *(_aligned(found[0], other) for other in found[1:])]
 
 
@@ -138,7 +139,8 @@ def _read(folder: Path, model: str | None, part: Part, store: Path | None) -> Co
     except OSError as error:
         known = sorted(path.parent.name for path in results.glob("*/result.json"))
         there = f"{folder.name} has no results of {model!r} on the {part} part{closest(model, known)}."
-        raise UserError(f"{there} A finished run has them; `turborec evaluate` measures its model again.") from error
+        again = "A finished run has them; " if part == "test" else ""
+        raise UserError(f"{there} {again}`turborec evaluate {folder} --part {part}` measures it.") from error
     except (ValueError, KeyError) as error:
         raise UserError(f"{results / model / 'result.json'} cannot be read ({error}): evaluate the run again.") from error
     users, events, offsets, targets, values = _table(results / model, folder, str(card["data"]["key"]), store)
@@ -185,21 +187,21 @@ def _metric_names(columns: Sequence[str], history: History) -> list[str]:
     return [name for name in plain if name not in ("rank", "candidates")]
 
 
-def _require_same_card(first: Contestant, other: Contestant) -> None:
+def _require_same_card(first: Contestant, other: Contestant, choices: tuple[str, ...]) -> None:
     """Refuse results of another task; metrics that only one has are no contradiction."""
     differences = {
         name: (a, b)
         for name, (a, b) in _differences(first.card, other.card).items()
-        if name.split(".")[0] not in CHOICES and not (name.startswith("metrics.") and _ABSENT in (a, b))
+        if name.split(".")[0] not in choices and not (name.startswith("metrics.") and _ABSENT in (a, b))
     }
     if not differences:
         return
-    listed = "\n".join(
-        f"  {name}: {_plain(a)} in {first.name}, {_plain(b)} in {other.name}" for name, (a, b) in differences.items()
-    )
+    a_name, b_name = ("/".join(_parts(one)[len(one.folder.parts) - 1 :]) for one in (first, other))
+    listed = "\n".join(f"  {name}: {_plain(a)} in {a_name}, {_plain(b)} in {b_name}" for name, (a, b) in differences.items())
+    hint = " Both hold masked and kept values: --history says which to compare." if set(differences) == {"history"} else ""
     raise UserError(
-        f"{first.name} and {other.name} were measured by different protocols, so their values may not stand in one table:\n"
-        f"{listed}\nTrain or evaluate both on the same data, in the same way, with the same version of turborec."
+        f"{a_name} and {b_name} were measured by different protocols, so their values may not stand in one table:\n"
+        f"{listed}\nTrain or evaluate both on the same data, in the same way, with the same version of turborec.{hint}"
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from turborec import stores
 from turborec.assembly import Run, anchor, assemble, measure
 from turborec.contract import Counted, Model
+from turborec.data.store import Part
 from turborec.engine import checkpoint, hardware, log
 from turborec.engine.interrupt import interruptible
 from turborec.engine.trackers import KINDS, Tracking, remembered
@@ -44,9 +45,9 @@ def train(
         tracking.require()
     hardware.keep_freed_memory()
     with checkpoint.lock(folder), log.logging_to(None), log.logging_to(folder):
+        _claim(folder, recipe)
         if is_finished(folder):
             logger.info(f"The run in {folder} is finished: nothing is left to train, its results are computed again")
-        _claim(folder, recipe)
         log.write_status(folder, "running")
         checkpoint.sweep(folder / "checkpoints")
         try:
@@ -54,7 +55,7 @@ def train(
             _describe(run)
             with interruptible() as interruption:
                 fit(run, steps, interruption, tracking)
-            results = _compare(run)
+            results = evaluate(run, "test")
         except (InterruptedRunError, KeyboardInterrupt) as error:
             log.write_status(folder, "interrupted", str(error))
             if isinstance(error, KeyboardInterrupt):
@@ -116,21 +117,30 @@ def _describe(run: Run) -> None:
             write_whole(run.folder / name, json.dumps(content, indent=1))
     counts = run.store.card["counts"]
     logger.info(f"Data: {counts['users']:,} users, {counts['items']:,} items, {counts['events']:,} events")
+    if isinstance(run.model, Counted):
+        return
     parameters = sum(p.numel() for p in run.model.parameters())
     dtype = str(hardware.compute_dtype(run.recipe.train.precision, run.device)).removeprefix("torch.")
     logger.info(f"Model: {run.recipe.model.kind} with {parameters:,} parameters, products in {dtype} on {run.device}")
 
 
-def _compare(run: Run) -> dict[str, Result]:
-    """The one opening of the test split, for the model and for the anchors it must beat."""
+def evaluate(run: Run, part: Part) -> dict[str, Result]:
+    """Rank a part's targets by the model and by the anchors it must beat, and write down what came of it."""
     models: dict[str, Model] = {run.recipe.model.kind: run.model}
     for kind in ("markov", "popularity") if run.recipe.anchors else ():
         if kind not in models:
             models[kind] = anchor(run, kind)
     results = {}
     for name, model in models.items():
-        results[name] = measure(run, "test", model)
-        results[name].write(run.folder / "evaluation" / "test" / name, run.store)
+        results[name] = measure(run, part, model)
+        results[name].write(run.folder / "evaluation" / part / name, run.store)
+    own, *others = ((name, result.values.get(run.recipe.select)) for name, result in results.items())
+    for name, value in others:
+        if own[1] is not None and value is not None and own[1] < value:
+            logger.warning(
+                f"{own[0]} ranks worse than {name}, which needs no training ({run.recipe.select} {own[1]:.4f} against "
+                f"{value:.4f}): train it longer, or with other settings."
+            )
     return results
 
 

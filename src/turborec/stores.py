@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from turborec.data.batch import DataSpec
-from turborec.data.store import Store, open_store
+from turborec.data.schema import UNKNOWN_TIME
+from turborec.data.store import Part, Store, open_store
 from turborec.errors import UserError
 from turborec.recipes import AnyRecipe
 
@@ -41,6 +42,8 @@ def of_recipe(recipe: AnyRecipe, places: Places) -> Store:
     path = prepare(tables, source.model_dump(mode="json"), recipe.data.prepare, recipe.data.split, places.home)
     store = open_store(path)
     _tell(store, path)
+    _tell_times(store, ordered=getattr(source, "order", None) is not None)
+    _tell_untested(store)
     return store
 
 
@@ -56,6 +59,36 @@ def _tell(store: Store, path: Path) -> None:
         logger.info(f"Left out by data.prepare: {told}. What stays is {store.card['counts']['events']:,} events.")
     if store.card["times"] and store.card["times"][1] < YEAR_1980 * (1000 if store.card["time_unit"] == "milliseconds" else 1):
         logger.warning("All times lie before 1980. Is the column of times the right one, and in the unit it is taken for?")
+
+
+def _tell_times(store: Store, ordered: bool) -> None:
+    """Which histories nothing but the place in the files orders."""
+    known = np.concatenate([[0], np.cumsum(store.histories.times != UNKNOWN_TIME)])
+    offsets = store.histories.offsets
+    counts, dated = np.diff(offsets), np.diff(known[offsets])
+    undated = len(known) - 1 - int(known[-1])
+    if not undated or ordered:
+        return
+    if not known[-1]:
+        logger.warning("No event has a time: every history is in the order of the files.")
+        return
+    mixed = int(((dated > 0) & (dated < counts)).sum())
+    logger.warning(
+        f"{undated:,} of {len(known) - 1:,} events have no time. A history with such an event is in the order of the files as "
+        f"a whole, known times or not: {mixed:,} users have both. Fill in the times, or leave these rows out."
+    )
+
+
+def _tell_untested(store: Store) -> None:
+    """Users who have events to be predicted, but none before them to predict from."""
+    if store.card.get("split", {}).get("kind") != "global_time":
+        return
+    parts: tuple[Part, ...] = ("validation", "test")
+    for part in parts:
+        begins, ends = store.span(part, np.arange(store.num_users))
+        lost = int((ends > begins).sum()) - len(store.users_of(part))
+        if lost > 0:
+            logger.info(f"{lost:,} users have events in the {part} part and none before it: they are not evaluated.")
 
 
 def of_run(folder: Path, recipe: AnyRecipe, places: Places) -> Store:

@@ -1,5 +1,7 @@
 """Results as tables and lines on a terminal."""
 
+import os
+import sys
 from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
     from turborec.evaluate import Result
     from turborec.plan import Forecast
 
-console = Console(highlight=False, soft_wrap=True)
+# In a file or a pipe nothing is cut off; a terminal has its own width.
+WIDE = 200
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else WIDE)
 
 
 def counted(number: int, noun: str) -> str:
@@ -82,7 +86,7 @@ def comparison_tables(found: "Comparison") -> None:
 def _differences(title: str, *columns: str) -> Table:
     table = Table(title=escape(title))
     for name in columns:
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in ("value", "difference [95 %]", "p"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("shown")

@@ -14,6 +14,9 @@ from turborec.cli._show import console
 if TYPE_CHECKING:
     from turborec.data.store import Store
 
+KEY_DIGITS = 16
+"""Of a store's key, which its folder is called by."""
+
 Form = Literal["table", "recbole"]
 
 app = typer.Typer(help="Raw data and prepared stores.", no_args_is_help=True)
@@ -116,7 +119,7 @@ def _open_store(name: str, home: Path, raw: Path | None) -> "Store":
 
     if Path(name).is_dir():
         return open_store(Path(name))
-    begun = [path.parent for path in (home / "stores").glob(f"{name}*/card.json")] if name.isalnum() else []
+    begun = [path.parent for path in (home / "stores").glob(f"{name[:KEY_DIGITS]}*/card.json")] if name.isalnum() else []
     if len(begun) == 1:
         return open_store(begun[0])
     if name not in recipes.shipped() and not Path(name).is_file():

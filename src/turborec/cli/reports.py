@@ -71,6 +71,7 @@ def report(
         opened = run.reopen(folder, Places(home, raw, store), device)
     except UserError as error:
         opened, missing = None, str(error)
+        print(f"The report will lack recommendations and facts about the data: {error}", file=sys.stderr)
     console.print(escape(str(write_report(folder, opened, out, missing))))
 
 

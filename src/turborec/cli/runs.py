@@ -86,8 +86,8 @@ def evaluate(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a run's best weights again: exact ranking of the whole catalogue."""
-    from turborec import assembly, run
+    """Evaluate a run's best weights again, and the anchors: exact ranking of the whole catalogue."""
+    from turborec import run
     from turborec.stores import Places
 
     if part not in ("test", "validation"):
@@ -98,12 +98,11 @@ def evaluate(
             f"{folder} is not finished, and the test split is opened once, at the end. Finish it with turborec train "
             f"--resume {folder}, or look at --part validation."
         )
-    result = assembly.measure(opened, part)  # type: ignore[arg-type]
+    results = run.evaluate(opened, part)  # type: ignore[arg-type]
     if as_json:
-        print(json.dumps({"masked": result.masked, "kept": result.kept}))
+        print(json.dumps({name: {"masked": r.masked, "kept": r.kept} for name, r in results.items()}))
     else:
-        results_table({opened.recipe.model.kind: result})
-    result.write(folder / "evaluation" / part / opened.recipe.model.kind, opened.store)
+        results_table(results)
 
 
 @app.command()
@@ -129,7 +128,7 @@ def recommend(
     store: StoreFolder = None,
     device: Device = "auto",
 ) -> None:
-    """Write the k best items for any users, with raw ids, in bounded memory."""
+    """Write the k best items for any users, with raw ids, in bounded memory; stored histories are used whole."""
     from turborec import run
     from turborec.apply import recommend_for, titles
     from turborec.recommend import Lists, write

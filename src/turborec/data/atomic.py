@@ -3,15 +3,17 @@
 NAME.inter has the raw ids, the time where any is known, and `position`, the place of an event in its user's history. It
 is what orders events again: times tie, and RecBole rounds them to float32, that is to 128 seconds nowadays, while with
 `TIME_FIELD: position` it keeps the order, too. NAME.item has the attributes; their tabs and line ends become spaces. RecBole
-takes a quote that begins a value for one that the next quote ends, so there quotes become single ones.
+separates the entries of a sequence by blanks, so in a column of `Action|Drama` and the like bars become blanks. It takes a
+quote that begins a value for one that the next quote ends, so there quotes become single ones.
 """
 
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
@@ -20,6 +22,9 @@ from turborec.data.schema import UNKNOWN_TIME
 from turborec.data.store import PART_BITS, Store
 from turborec.errors import UserError
 from turborec.progress import task
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 BLOCK = 2**22
 """Events looked at together."""
@@ -91,21 +96,45 @@ def _write_items(store: Store, path: Path) -> None:
                 raise UserError(
                     f"The attribute {name!r} cannot be a column of RecBole's, whose names end at a colon: rename it."
                 )
-        file.write("\t".join(["item_id:token", *(f"{name}:token_seq" for name in attributes)]) + "\n")
+        columns = [_column(table, name) for name in attributes]
+        file.write("\t".join(["item_id:token", *(column.header for column in columns)]) + "\n")
         for batch in table.iter_batches():
-            file.writelines("\t".join(row) + "\n" for row in _item_rows(batch.to_pydict()))
+            file.writelines("\t".join(row) + "\n" for row in _item_rows(batch.to_pydict(), columns))
 
 
-def _item_rows(columns: dict[str, list[str | None]]) -> Iterator[list[str]]:
-    items, *attributes = columns.values()
+@dataclass(frozen=True)
+class _Column:
+    """An attribute, and how RecBole is to read it."""
+
+    name: str
+    sequence: bool  # of words, or of entries
+    bars: bool  # between its entries, which are single words
+
+    @property
+    def header(self) -> str:
+        return f"{self.name}:{'token_seq' if self.sequence else 'token'}"
+
+    def written(self, text: str) -> str:
+        """The value as it stands in the file."""
+        text = re.sub(r"[\t\r\n]+", " ", text.replace("|", " ") if self.bars else text)
+        return text.replace('"', "'") if text.startswith('"') else text
+
+
+def _column(table: "pq.ParquetFile", name: str) -> _Column:
+    """What the values of an attribute look like."""
+    blanks = bars = False
+    for batch in table.iter_batches(columns=[name]):
+        texts = [text for text in batch.column(0).to_pylist() if text]
+        blanks = blanks or any(re.search(r"\s", text) for text in texts)
+        bars = bars or any("|" in text for text in texts)
+    return _Column(name, blanks or bars, bars and not blanks)
+
+
+def _item_rows(values: dict[str, list[str | None]], columns: list[_Column]) -> Iterator[list[str]]:
+    items, *attributes = values.values()
     _require_plain(items, "item")
     for item, *texts in zip(items, *attributes, strict=True):
-        yield [item or "", *(_plain(text or "") for text in texts)]
-
-
-def _plain(text: str) -> str:
-    text = re.sub(r"[\t\r\n]+", " ", text)
-    return text.replace('"', "'") if text.startswith('"') else text
+        yield [item or "", *(column.written(text or "") for column, text in zip(columns, texts, strict=True))]
 
 
 def _require_plain(ids: list[str | None], what: str) -> None:

@@ -23,7 +23,8 @@ def device_of(name: str = "auto") -> torch.device:
             raise RuntimeError("It holds no numbers.")
         return device
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"The device {name!r} cannot be used: {str(error).splitlines()[0]} Try cpu, or auto.") from error
+        why = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"The device {name!r} cannot be used: {why}. Try cpu, or auto.") from error
 
 
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:

@@ -44,7 +44,7 @@ def curves(title: str, lines: Sequence[Curve], name: str, chosen: float | None =
     with _axes((4.3, 2.3)) as (figure, axes):
         for line, colour in zip(lines, (SECOND, FIRST) if len(lines) > 1 else (FIRST,), strict=False):
             x, y = _thinned(np.asarray(line.x, dtype=float), np.asarray(line.y, dtype=float))
-            style: dict[str, Any] = {"marker": "o", "markersize": 3.5} if line.marked else {}
+            style: dict[str, Any] = {"marker": "o", "markersize": 3.5, "clip_on": False} if line.marked else {}
             axes.plot(x, y, color=colour, linewidth=1.6 if line.marked or len(lines) == 1 else 1.0, label=line.label, **style)
         last = max(max(line.x, default=0) for line in lines)
         if chosen is not None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from turborec.errors import UserError
 
-HINT = "A relative path starts at TURBOREC_DATA or, without it, here."
+HINT = "A relative path starts at TURBOREC_DATA, or here."
 
 
 def plain_or_packed(path: Path) -> Path | None:
@@ -14,9 +14,9 @@ def plain_or_packed(path: Path) -> Path | None:
 
 
 def places(path: str, folder: Path) -> list[Path]:
-    """What a path may mean: in the raw folder, then in the one that TURBOREC_DATA names or the working directory."""
+    """What a path may mean: in the raw folder, then in the one that TURBOREC_DATA names, then in the working directory."""
     data = os.environ.get("TURBOREC_DATA")
-    return list(dict.fromkeys([folder / path, (Path(data) if data else Path.cwd()) / path]))
+    return list(dict.fromkeys([folder / path, *([Path(data) / path] if data else []), Path.cwd() / path]))
 
 
 def find(path: str, folder: Path) -> Path:

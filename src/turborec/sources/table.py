@@ -24,8 +24,8 @@ Paths = str | tuple[str, ...]
 class Config(recipe.Config):
     """Events, and optionally items, whose columns are named here.
 
-    A relative path is looked for in the raw folder, then in the folder that TURBOREC_DATA names or, where it names
-    none, in the working directory. Text is told apart by its suffix (.csv, .tsv, .dat with `::`, .jsonl with an object a
+    A relative path is looked for in the raw folder, then in the folder that TURBOREC_DATA names, then in the working
+    directory. Text is told apart by its suffix (.csv, .tsv, .dat with `::`, .jsonl with an object a
     line), with .gz or not.
     """
 
