@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
+from turborec import recipes
 from turborec.errors import UserError
-from turborec.recipe import Config, Tree, dump, kinds, open_kind, override, parse, read, validate
+from turborec.recipe import Config, Key, Tree, dump, keys, kinds, open_kind, override, parse, read, validate
 
 
 class BPR(Config):
@@ -399,3 +400,27 @@ def test_a_bomb_of_aliases_is_refused_at_once():
     lines += [f"a{n}: &a{n} [{', '.join(10 * [f'*a{n - 1}'])}]" for n in range(1, 10)]
     with pytest.raises(UserError, match="more than 100,000 values"):
         parse("\n".join(lines), "r.yaml")
+
+
+def test_every_key_is_told_with_values_default_and_meaning() -> None:
+    told = list(keys(type(recipes.load("online-retail/sasrec"))))
+    by_path = {key.path: key for key in told}
+    meaning = "events a row shows at most, in training and in evaluation"
+    assert by_path["batches.max_length"] == Key("batches.max_length", "a whole number (>= 1)", "50", meaning)
+    assert by_path["train.precision"].values == "auto | float32 | bfloat16 | float16"
+    assert by_path["stopping.patience_epochs"].default == "10" and by_path["then"].default == "[]"
+    schedules = [key.values for key in told if key.path == "train.schedule"]
+    assert schedules == ["{kind: constant}", "{kind: linear}", "{kind: cosine}"]
+    assert "{kind: sasrec}" in [key.values for key in told if key.path == "model"]
+
+
+@pytest.mark.parametrize("name", sorted(recipes.shipped()))
+def test_the_keys_of_shipped_recipes_are_those_that_they_may_have(name: str) -> None:
+    def paths(tree: Tree, above: str = "") -> set[str]:
+        found = {f"{above}{key}" for key in tree if key != "kind"}
+        return found.union(*(paths(v, f"{above}{k}.") for k, v in tree.items() if isinstance(v, dict)))
+
+    loaded = recipes.load(name)
+    known = {key.path for key in keys(type(loaded))}
+    groups = {".".join(path.split(".")[:depth]) for path in known for depth in (1, 2, 3)}
+    assert paths(loaded.model_dump(mode="json")) <= known | groups

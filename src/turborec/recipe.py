@@ -9,10 +9,11 @@ import importlib
 import json
 import pkgutil
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
@@ -166,6 +167,56 @@ def dump(config: Config) -> str:
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.dump(json.loads(config.model_dump_json()), stream)
     return stream.getvalue()
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of a recipe, for its reader."""
+
+    path: str  # with dots
+    values: str  # what it may be
+    default: str  # '' where one must be given
+    meaning: str
+
+
+def keys(kind: Any, path: str = "") -> Iterator[Key]:
+    """Every key below a config class; each alternative of a union is told with its keys, under the same path."""
+    for name, field in kind.model_fields.items():
+        here, members = f"{path}.{name}".lstrip("."), _members(field.annotation)
+        if name == "kind":
+            continue
+        if not all(_is_model(member) for member in members):
+            yield Key(here, _values(members, field), _default(field), field.description or "")
+            continue
+        for member in members:
+            tag = _tag(member)
+            if len(members) > 1 or tag:
+                yield Key(here, f"{{kind: {tag}}}", "", (member.__doc__ or "").strip().split("\n\n")[0].replace("\n    ", " "))
+            yield from keys(member, here)
+
+
+def _values(members: list[Any], field: Any) -> str:
+    """What a plain key may be, in words."""
+    words = {bool: "true | false", int: "a whole number", float: "a number", str: "text"}
+    told = []
+    for member in members:
+        if get_origin(member) is Literal:
+            told += [json.dumps(value) if not isinstance(value, str) else value for value in get_args(member)]
+        else:
+            told.append(words.get(member, "a list" if get_origin(member) in (tuple, list) else _MAPPING))
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in signs.items() if hasattr(m, name)]
+    return " ".join([" | ".join(dict.fromkeys(told)), *([f"({', '.join(bounds)})"] if bounds else [])])
+
+
+def _default(field: Any) -> str:
+    """The default as YAML would write it on a line, '' where there is none."""
+    value = field.get_default(call_default_factory=True)
+    if field.is_required():
+        return ""
+    if isinstance(value, tuple):
+        return f"a list of {len(value)}" if value else "[]"
+    return str(value) if isinstance(value, str) else json.dumps(value)
 
 
 def kinds(package: str) -> list[str]:

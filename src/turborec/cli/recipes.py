@@ -1,5 +1,8 @@
 """The commands about recipes."""
 
+from itertools import takewhile
+from typing import Annotated
+
 import typer
 from rich.markup import escape
 
@@ -15,8 +18,9 @@ def list_recipes() -> None:
     from turborec import recipes
 
     for name, path in recipes.shipped().items():
-        first = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-        console.print(f"[bold]{name}[/bold]  {escape(first)}")
+        lines = path.read_text(encoding="utf-8").splitlines()
+        told = " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
+        console.print(f"[bold]{name}[/bold]  {escape(told.split('. ')[0].rstrip('.'))}")
 
 
 @app.command()
@@ -26,3 +30,20 @@ def show(name: RecipeName, overrides: Overrides = None) -> None:
     from turborec.recipe import dump
 
     console.print(escape(dump(recipes.load(name, overrides or []))), end="")
+
+
+@app.command()
+def keys(
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="whose source and model are told of")] = "ml-1m/sasrec",
+    below: Annotated[str, typer.Option(help="only the keys that begin so, such as train.schedule")] = "",
+) -> None:
+    """Tell what may stand in a recipe: every key with its values, its default and its meaning."""
+    from turborec import recipes
+    from turborec.recipe import keys
+
+    for key in keys(type(recipes.load(name))):
+        if not key.path.startswith(below):
+            continue
+        default = f" [dim]= {escape(key.default)}[/dim]" if key.default else ""
+        meaning = f"\n    {escape(key.meaning)}" if key.meaning else ""
+        console.print(f"[bold]{key.path}[/bold]  {escape(key.values)}{default}{meaning}")
