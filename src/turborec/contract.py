@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def rows_of(table: Tensor, ids: Tensor) -> Tensor:
+    """The rows of a table: [V + 1, D], int64 [...] -> [..., D]."""
+    return F.embedding(ids, table, sparse=getattr(table, "_read_by_rows", False))
+
+
+def read_by_rows(table: nn.Parameter) -> None:
+    """From now on the gradient of `rows_of` this table is sparse: an optimizer that updates only such rows asks for it."""
+    table._read_by_rows = True  # type: ignore[attr-defined]
 
 
 class Batch(Protocol):

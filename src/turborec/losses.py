@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from turborec.contract import rows_of
 from turborec.recipe import Config
 
 TILE_BYTES = {2: 16 * 2**20, 4: 2 * 2**20, 8: 2 * 2**20}
@@ -155,8 +156,8 @@ class Head:
 
     def logits(self, targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of targets [N] and of shared negatives [N, K] in float32, and where a negative is the target [N, K]."""
-        positive = (self.states.float() * self.table[targets].float()).sum(1)
-        negative = (self.states @ self.table[negatives].to(self.states.dtype).T).float()
+        positive = (self.states.float() * rows_of(self.table, targets).float()).sum(1)
+        negative = (self.states @ rows_of(self.table, negatives).to(self.states.dtype).T).float()
         if self.bias is not None:
             positive, negative = positive + self.bias[targets].float(), negative + self.bias[negatives].float()
         return positive, negative, negatives == targets[:, None]

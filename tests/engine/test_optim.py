@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from turborec.engine.optim import AdamW, Constant, Cosine, Linear
+from turborec.contract import rows_of
+from turborec.engine.optim import AdamW, Constant, Cosine, Joined, Linear, Muon, RowAdam, clip
 
 SCHEDULES = [Constant(warmup=0.2), Linear(warmup=0.2), Cosine(warmup=0.2)]
 
@@ -48,3 +49,101 @@ def test_adamw_equals_the_paper():
         optimizer.step()
     for name, parameter in model.named_parameters():
         assert torch.allclose(parameter.double(), expected[name], atol=1e-6)
+
+
+class Tied(torch.nn.Module):
+    """A table read at both ends, and a body between them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.items = torch.nn.Embedding(50, 4)
+        self.body = torch.nn.Linear(4, 4)
+
+    def forward(self, ids):
+        return (self.body(self.items(ids)) * rows_of(self.items.weight, ids + 1)).tanh().sum()
+
+
+IDS = [torch.tensor(ids) for ids in ([3, 5, 3, 8], [8, 20], [3, 3, 3, 40])]
+
+
+def trained(config, ids=IDS, steps=()):
+    model = Tied()
+    optimizer = config.build(model)
+    for some in ids:
+        model(some).backward()
+        for look in steps:
+            look(model)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return model, optimizer
+
+
+def test_rows_that_no_step_reads_stay_as_they_are():
+    before, (after, _) = Tied(), trained(AdamW(lr=0.1, weight_decay=0.5, tables="rows"))
+    read = torch.cat([torch.cat([ids, ids + 1]) for ids in IDS]).unique()
+    unread = [row for row in range(50) if row not in read.tolist()]
+    assert torch.equal(before.items.weight[unread], after.items.weight[unread])
+    assert not torch.isclose(before.items.weight[read], after.items.weight[read]).any(1).all()
+
+
+def test_row_adam_equals_its_definition():
+    """Three steps written out in float64 from dense gradients."""
+    seen = []
+    config = AdamW(lr=0.1, weight_decay=0.5, beta1=0.8, beta2=0.9, tables="rows")
+    model, _ = trained(config, steps=[lambda m: seen.append(m.items.weight.grad.to_dense().double().clone())])
+    table = Tied().items.weight.detach().double()
+    mean, square = torch.zeros(50, 4, dtype=torch.float64), torch.zeros(50, dtype=torch.float64)
+    for step, gradient in enumerate(seen, 1):
+        for row in torch.cat([IDS[step - 1], IDS[step - 1] + 1]).unique().tolist():
+            mean[row] = 0.8 * mean[row] + 0.2 * gradient[row]
+            square[row] = 0.9 * square[row] + 0.1 * (gradient[row] ** 2).mean()
+            scale = math.sqrt(square[row] / (1 - 0.9**step)) + 1e-8
+            table[row] -= 0.1 * (mean[row] / (1 - 0.8**step) / scale + 0.5 * table[row])
+    assert torch.allclose(model.items.weight.double(), table, atol=1e-6)
+
+
+def test_a_dense_gradient_is_one_of_all_rows():
+    tables = [torch.nn.Parameter(torch.ones(3, 2)) for _ in range(2)]
+    for table, sparse in zip(tables, (False, True), strict=True):
+        gradient = torch.tensor([[1.0, 2.0], [0.0, 1.0], [3.0, 0.0]])
+        table.grad = gradient.to_sparse(1) if sparse else gradient
+        RowAdam([table], 0.1, (0.9, 0.999), 1e-8, 0.1).step()
+    assert torch.allclose(*tables)
+
+
+def test_the_gradients_of_rows_are_those_of_the_table():
+    dense, sparse = Tied(), Tied()
+    AdamW(tables="rows").build(sparse)
+    for model in (dense, sparse):
+        model(IDS[0]).backward()
+    assert sparse.items.weight.grad.is_sparse and not dense.items.weight.grad.is_sparse
+    assert torch.allclose(sparse.items.weight.grad.to_dense(), dense.items.weight.grad)
+    norms = [clip(list(model.parameters()), 0.01) for model in (dense, sparse)]
+    assert norms[0] == pytest.approx(norms[1]) and norms[0] > 0.01
+    assert torch.allclose(sparse.items.weight.grad.to_dense(), dense.items.weight.grad)
+    left = math.sqrt(sum(float(p.grad.pow(2).sum()) for p in dense.parameters()))
+    assert left == pytest.approx(0.01, rel=1e-3)
+
+
+def test_muon_orthogonalises_the_body_and_leaves_the_rest_to_adamw():
+    before, (after, optimizer) = Tied(), trained(Muon(lr=0.1), IDS[:1])
+    with_adamw, _ = trained(AdamW(lr=0.1), IDS[:1])
+    assert torch.allclose(after.items.weight, with_adamw.items.weight)
+    assert torch.allclose(after.body.bias, with_adamw.body.bias)
+    values = torch.linalg.svdvals(after.body.weight - before.body.weight)
+    assert values[0] / values[2] < 1.5  # those of the gradient itself, which has rank three, differ more
+    assert isinstance(optimizer, Joined)
+
+
+@pytest.mark.parametrize("config", [Muon(lr=0.1), Muon(lr=0.1, tables="rows"), AdamW(lr=0.1, tables="rows")])
+def test_several_optimizers_are_saved_and_restored_as_one(config):
+    whole, _ = trained(config)
+    half, optimizer = trained(config, IDS[:2])
+    again = Tied()
+    restored = config.build(again)
+    again.load_state_dict(half.state_dict())
+    restored.load_state_dict(optimizer.state_dict())
+    again(IDS[2]).backward()
+    restored.step()
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))

@@ -39,9 +39,33 @@ def _fewer_logits(without: Evidence, with_: Evidence) -> str | None:
     return f"{before / 1e6:.2f} -> {done / 1e6:.2f} MFLOP a target" if done < before else None
 
 
+def _rows_alone(without: Evidence, with_: Evidence) -> str | None:
+    made = with_.operations["_coalesce"] + with_.operations["coalesce"] - without.operations["_coalesce"]
+    return f"{made} gradients of rows alone" if made > 0 else None
+
+
+def _orthogonalised(without: Evidence, with_: Evidence) -> str | None:
+    new, old = (seen.operations["mm"] + seen.operations["addmm"] for seen in (with_, without))
+    return f"{new - old} more matrix products a step, of Newton-Schulz" if new > old else None
+
+
 LEVERS = (
     Lever("bucketing", "exact", ("batches.shapes=1",), ("batches.shapes=12",), _fuller),
     Lever("bf16", "close", ("train.precision=float32",), ("train.precision=bfloat16",), _in_bfloat16),
+    Lever(
+        "rows",
+        "changes the mathematics",
+        ("model.loss={kind: sampled_softmax, negatives: 256}", "train.optimizer.tables=dense"),
+        ("model.loss={kind: sampled_softmax, negatives: 256}", "train.optimizer.tables=rows"),
+        _rows_alone,
+    ),
+    Lever(
+        "muon",
+        "changes the mathematics",
+        (),
+        ("train.optimizer={kind: muon}",),
+        _orthogonalised,
+    ),
     Lever(
         "sampled",
         "changes the mathematics",

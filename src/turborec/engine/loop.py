@@ -12,7 +12,7 @@ from torch.profiler import record_function
 
 from turborec.contract import Batch, Model
 from turborec.engine.hardware import Precision, compute_dtype
-from turborec.engine.optim import AdamW, Constant, Optimizer, Schedule
+from turborec.engine.optim import AdamW, Constant, Optimizer, Schedule, clip
 from turborec.engine.state import Position, TrainState
 from turborec.errors import UserError
 from turborec.recipe import Config
@@ -121,7 +121,7 @@ def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.devi
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     limit = stage.clip_norm if stage.clip_norm is not None else math.inf
     with record_function("clip"):
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        norm = clip(parameters, limit)
     if not math.isfinite(norm) and not state.scaler.is_enabled():  # a scaler leaves such a step out and lowers its scale
         state.optimizer.zero_grad(set_to_none=True)
         losses["gradient_norm"] = norm

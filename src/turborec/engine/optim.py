@@ -1,15 +1,21 @@
 """Optimizers and learning-rate schedules."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
+from turborec.contract import read_by_rows
+from turborec.errors import UserError
 from turborec.recipe import Config
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+Tables = Literal["dense", "rows"]
+"""How tables of embeddings are updated: every row in every step, or only the rows that a step has read (see `RowAdam`)."""
 
 
 class AdamW(Config):
@@ -21,20 +27,149 @@ class AdamW(Config):
     beta1: float = Field(0.9, ge=0.0, lt=1.0)
     beta2: float = Field(0.999, ge=0.0, lt=1.0)
     eps: float = Field(1e-8, ge=1e-15)
+    tables: Tables = Field("dense", description="rows: of tables, update only what a step reads; pays with a sampled loss")
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """An optimizer over the trainable parameters."""
-        trainable = [p for p in model.parameters() if p.requires_grad]
+        return self.over(model, list(model.parameters()))
+
+    def over(self, model: nn.Module, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """An optimizer over some of the model's parameters, which include its tables."""
+        tables = row_tables(model) if self.tables == "rows" else []
+        trainable = [p for p in parameters if p.requires_grad and not _among(p, tables)]
         groups = [
             {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, fused=True
+        betas = (self.beta1, self.beta2)
+        dense = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=betas, eps=self.eps, fused=True)
+        if not tables:
+            return dense
+        return Joined([dense, RowAdam(tables, self.lr, betas, self.eps, self.weight_decay)])
+
+
+class Muon(Config):
+    """Orthogonalised momentum (Jordan et al. 2024) for the matrices of the body, AdamW for tables and vectors.
+
+    An update has the size of AdamW's (the scaling of arXiv 2502.16982), so one rate and one decay serve both.
+    """
+
+    kind: Literal["muon"] = "muon"
+    lr: float = Field(1e-3, gt=0.0)
+    weight_decay: float = Field(0.0, ge=0.0)
+    momentum: float = Field(0.95, ge=0.0, lt=1.0)
+    tables: Tables = Field("dense", description="rows: of tables, update only what a step reads; pays with a sampled loss")
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        """An optimizer over the trainable parameters."""
+        embeddings = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+        hidden = [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and not _among(p, embeddings)]
+        others = [p for p in model.parameters() if p.requires_grad and not _among(p, hidden)]
+        if not hidden:
+            raise UserError("train.optimizer.kind=muon is for the matrices of a model's body, and this model has none.")
+        rest = AdamW(lr=self.lr, weight_decay=self.weight_decay, tables=self.tables).over(model, others)
+        muon = torch.optim.Muon(
+            hidden, lr=self.lr, weight_decay=self.weight_decay, momentum=self.momentum, adjust_lr_fn="match_rms_adamw"
         )
+        return Joined([muon, *(rest.parts if isinstance(rest, Joined) else [rest])])
 
 
-Optimizer = AdamW
+Optimizer = Annotated[AdamW | Muon, Field(discriminator="kind")]
+
+
+class Joined(torch.optim.Optimizer):
+    """Several optimizers as one, each for parameters of its own, with one state to save."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._share()
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """A step of each."""
+        for part in self.parts:
+            part.step()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share()
+
+    def _share(self) -> None:
+        """Let the parts work on the groups and the state of the whole."""
+        at = 0
+        for part in self.parts:
+            part.param_groups = self.param_groups[at : at + len(part.param_groups)]
+            part.state, at = self.state, at + len(part.param_groups)
+
+
+class RowAdam(torch.optim.Optimizer):
+    """Adam for tables of which a step reads few rows: rows without a gradient are left as they are, moments and all.
+
+    The second moment is one number a row, the mean over the row (the partial row-wise Adam of FBGEMM); decay, too, reaches
+    the rows that were read. Bias is corrected by the steps of the table, not of the row.
+    """
+
+    def __init__(
+        self, tables: list[nn.Parameter], lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+    ) -> None:
+        super().__init__(tables, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update the rows that have a gradient; a dense gradient is one of all rows."""
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table.grad is not None:
+                    self._update(table, table.grad, group)
+
+    def _update(self, table: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        (beta1, beta2), state = group["betas"], self.state[table]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["mean"] = torch.zeros_like(table)  # [V + 1, D]
+            state["square"] = torch.zeros(len(table), device=table.device)  # [V + 1]
+        state["step"] += 1
+        steps = float(state["step"])
+        rows, values = torch.arange(len(table), device=table.device), gradient
+        if gradient.is_sparse:
+            gradient = gradient.coalesce()
+            rows, values = gradient.indices()[0], gradient.values()
+        mean = state["mean"][rows].lerp_(values, 1 - beta1)
+        square = state["square"][rows].lerp_(values.pow(2).mean(1).to(state["square"].dtype), 1 - beta2)
+        state["mean"][rows], state["square"][rows] = mean, square
+        scale = (square / (1 - beta2**steps)).sqrt_().add_(group["eps"]).mul_(1 - beta1**steps)
+        change = mean / scale[:, None].to(mean.dtype)
+        if group["weight_decay"]:
+            change += group["weight_decay"] * table[rows]
+        table.index_add_(0, rows, change, alpha=-group["lr"])
+
+
+def row_tables(model: nn.Module) -> list[nn.Parameter]:
+    """The model's tables, from now on with gradients of the rows that were read alone."""
+    found = []
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and isinstance(module.weight, nn.Parameter) and module.weight.requires_grad:
+            module.sparse = True
+            read_by_rows(module.weight)
+            found.append(module.weight)
+    return found
+
+
+def clip(parameters: list[nn.Parameter], limit: float) -> float:
+    """Scale the gradients so that their norm together is at most `limit`: the norm before."""
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    values = [g.values() if g.is_sparse else g for g in gradients]
+    norm = float(torch.nn.utils.get_total_norm(values))
+    if limit < norm:
+        torch._foreach_mul_([v.detach() for v in values], limit / (norm + 1e-6))
+    return norm
+
+
+def _among(one: Tensor, some: list[Tensor] | list[nn.Parameter]) -> bool:
+    return any(one is other for other in some)
 
 
 class Constant(Config):
