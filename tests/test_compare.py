@@ -12,6 +12,13 @@ from turborec.compare import COLD, Terms, compare, slices_of
 from turborec.contestants import read_all
 from turborec.errors import UserError
 
+
+@pytest.fixture(autouse=True)
+def small_slices(monkeypatch):
+    """The users of these tests are few."""
+    monkeypatch.setattr("turborec.compare.FEWEST_USERS", 10)
+
+
 QUICK = Terms(resamples=500)
 
 

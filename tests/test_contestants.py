@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -59,9 +60,48 @@ def test_users_are_joined_by_their_ids(runs):
 
 def test_other_users_are_refused(runs):
     path = f"{runs[1]}/evaluation/test/sasrec/per_user.parquet"
-    table = pq.read_table(path)
-    pq.write_table(table.slice(3), path)
+    table = pq.read_table(path).slice(3)
+    pq.write_table(table, path)
+    result = json.loads(card_of(runs[1]).read_text())
+    for history, values in result["values"].items():
+        values |= {
+            n: float(table[f"{n}_{history}"].to_numpy().mean()) for n in values if f"{n}_{history}" in table.column_names
+        }
+    card_of(runs[1]).write_text(json.dumps(result))
     with pytest.raises(UserError, match=r"different users: 3 of the first's are not in the second and 0 .* 'user-000000'"):
+        read_all(runs, "test")
+
+
+@pytest.mark.parametrize("change", [lambda v: v * 2, lambda v: np.where(np.arange(len(v)), v, np.nan), lambda v: v + 1e-3])
+def test_values_of_users_that_contradict_the_result_are_refused(runs, change):
+    path = f"{runs[1]}/evaluation/test/sasrec/per_user.parquet"
+    table = pq.read_table(path)
+    place = table.schema.get_field_index("mrr_masked")
+    changed = table.set_column(place, "mrr_masked", pa.array(change(table["mrr_masked"].to_numpy())))
+    pq.write_table(changed, path)
+    with pytest.raises(UserError, match=r"the mrr .masked. of the users has the mean"):
+        read_all(runs, "test")
+
+
+BROKEN = {
+    "null": "null",
+    "a list": "[]",
+    "no data": '{"protocol": {"data": null}, "values": {"masked": {}, "kept": {}}}',
+    "no key": '{"protocol": {"data": {}}, "values": {"masked": {}, "kept": {}}}',
+    "no values": '{"protocol": {"data": {"key": "x"}}}',
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_results_that_are_none_are_named(runs, name):
+    card_of(runs[0]).write_text(BROKEN[name])
+    with pytest.raises(UserError, match="evaluate the run again"):
+        read_all(runs, "test")
+
+
+def test_a_recipe_without_a_model_is_named(runs):
+    Path(runs[0], "recipe.yaml").write_text("seed: 1\n")
+    with pytest.raises(UserError, match="not the resolved recipe of a run"):
         read_all(runs, "test")
 
 
@@ -139,6 +179,18 @@ def test_seeds_of_one_recipe_are_averaged_user_by_user(tmp_path, store):
     assert remarks == [
         "s1 (seed 1), s2 (seed 2) are one recipe: each user's values are averaged over them, and they are one contestant."
     ]
+
+
+def test_one_seed_twice_is_not_two_seeds(tmp_path, store):
+    runs = [run_of(tmp_path / name, store, seed=1) for name in ("once", "again")]
+    other = run_of(tmp_path / "other", store, seed=1, width=32)
+    for run, commit in ((runs[0], "a" * 40), (runs[1], "b" * 40)):
+        (run / "environment.json").write_text(json.dumps({"commit": commit, "dirty": False}))
+    everybody = read_all([str(other), *map(str, runs)], "test")
+    merged, remarks = merge_seeds(everybody)
+    assert [one.name for one in merged] == ["other", "once", "again"] and remarks == []
+    assert merge_seeds(everybody[1:])[1] == []
+    assert "different versions of the code: commit aaaaaaaaaa for once, bbbbbbbbbb for again" in differing_choices(everybody)[0]
 
 
 def test_where_there_are_only_seeds_each_is_a_contestant(tmp_path, store):

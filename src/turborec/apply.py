@@ -13,6 +13,9 @@ from turborec.errors import UserError
 from turborec.histories import Users, from_file, read_ids, stored
 from turborec.recommend import Lists, Recommendations, candidates_of, recommend
 
+LONGEST_NAME = 200
+"""Characters of an item's name in words; a file of recommendations has all of them."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -43,6 +46,7 @@ def examples(run: Run, quantiles: Sequence[float], k: int = 10) -> list[Example]
 
 
 def _in_words(store: Store, names: list[str], asked: Users, lists: Recommendations) -> Iterator[Example]:
+    names = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names]
     for user, history, listed, scores in zip(asked.ids, asked.items, lists.items, lists.scores, strict=True):
         items = listed[listed > 0]
         raw = store.item_ids.raw(items - 1)

@@ -21,8 +21,8 @@ Float64 = NDArray[np.float64]
 
 SHOWN = ("hr@10", "ndcg@10", "mrr")
 """The metrics that are compared where none is asked for."""
-FEWEST_USERS = 20
-"""A slice of fewer users tells nothing and is left out."""
+FEWEST_USERS = 100
+"""A slice of fewer users is left out: percentile intervals of so few are too narrow (docs/log.md)."""
 SIGNIFICANT = 0.05
 COLD = "0: a cold item"
 """The slice of the users who have a target without a training event."""
@@ -134,6 +134,8 @@ def compare(names: Sequence[str], terms: Terms) -> Comparison:
     slices = [
         Slice(topic, name, len(rows), differences(contestants, history, [main], terms, rows)) for topic, name, rows in groups
     ]
+    if len(contestants[0].users) < FEWEST_USERS:
+        remarks.append(f"There are fewer than {FEWEST_USERS} users: the intervals are too narrow and p too small.")
     remarks += [_method(contestants, metrics, terms), *([_of_slices(main, slices, len(contestants))] if slices else [])]
     return Comparison(contestants, history, metrics, found, _corrected_slices(slices), remarks + left_out)
 

@@ -40,6 +40,7 @@ class Contestant:
     offsets: Int64  # [U + 1] into the targets
     targets: list[str]  # [P] raw ids
     values: dict[History, dict[str, Float64]]  # [U] by name of the metric
+    commit: str | None = None  # of the code that trained it, where that is known
 
     @property
     def seed(self) -> int:
@@ -73,10 +74,13 @@ def merge_seeds(contestants: Sequence[Contestant]) -> tuple[list[Contestant], li
         groups.setdefault(json.dumps([one.model, {**one.recipe, "seed": None}], sort_keys=True), []).append(one)
     if len(groups) == 1:
         same = "All runs are of one recipe and differ in nothing but the seed: each is a contestant of its own."
-        return list(contestants), [same] if len(contestants) > 1 else []
+        return list(contestants), [same] if len({one.seed for one in contestants}) > 1 else []
     merged, remarks = [], []
     for members in groups.values():
         first = members[0]
+        if len({one.seed for one in members}) < len(members):
+            merged += members  # two runs of one seed are not two seeds
+            continue
         if len(members) > 1:
             named = ", ".join(f"{one.name} (seed {one.seed})" for one in members)
             remarks.append(f"{named} are one recipe: each user's values are averaged over them, and they are one contestant.")
@@ -86,8 +90,12 @@ def merge_seeds(contestants: Sequence[Contestant]) -> tuple[list[Contestant], li
 
 
 def differing_choices(contestants: Sequence[Contestant]) -> list[str]:
-    """The choices in which contestants differ, in words."""
+    """The choices in which contestants differ, in words, and the code that trained them where it is not the same."""
     remarks = []
+    commits = {one.name: one.commit for one in contestants if one.commit}
+    if len(set(commits.values())) > 1:
+        listed = ", ".join(f"{commit} for {name}" for name, commit in commits.items())
+        remarks.append(f"The runs were made by different versions of the code: commit {listed}.")
     for choice in CHOICES:
         said = {one.name: _plain(one.card.get(choice)) for one in contestants}
         if len(set(said.values())) > 1:
@@ -131,20 +139,46 @@ def _locate(name: str, part: Part) -> tuple[Path, str | None]:
 
 def _read(folder: Path, model: str | None, part: Part, store: Path | None) -> Contestant:
     recipe = read(folder / "recipe.yaml")
-    model = model or str(recipe["model"]["kind"])
+    try:
+        model, _ = model or str(recipe["model"]["kind"]), int(recipe["seed"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'recipe.yaml'} is not the resolved recipe of a run: it lacks a model or a seed.") from error
     results = folder / "evaluation" / part
     try:
         result = json.loads((results / model / "result.json").read_text(encoding="utf-8"))
-        card = result["protocol"]
+        card, told = dict(result["protocol"]), {h: dict(result["values"][h]) for h in HISTORIES}
+        key = str(card["data"]["key"])
     except OSError as error:
         known = sorted(path.parent.name for path in results.glob("*/result.json"))
         there = f"{folder.name} has no results of {model!r} on the {part} part{closest(model, known)}."
         again = "A finished run has them; " if part == "test" else ""
         raise UserError(f"{there} {again}`turborec evaluate {folder} --part {part}` measures it.") from error
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{results / model / 'result.json'} cannot be read ({error}): evaluate the run again.") from error
-    users, events, offsets, targets, values = _table(results / model, folder, str(card["data"]["key"]), store)
-    return Contestant(folder.name, folder, model, recipe, card, users, events, offsets, targets, values)
+    users, events, offsets, targets, values = _table(results / model, folder, key, store)
+    _require_agreement(results / model, values, told)
+    return Contestant(folder.name, folder, model, recipe, card, users, events, offsets, targets, values, _commit(folder))
+
+
+def _require_agreement(place: Path, values: dict[History, dict[str, Float64]], told: dict[History, dict[str, Any]]) -> None:
+    """Refuse values of users whose means are not those written beside them: a file was changed or damaged."""
+    for history in HISTORIES:
+        for name, of_users in values[history].items():
+            mean, written = float(of_users.mean()), told[history].get(name)
+            if written is None or not abs(mean - written) <= 1e-6 * max(1.0, abs(written)):
+                raise UserError(
+                    f"{place}: the {name} ({history}) of the users has the mean {mean:.6f}, and result.json says {written}. "
+                    "One of the files was changed or damaged: evaluate the run again."
+                )
+
+
+def _commit(folder: Path) -> str | None:
+    """The commit of the code that a run was trained with, and whether it had been changed since."""
+    try:
+        facts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        return f"{facts['commit'][:10]}{' (changed)' * bool(facts['dirty'])}" if facts["commit"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 _Table = tuple[list[str], Int64, Int64, list[str], dict[History, dict[str, Float64]]]
@@ -173,12 +207,12 @@ def _from_parquet(path: Path) -> _Table:
         metrics = {history: _metric_names(names, history) for history in HISTORIES}
         wanted = [f"{name}_{history}" for history in HISTORIES for name in metrics[history]]
         table = parquet.read_table(path, columns=["user", "history_events", "target", *wanted])
-    except (OSError, pa.ArrowInvalid) as error:
+        targets = table["target"].combine_chunks()
+        values = {h: {n: table[f"{n}_{h}"].to_numpy().astype(np.float64) for n in metrics[h]} for h in HISTORIES}
+        offsets, flat = targets.offsets.to_numpy().astype(np.int64), targets.values.to_pylist()
+        return table["user"].to_pylist(), table["history_events"].to_numpy(), offsets, flat, values
+    except (OSError, pa.ArrowInvalid, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): evaluate the run again.") from error
-    targets = table["target"].combine_chunks()
-    values = {h: {n: table[f"{n}_{h}"].to_numpy() for n in metrics[h]} for h in HISTORIES}
-    offsets, flat = targets.offsets.to_numpy().astype(np.int64), targets.values.to_pylist()
-    return table["user"].to_pylist(), table["history_events"].to_numpy(), offsets, flat, values
 
 
 def _metric_names(columns: Sequence[str], history: History) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 from package_source import files, place, tree
 
 FLOORS = (
-    {"", "errors"},
+    {"", "errors", "shown"},
     {"contract", "files", "progress", "recipe"},
     {"data", "engine", "intervals", "losses", "metrics", "nn", "sources", "tiles"},
     {"histories", "ranking"},

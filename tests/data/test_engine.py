@@ -10,6 +10,7 @@ from turborec.data import clean
 from turborec.data.clean import ITEM_FACTOR, PRIME, USER_FACTOR
 from turborec.data.engine import DuckDB, duckdb_in
 from turborec.data.read import literal, quoted
+from turborec.errors import UserError
 
 
 def test_the_zone_of_the_machine_does_not_matter() -> None:
@@ -46,3 +47,10 @@ def test_ties_of_the_greatest_ids_stay_within_64_bits(tmp_path: Path) -> None:
     expected = sorted(pairs, key=lambda pair: pow(pair[0] * USER_FACTOR + pair[1] * ITEM_FACTOR, 5, PRIME))
     assert batch.column("item").to_pylist() == [item for _, item in expected]
     assert top * USER_FACTOR + top * ITEM_FACTOR < 2**63 and (PRIME - 1) ** 2 < 2**63
+
+
+@pytest.mark.parametrize("name", ["wh?t", "back\\slash"])
+def test_a_folder_that_duckdb_cannot_write_to_is_named(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match="question mark or a backslash"):
+        duckdb_in(tmp_path / name, 500)

@@ -151,3 +151,19 @@ def test_a_table_that_is_not_finished_has_no_name(tmp_path: Path, monkeypatch: p
         export.export(store, tmp_path / "events.csv")
     shutil.rmtree(tmp_path / "store")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("word", ["NA", "null", "None", "nan", "N/A"])
+def test_ids_that_recbole_takes_for_missing_are_refused(tmp_path: Path, word: str) -> None:
+    store = made(tmp_path / "made", user=[word if n < 7 else f"u{n // 7}" for n in range(35)])
+    with pytest.raises(UserError, match="word for a missing value"):
+        export_atomic(store, tmp_path / "out", parts=False)
+
+
+def test_lists_of_single_words_are_parted_by_blanks_and_single_words_are_tokens(tmp_path: Path) -> None:
+    columns = {"genres": ["Action|Sci-Fi", "Drama", None], "year": ["1999", "2001", ""], "title": ["A|B", "two words", "x"]}
+    pq.write_table(pa.table({"item": ["0", "1", "2"], **columns}), tmp_path / "items.parquet")
+    with pq.ParquetFile(tmp_path / "items.parquet") as table:
+        read = {name: atomic._column(table, name) for name in columns}
+    assert [column.header for column in read.values()] == ["genres:token_seq", "year:token", "title:token_seq"]
+    assert read["genres"].written("Action|Sci-Fi") == "Action Sci-Fi" and read["title"].written("A|B") == "A|B"

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from intake import Taken, staged, take
-from turborec.data import chunks
+from turborec.data import chunks, json_lines
 from turborec.data.read import item_checks, time_format
 from turborec.data.schema import JsonLines, RawTable
 from turborec.errors import UserError
@@ -271,3 +271,15 @@ def test_random_bytes_raise_nothing_but_what_the_user_can_mend(tmp_path: Path, c
     except UserError:
         return
     assert len(taken.rows) + len(taken.bad) == taken.intake.rows
+
+
+@pytest.mark.parametrize("syntax", ["json", "python"])
+def test_a_line_that_would_take_too_much_memory_is_a_bad_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, syntax: Any
+) -> None:
+    monkeypatch.setattr(json_lines, "LONGEST", {"json": 40, "python": 40})
+    path = tmp_path / "lines.json"
+    path.write_text('{"a": "x"}\n{"a": [' + "1," * 30 + '1]}\n{"a": "y"}\n')
+    (run,) = json_lines.object_runs(path, JsonLines(("a",), syntax=syntax), ["a"])
+    assert run.table["a"].to_pylist() == ["x", "y"]
+    assert [(fault.line, fault.reason) for fault in run.faults] == [(2, "longer than 40 characters")]

@@ -23,7 +23,7 @@ from data.test_prepare import COLUMNS, CROWD, Event, simulated, tables
 from turborec.data.engine import Engine, duckdb_in
 from turborec.data.prepare import Prepare, prepare, store_key
 from turborec.data.read import bad_records, event_checks, ingest
-from turborec.data.schema import Columnar, RawTable, RawTables, Text, TimeFormat
+from turborec.data.schema import Columnar, Lookup, RawTable, RawTables, Text, TimeFormat
 from turborec.data.spark import Spark
 from turborec.data.split import GlobalTime, ItemHoldout, Labelled, LeaveOneOut, Ratio, Split, UserHoldout
 from turborec.data.store import open_store
@@ -69,7 +69,7 @@ def events(count: int, seed: int = 0) -> list[Event]:
             draw.choice([None, 0, 5, 5, 6, 7, draw.randrange(10**9)]) if draw.random() < 0.2 else draw.randrange(100),
             draw.randrange(-5, 20),
             draw.choice(["", 0, -1, 3.5, "1e-3", ".5", "5."]),  # type: ignore[arg-type]
-            draw.choice(["buy", "it's", "a\\b", "", "view"]),
+            draw.choice(["buy", "it's", "a\\b", "", "view", "${x}"]),
             draw.choice(["train", "train", "train", "valid", "test"]),
         )
         for _ in range(count)
@@ -83,7 +83,7 @@ SPLITS: list[tuple[Split, tuple[str, ...], Prepare]] = [
     (
         Labelled(),
         COLUMNS,
-        Prepare(kinds=("buy", "it's", "a\\b"), duplicates="first", min_user_events=3, min_item_events=3),
+        Prepare(kinds=("buy", "it's", "a\\b", "${x}"), duplicates="first", min_user_events=3, min_item_events=3),
     ),
     (UserHoldout(), ("user", "item"), Prepare(duplicates="keep", min_item_events=20)),
     (ItemHoldout(), ("user", "item", "time", "label"), Prepare(duplicates="drop_exact")),
@@ -117,6 +117,9 @@ def test_every_source_gives_the_same_store(spark: Any, tmp_path: Path, case: Pat
     assert_same(tmp_path, raw, Prepare(min_user_events=2, min_item_events=2))
 
 
+NAMES = ("part:0.parquet", "_part-1.parquet", ".part-2.parquet", "part-3.parquet")
+
+
 @pytest.mark.slow
 def test_files_of_every_kind_in_one_folder_with_an_odd_name(spark: Any, tmp_path: Path) -> None:
     (folder := tmp_path / "a [b] {c} * é'").mkdir()
@@ -126,7 +129,7 @@ def test_files_of_every_kind_in_one_folder_with_an_odd_name(spark: Any, tmp_path
         user = pa.array([*users, None, ""])
         item = pa.array([*items, 1, 2], pa.float64() if number == 2 else pa.int16())
         table = pa.table({"Who": user, "what": item, "when": [10**12 + n * 1000 for n in range(92)]})
-        paths.append(folder / f"part-{number}.parquet")
+        paths.append(folder / NAMES[number])
         if number == 3:
             with pa.ipc.new_file(paths[-1], table.schema) as file:
                 file.write_table(table)
@@ -137,7 +140,28 @@ def test_files_of_every_kind_in_one_folder_with_an_odd_name(spark: Any, tmp_path
     card = assert_same(folder, raw, Prepare(bad_rows=0.1))
     assert card["rows"]["events"]["rejected"] == {"user is empty": 8}
     lines = [line.split("\t")[:2] for line in next(folder.glob("spark/stores/*/quarantine.tsv")).read_text().splitlines()]
-    assert lines[1:] == [[f"part-{number}.parquet", str(line)] for number in range(4) for line in (91, 92)]
+    assert lines[1:] == [[name, str(line)] for name in NAMES for line in (91, 92)]
+
+
+@pytest.mark.slow
+def test_the_first_of_several_values_of_a_key_counts_even_where_it_is_empty(spark: Any, tmp_path: Path) -> None:
+    (tmp_path / "events.tsv").write_text("".join(f"u{n % 4}\t{n % 5}\t{n}\n" for n in range(40)))
+    (tmp_path / "told.tsv").write_text("0\t\n0\tlater\n1\tone\n1\ttwo\n2\t\n3\t${x}\n4\tfour\n")
+    (tmp_path / "items.tsv").write_text("".join(f"{n}\n" for n in range(5)))
+    events = RawTable((tmp_path / "events.tsv",), Text("\t", ("u", "i", "t")), {"user": "u", "item": "i", "time": "t"})
+    told = RawTable((tmp_path / "told.tsv",), Text("\t", ("key", "value")), {"key": "key", "value": "value"})
+    items = RawTable((tmp_path / "items.tsv",), Text("\t", ("i",)), {"item": "i"}, lookups={"text": Lookup("i", told)})
+    assert_same(tmp_path, RawTables(events, items))
+    (store,) = (tmp_path / "duckdb" / "stores").iterdir()
+    assert dict(zip(*pq.read_table(store / "items.parquet").to_pydict().values(), strict=True))["0"] is None
+
+
+@pytest.mark.slow
+def test_a_name_that_ends_in_a_backslash_is_refused(spark: Any, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"u": ["a"], "i\\": ["b"]}), tmp_path / "events.parquet")
+    raw = RawTables(RawTable((tmp_path / "events.parquet",), Columnar(), {"user": "u", "item": "i\\"}))
+    with pytest.raises(UserError, match="ends in a backslash"):
+        prepare(raw, {"kind": "test"}, Prepare(engine="spark"), LeaveOneOut(), tmp_path / "home")
 
 
 @pytest.mark.slow

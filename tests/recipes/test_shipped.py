@@ -101,3 +101,18 @@ def test_the_studies_sizes_have_their_parameters_to_the_digit(size):
     with torch.device("meta"):
         model = recipe.model.build(DataSpec(1, items, recipe.batches.max_length))
     assert sum(p.numel() for p in model.parameters()) == expected
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"kind": "recbole", "name": "x", "benchmark_filename": ["train", "valid", "test"]},
+        {"kind": "table", "events": "x.csv", "user": "u", "item": "i", "label": "part"},
+    ],
+)
+def test_parts_that_the_data_state_are_not_dropped_without_a_word(source):
+    tree = {"data": {"source": source}, "model": {"kind": "markov"}}
+    with pytest.raises(UserError, match=r"state split=\{kind: labelled\}"):
+        recipes.from_tree(tree, "the test")
+    tree["data"]["split"] = {"kind": "labelled"}
+    assert recipes.from_tree(tree, "the test").data.split.kind == "labelled"

@@ -210,3 +210,9 @@ def test_movielens_100k_as_recbole_has_it_is_movielens_100k(data_folder: Path, t
     for name in ("offsets", "items", "times"):
         assert (getattr(ours.histories, name) == getattr(theirs.histories, name)).all()
     assert items(ours)["1"] == {"movie_title": "Toy Story", "release_year": "1995", "class": "Animation Children's Comedy"}
+
+
+def test_a_column_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "d.inter").write_text("user_id:token\titem_id:token\titem_id:float\nu\ti\t1\n")
+    with pytest.raises(UserError, match="names the column 'item_id' twice"):
+        Config(name="d").parse(tmp_path)

@@ -11,6 +11,7 @@ from turborec import __version__
 from turborec.cli import bench, data, recipes, reports, runs
 from turborec.cli._show import console
 from turborec.errors import InterruptedRunError, UserError
+from turborec.shown import visible
 
 app = typer.Typer(
     help="turborec trains recommenders, from raw interactions to a result that can be trusted and used.",
@@ -44,10 +45,10 @@ def main() -> None:
         app(standalone_mode=True)
     except InterruptedRunError as error:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is saved: one more Ctrl-C would only disturb the leaving
-        print(f"\n{error}", file=sys.stderr)
+        print(f"\n{visible(str(error))}", file=sys.stderr)
         sys.exit(130)
     except UserError as error:
-        print(f"turborec: {error}", file=sys.stderr)
+        print(f"turborec: {visible(str(error))}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,11 +6,12 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from rich import markup
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from turborec.progress import duration
+from turborec.shown import visible
 
 if TYPE_CHECKING:
     from turborec.apply import Example
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 # In a file or a pipe nothing is cut off; a terminal has its own width.
 WIDE = 200
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else WIDE)
+
+
+def escape(text: str) -> str:
+    """Text from data for a terminal: its brackets are no markup, its control characters are written as their codes."""
+    return markup.escape(visible(text))
 
 
 def counted(number: int, noun: str) -> str:

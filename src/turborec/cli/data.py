@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.markup import escape
 
 from turborec.cli._options import DEFAULT_HOME, AsJson, Home, Overrides, Raw, RecipeName, StoreOrRecipe
-from turborec.cli._show import console
+from turborec.cli._show import console, escape
 
 if TYPE_CHECKING:
     from turborec.data.store import Store
@@ -108,7 +107,8 @@ def export(
         source = ", ".join(
             f"{key}: {value}" for key, value in {"kind": "recbole", "name": out.absolute().name, **settings}.items()
         )
-        console.print(f"turborec reads them again with data.source='{{{escape(source)}}}' and --raw {escape(str(out))}.")
+        split = " data.split='{kind: labelled}'" if parts else ""
+        console.print(f"turborec reads them again with data.source='{{{escape(source)}}}'{split} and --raw {escape(str(out))}.")
 
 
 def _open_store(name: str, home: Path, raw: Path | None) -> "Store":

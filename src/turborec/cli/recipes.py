@@ -4,10 +4,9 @@ from itertools import takewhile
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from turborec.cli._options import Overrides, RecipeName
-from turborec.cli._show import console
+from turborec.cli._show import console, escape
 
 app = typer.Typer(help="The recipes that ship with turborec.", no_args_is_help=True)
 

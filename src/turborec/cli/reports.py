@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from turborec.cli._options import DEFAULT_HOME, AsJson, Device, Home, Raw, RunFolder, StoreFolder
-from turborec.cli._show import comparison_tables, console
+from turborec.cli._show import comparison_tables, console, escape
 from turborec.errors import UserError
 
 if TYPE_CHECKING:

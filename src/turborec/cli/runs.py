@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from turborec.cli._options import DEFAULT_HOME, AsJson, Device, Home, Overrides, Project, Raw, RunFolder, StoreFolder, Track
-from turborec.cli._show import console, counted, example_list, results_table
+from turborec.cli._show import console, counted, escape, example_list, results_table
 from turborec.cli.reports import report_or_warn
 from turborec.errors import InterruptedRunError, UserError
 

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 BLOCK = 2**22
 """Events looked at together."""
 
+MISSING = {
+    *("#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
+    *("<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
+}
+"""What pandas, by which RecBole reads, takes for a missing value in a column of text; it then drops the row."""
+
 SUFFIXES = {"train": "train", "validation": "valid", "test": "test"}
 """How RecBole's users call the files of the parts."""
 
@@ -139,11 +145,9 @@ def _item_rows(values: dict[str, list[str | None]], columns: list[_Column]) -> I
 
 def _require_plain(ids: list[str | None], what: str) -> None:
     for text in dict.fromkeys(ids):
-        if text and re.search(r'[\t\r\n]|^"', text):
-            raise UserError(
-                f"The {what} {text!r} holds a tab or a line end, or begins with a quote, which RecBole would misread: export a "
-                f".parquet."
-            )
+        if text and (text in MISSING or re.search(r'[\t\r\n]|^"', text)):
+            why = "is a word for a missing value" if text in MISSING else "holds a tab or a line end, or begins with a quote"
+            raise UserError(f"The {what} {text!r} {why}, which RecBole would misread: export a .parquet.")
 
 
 def _has_times(store: Store) -> bool:

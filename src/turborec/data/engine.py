@@ -7,6 +7,7 @@ is not on the calendar.
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +164,8 @@ def duckdb_in(work: Path, memory_mb: int) -> DuckDB:
     """DuckDB in this much memory, with its tables and what it spills in the folder `work`."""
     import duckdb
 
+    if re.search(r"[?\\]", str(work)):
+        raise UserError(f"DuckDB cannot keep its files in {work}, whose name has a question mark or a backslash: name another.")
     settings: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": f"{memory_mb}MB",
         "temp_directory": str(work / "spill"),

@@ -19,6 +19,9 @@ from turborec.errors import UserError
 LOOKED_AT = 1000
 """Lines that tell the keys where none are stated."""
 
+LONGEST = {"json": 2**23, "python": 2**19}
+"""Characters of a line that is read at all: its objects take many times as much memory, Python's literals most."""
+
 Row = list[str | None]
 
 
@@ -79,6 +82,8 @@ def _run(lines: list[str], faults: list[Fault], first: int, layout: JsonLines, w
 
 def _objects(line: str, layout: JsonLines) -> tuple[dict[Any, Any], list[dict[Any, Any]]]:
     """The object of a line, and those in it that are the rows; a ValueError says what is wrong."""
+    if len(line) > LONGEST[layout.syntax]:
+        raise ValueError(f"longer than {LONGEST[layout.syntax]:,} characters")
     outer = _json(line) if layout.syntax == "json" else _literal(line)
     if not isinstance(outer, dict):
         raise ValueError("not an object")

@@ -177,7 +177,9 @@ def _require_distinct(names: Sequence[str]) -> None:
 
 def _keep_first(con: Engine, staged: str) -> None:
     """Leave one value of each key in a staged lookup, as `{staged}_told`."""
-    first = f'SELECT "key", min_by("value", position) AS "value" FROM {quoted(staged)} WHERE _reason IS NULL GROUP BY "key"'
+    # Engines differ in whether a null can be the first value, so it takes part as an empty text.
+    value = """nullif(min_by(coalesce("value", ''), position), '') AS "value\""""
+    first = f'SELECT "key", {value} FROM {quoted(staged)} WHERE _reason IS NULL GROUP BY "key"'
     con.table(quoted(f"{staged}_told"), first)
 
 
@@ -296,7 +298,9 @@ def _refused(name: str, table: RawTable, checks: Mapping[str, Check]) -> tuple[t
 def _wanted(table: RawTable, names: Sequence[str], needed: Sequence[str]) -> list[str]:
     """The columns of the file that are needed or that the stated SQL may mention."""
     sql = " ".join([table.where or "", *table.derive.values()]).casefold()
-    wanted = [name for name in names if name in needed or name.casefold() in sql]
+    wanted = [name for name in names if name in needed or quoted(name)[1:-1].casefold() in sql]
+    if LINE in wanted:
+        raise UserError(f"No column may be called {LINE!r}, because turborec's own is: rename it.")
     _require_distinct(wanted)
     return wanted
 

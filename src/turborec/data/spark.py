@@ -30,6 +30,7 @@ SETTINGS = {
     "spark.sql.ansi.doubleQuotedIdentifiers": "true",
     "spark.sql.caseSensitive": "false",
     "spark.sql.session.timeZone": "UTC",
+    "spark.sql.variable.substitute": "false",  # ${…} in a text is what it says
     "spark.sql.files.ignoreCorruptFiles": "false",
     "spark.sql.files.ignoreMissingFiles": "false",
 }
@@ -80,6 +81,7 @@ class Spark:
         written: dict[tuple[str, ...], list[Any]] = {}
         with ExitStack() as stack:
             for part in parts:
+                _require_names(part.rows.columns if isinstance(part.rows, File) else part.rows.column_names)
                 if isinstance(part.rows, File):
                     written.setdefault((part.query, *part.rows.columns, "file"), []).append(self._scan(part.rows))
                     continue
@@ -99,6 +101,8 @@ class Spark:
         """Parquet whose columns are whole numbers or text: of the other types each has a text of its own in Java."""
         import pyarrow.parquet as pq
 
+        if path.name.startswith(("_", ".")) or ":" in path.name:
+            return False  # hidden to Spark, or no path to it
         with path.open("rb") as file:
             if file.read(4) != b"PAR1":
                 return False
@@ -283,6 +287,12 @@ def _require_java() -> None:
             f"prepare.engine=spark needs a Java runtime, but {place}: install Java 17 or 21 (Debian and Ubuntu: "
             f"openjdk-17-jre-headless) or set JAVA_HOME to its folder."
         )
+
+
+def _require_names(names: Iterable[str]) -> None:
+    for name in names:
+        if name.endswith("\\"):  # Spark takes it for the escape of the quote behind it
+            raise UserError(f"Spark cannot read a column whose name ends in a backslash, such as {name!r}: rename it.")
 
 
 def _schema(rows: "pa.Table") -> "pa.Schema":

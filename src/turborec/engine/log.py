@@ -24,6 +24,7 @@ from turborec import __version__
 from turborec.engine.trackers import Mirror, TensorBoard, Tracking, numbers, open_trackers, replay
 from turborec.errors import UserError
 from turborec.files import write_whole
+from turborec.shown import visible
 
 METRICS = "metrics.jsonl"
 STATUS = "status.json"
@@ -150,7 +151,7 @@ class _StandardError(logging.Handler):
     """Writes to whatever `sys.stderr` is at the time: a progress bar puts itself there to keep lines above it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        print(visible(self.format(record)), file=sys.stderr)
 
 
 def _events(folder: Path, purge_step: int) -> list[Mirror]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from pydantic import Field, SerializeAsAny, model_validator
 
@@ -25,6 +25,16 @@ class Data(Config, Generic[SourceConfig]):
     source: SerializeAsAny[SourceConfig]
     prepare: Prepare = Prepare()
     split: Split = LeaveOneOut()
+
+    @model_validator(mode="after")
+    def _given_parts_are_used(self) -> Self:
+        said = next((name for name in ("benchmark_filename", "label") if getattr(self.source, name, None)), None)
+        if said and self.split.kind != "labelled":
+            raise ValueError(
+                f"source.{said} says which part each event belongs to, but split is {{kind: {self.split.kind}}}, which makes "
+                f"parts of its own: state split={{kind: labelled}}, or leave out source.{said}"
+            )
+        return self
 
 
 class Checkpoints(Config):

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from turborec.files import write_whole
+from turborec.shown import visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 MOST_BYTES = 300_000
 """What a page weighs at most; a test says so."""
-
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
-"""Control characters, and the marks that change the direction of the text around them."""
 
 
 def render(template: str, facts: dict[str, Any]) -> str:
@@ -34,7 +32,7 @@ def plain(value: Any) -> Any:
     from markupsafe import Markup
 
     if isinstance(value, str) and not isinstance(value, Markup):
-        return _UNSEEN.sub(lambda found: f"\\u{ord(found.group()):04x}", value)
+        return visible(value)
     return value
 
 

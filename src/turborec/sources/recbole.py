@@ -176,7 +176,10 @@ def _columns(path: Path, separator: str) -> Columns:
                 f"The header of {path} must consist of name:type, separated by {separator!r}, with the types "
                 f"{', '.join(TYPES)}; got {field[:200]!r}."
             )
-    return {field.partition(":")[0]: field for field in fields}
+    names = [field.partition(":")[0] for field in fields]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"The header of {path} names the column {twice!r} twice: rename one of them.")
+    return dict(zip(names, fields, strict=True))
 
 
 def _header(path: Path) -> str:
