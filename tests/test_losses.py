@@ -170,3 +170,11 @@ def test_negatives_follow_the_stated_distribution_and_the_key():
     assert torch.equal(drawn, criterion.draw(200_000, 3))
     assert (share - expected).abs().max() < 5 * (expected.max() / len(drawn)) ** 0.5
     assert drawn.min() >= 1
+
+
+@pytest.mark.parametrize(("items", "kind"), [(9, "cross_entropy"), (10, "cross_entropy"), (11, "sampled_softmax")])
+def test_the_automatic_loss_depends_on_the_catalogue_alone_and_says_why(caplog, items, kind):
+    with caplog.at_level("INFO", logger="turborec"):
+        criterion = losses.Auto(exact_up_to=10, negatives=3).build(torch.ones(items + 1))
+    assert criterion.config.kind == kind
+    assert f"Loss: {kind}, because the catalogue has {items} items" in caplog.text

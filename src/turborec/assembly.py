@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from turborec import stores
 from turborec.contract import Counted, Model
@@ -45,7 +46,21 @@ def assemble(recipe: AnyRecipe, store: Store, device: str = "auto") -> Assembly:
     model = recipe.model.build(stores.spec_of(store, recipe))
     if isinstance(model, Counted):
         chosen = torch.device("cpu")  # counting is sparse work in float64, nothing for an accelerator
-    return Assembly(recipe, store, model.to(chosen), chosen)
+    model = model.to(chosen)
+    if recipe.train.compile == "layers":
+        compile_layers(model)
+    return Assembly(recipe, store, model, chosen)
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Compile each layer of a stack by itself: they share their code, and the names of the weights stay as they are.
+
+    Shapes are dynamic, so that the widths of batches do not each compile anew.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList):
+            for layer in module:
+                layer.compile(dynamic=True)
 
 
 def measure(assembly: Assembly, part: Part, model: Model | None = None, config: Evaluation | None = None) -> Result:

@@ -13,7 +13,7 @@ from turborec.contract import Counted
 from turborec.data.loader import Epoch, First, TrainingBatches
 from turborec.engine import hardware, log, loop
 from turborec.errors import UserError
-from turborec.losses import TILE_BYTES
+from turborec.losses import tile_bytes
 
 STEPS = 20
 """Steps that are tried; the first quarter warms up and does not count."""
@@ -137,7 +137,7 @@ def _sizes(assembly: Assembly, optimizer: torch.optim.Optimizer, activations: in
     remembered = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
     weights, gradients = sum(p.nbytes for p in model.parameters()), sum(p.nbytes for p in trainable)
     average = weights if assembly.recipe.train.average is not None else 0
-    width = hardware.compute_dtype(assembly.recipe.train.precision, assembly.device).itemsize
+    dtype = hardware.compute_dtype(assembly.recipe.train.precision, assembly.device)
     cuda = assembly.device.type == "cuda"
     return Sizes(
         body=sum(p.numel() for p in model.parameters()) - tables,
@@ -146,7 +146,7 @@ def _sizes(assembly: Assembly, optimizer: torch.optim.Optimizer, activations: in
         gradients=gradients,
         optimizer=remembered + average,
         activations=activations,
-        logits=TILE_BYTES[width],
+        logits=tile_bytes(assembly.device, dtype),
         peak=torch.cuda.max_memory_allocated(assembly.device) if cuda else hardware.peak_memory(),
         checkpoint=weights + remembered + average,
     )

@@ -1,6 +1,7 @@
 """What really ran in a step: the types of its matrix products, the operations, the graphs that were compiled."""
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,7 +42,9 @@ class Evidence:
     flops: float = 0.0  # executed, matrix products and attention alone
     products: Counter[str] = field(default_factory=Counter)  # operations of matrix products by the type they ran in
     operations: Counter[str] = field(default_factory=Counter)  # calls by name
-    graphs: int = 0  # compiled ones that ran
+    cold_start: float = 0.0  # seconds of the first step: compilation, first touches
+    graphs: int = 0  # compiled in the first step
+    breaks: int = 0  # where a graph had to end
 
     @property
     def fill(self) -> float:
@@ -54,12 +57,20 @@ class Evidence:
 
 
 def observe(contestant: Contestant) -> Evidence:
-    """Take one more step of the contestant and look at it."""
+    """Take steps of the contestant and look at them: the first, which compiles, and for all else the second.
+
+    Compiled code does not pass the dispatcher, so of its operations only those between the graphs are seen.
+    """
+    graphs, breaks = _compiled()
+    began = time.perf_counter()
+    next(contestant.steps)
+    cold_start, after = time.perf_counter() - began, _compiled()
     seen, counter = _Watch(), FlopCounterMode(display=False, custom_mapping=FORMULAS)
-    before = _graphs()
     with counter, seen:
         work = next(contestant.steps)
-    return Evidence(work, float(counter.get_total_flops()), seen.products, seen.operations, _graphs() - before)
+    evidence = Evidence(work, float(counter.get_total_flops()), seen.products, seen.operations)
+    evidence.graphs, evidence.breaks, evidence.cold_start = after[0] - graphs, after[1] - breaks, cold_start
+    return evidence
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -79,6 +90,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _graphs() -> int:
+def _compiled() -> tuple[int, int]:
+    """Graphs compiled so far by this process, and the breaks between them."""
     compiler: Any = sys.modules.get("torch._dynamo.utils")
-    return int(compiler.counters["stats"]["unique_graphs"]) if compiler else 0
+    if not compiler:
+        return 0, 0
+    return int(compiler.counters["stats"]["unique_graphs"]), sum(compiler.counters["graph_break"].values())

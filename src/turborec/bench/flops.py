@@ -18,7 +18,8 @@ def useful(config: Any, items: int, lengths: Lengths, targets: int) -> float | N
     encoder = ENCODERS.get(config.kind)
     if encoder is None:
         return None
-    candidates = getattr(config.loss, "negatives", items - 1) + 1
+    loss = config.loss.chosen(items) if config.loss.kind == "auto" else config.loss
+    candidates = getattr(loss, "negatives", items - 1) + 1
     return float(3 * (encoder(config, lengths.astype(np.float64), targets) + 2 * targets * config.width * candidates))
 
 

@@ -39,6 +39,10 @@ def _fewer_logits(without: Evidence, with_: Evidence) -> str | None:
     return f"{before / 1e6:.2f} -> {done / 1e6:.2f} MFLOP a target" if done < before else None
 
 
+def _compiled(without: Evidence, with_: Evidence) -> str | None:
+    return f"{with_.graphs} graphs compiled, {with_.breaks} breaks" if with_.graphs > 0 else None
+
+
 def _rows_alone(without: Evidence, with_: Evidence) -> str | None:
     made = with_.operations["_coalesce"] + with_.operations["coalesce"] - without.operations["_coalesce"]
     return f"{made} gradients of rows alone" if made > 0 else None
@@ -52,6 +56,7 @@ def _orthogonalised(without: Evidence, with_: Evidence) -> str | None:
 LEVERS = (
     Lever("bucketing", "exact", ("batches.shapes=1",), ("batches.shapes=12",), _fuller),
     Lever("bf16", "close", ("train.precision=float32",), ("train.precision=bfloat16",), _in_bfloat16),
+    Lever("compile", "close", ("train.compile=none",), ("train.compile=layers",), _compiled),
     Lever(
         "rows",
         "changes the mathematics",

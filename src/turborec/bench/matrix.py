@@ -145,11 +145,12 @@ def _row(
         "targets_per_cpu_second": asdict(step.median(measurement.per_second("targets", "cpu"))),
         "events_per_second": asdict(events),
         "epoch_seconds": shown / events.value,
-        "cold_start_seconds": measurement.cold_start,
+        "cold_start_seconds": seen.cold_start,
         "fill": total.events / total.positions,
         "rounds": len(measurement.samples),
         "main_type": seen.main_type(),
         "graphs": seen.graphs,
+        "graph_breaks": seen.breaks,
         "vs_recipe": asdict(step.ratio(measured["recipe"], measurement)) if name != "recipe" else None,
     }
     useful = flops.useful(recipe.model, store.num_items, epoch.rows.lengths, round(shown * total.targets / total.events))

@@ -57,7 +57,6 @@ class Measurement:
     """What was seen of one contestant."""
 
     name: str
-    cold_start: float  # seconds of the first step: compilation, first touches
     samples: list[Sample] = field(default_factory=list)
 
     def per_second(self, quantity: str, clock: str = "wall") -> list[float]:
@@ -92,10 +91,9 @@ def compete(contestants: list[Contestant], rounds: int = 6, seconds: float = 2.0
     """
     measured = []
     for contestant in contestants:
-        first = _turn(contestant, 0.0)
-        for _ in range(warm_up - 1):
-            _turn(contestant, 0.0)
-        measured.append(Measurement(contestant.name, first.wall))
+        for _ in range(warm_up):
+            next(contestant.steps)
+        measured.append(Measurement(contestant.name))
     for number in range(rounds):
         turn = list(zip(contestants, measured, strict=True))
         for contestant, measurement in turn if number % 2 == 0 else reversed(turn):

@@ -28,6 +28,7 @@ class Stage(Config):
     accumulate: int = Field(1, ge=1, description="parts a global batch is computed in, to save memory")
     average: float | None = Field(None, gt=0.0, lt=1.0, description="decay per step of the weights' moving average (EMA)")
     precision: Precision = "auto"
+    compile: Literal["none", "layers"] = Field("none", description="layers: torch.compile for each repeated layer")
     start: Literal["last", "best"] = Field("last", description="which weights of the stage before it begins with")
     keep_optimizer: bool = Field(False, description="go on with the optimizer state of the stage before")
 

@@ -1,0 +1,49 @@
+"""What a recipe names, put together."""
+
+import numpy as np
+import pytest
+import torch
+
+from stores import store_of
+from turborec import recipes
+from turborec.assembly import assemble
+from turborec.bench import levers, matrix
+from turborec.bench.evidence import observe
+from turborec.data.loader import TrainingBatches
+
+TREE = {
+    "data": {"source": {"kind": "online_retail"}},
+    "batches": {"max_length": 12, "tokens": 192},
+    "model": {"kind": "sasrec", "width": 16, "hidden": 32, "dropout": 0.3},
+}
+
+
+@pytest.fixture
+def store(tmp_path):
+    generator = np.random.default_rng(0)
+    histories = [generator.integers(1, 31, generator.integers(3, 20)).tolist() for _ in range(25)]
+    return store_of(tmp_path / "store", histories, items=30)
+
+
+def test_the_same_seed_draws_the_same_weights(store):
+    one, other = (assemble(recipes.from_tree(TREE | {"seed": 3}, "the test"), store) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore")  # of the compiler, about itself
+def test_compiled_layers_compute_the_same_and_are_seen_to_be_compiled(store):
+    recipe = recipes.from_tree(TREE, "the test")
+    compiled = levers.changed(recipe, ("train.compile=layers",))
+    batch = recipe.batches
+    losses = []
+    for chosen in (recipe, compiled):
+        assembly = assemble(chosen, store)
+        work = matrix.contestant("recipe", chosen, store, "cpu")
+        seen = observe(work)
+        assert (seen.graphs > 0) == (chosen is compiled) and seen.breaks == 0
+        epoch = TrainingBatches(store, batch, 1).epoch(0)
+        losses.append(float(assembly.model(epoch.batch(0)).terms["next_item"].sum.detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert list(assemble(compiled, store).model.state_dict()) == list(assemble(recipe, store).model.state_dict())
