@@ -252,9 +252,23 @@ def test_a_recipe_is_planned_measured_and_profiled_without_training_it(run, plac
     assert code == 0 and json.loads(said)["sizes"]["body"] > 0
     code, said, _ = run("plan", "recipe.yaml", "--store", "store")
     assert code == 0 and "in tables" in said and "for all 1 epochs" in said
-    quick = ("--rounds", "1", "--seconds", "0", "--levers", "bucketing", "--against", "eager", "--out", "bench.json")
+    quick = (
+        "--rounds",
+        "1",
+        "--seconds",
+        "0",
+        "--levers",
+        "bucketing",
+        "--against",
+        "eager",
+        "--out",
+        "bench.json",
+        "--page",
+        "bench.html",
+    )
     code, said, _ = run("bench", "recipe.yaml", "--store", "store", *quick)
     assert code == 0 and "eager" in said and "GFLOP/s" in said
     assert json.loads((place / "bench.json").read_text())["levers"][0]["name"] == "bucketing"
+    assert "of the positions filled" in (place / "bench.html").read_text()
     code, said, _ = run("profile", "recipe.yaml", "--store", "store", "--steps", "2", "--trace", "trace.json")
     assert code == 0 and "TiledCrossEntropy" in said and (place / "trace.json").is_file()

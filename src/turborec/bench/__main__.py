@@ -33,7 +33,8 @@ def main() -> None:
         if chosen.recipe is None:
             parser.error("a recipe is needed")
         plan = matrix.Plan(matrix.named(chosen.levers), matrix.opponents(chosen.against), chosen.rounds, chosen.seconds)
-        print(json.dumps(matrix.run(recipes.load(chosen.recipe, chosen.overrides), store, plan, chosen.device)))
+        found = matrix.run(recipes.load(chosen.recipe, chosen.overrides), store, plan, chosen.device)
+        print(json.dumps({"recipe": chosen.recipe, **found}))
     except UserError as error:
         sys.exit(f"turborec: {error}")
 

@@ -52,6 +52,7 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="turns of each contestant; six give a 95 % interval")] = 6,
     seconds: Annotated[float, typer.Option(min=0.0, help="length of a turn")] = 2.0,
     out: Annotated[Path | None, typer.Option(help="also write the measurements to this JSON file")] = None,
+    page: Annotated[Path | None, typer.Option(help="also write an HTML page to this file")] = None,
     home: Home = DEFAULT_HOME,
     raw: Raw = None,
     store: StoreFolder = None,
@@ -64,9 +65,13 @@ def bench(
 
     chosen, opened = _opened(recipe, overrides, home, raw, store)
     plan = matrix.Plan(matrix.named(levers), matrix.opponents(against), rounds, seconds)
-    found = matrix.run(chosen, opened, plan, device)
+    found = {"recipe": recipe, **matrix.run(chosen, opened, plan, device)}
     if out is not None:
         write_whole(out, json.dumps(found, indent=1))
+    if page is not None:
+        from turborec.report.bench_page import write_bench
+
+        write_bench(found, page)
     if as_json:
         print(json.dumps(found))
     else:

@@ -79,6 +79,22 @@ def differences(title: str, rows: Sequence[tuple[str, float, float, float]], nam
         return _svg(figure, title, name)
 
 
+def bars(title: str, rows: Sequence[tuple[str, float, float, float]], name: str) -> "Markup":
+    """Values as bars from 0 with their intervals, one row each (label, value, low, high)."""
+    with _axes((4.3, 0.55 + 0.27 * len(rows))) as (figure, axes):
+        for place, (_, value, low, high) in enumerate(rows):
+            axes.barh([place], [value], height=0.55, color=SECOND if place else FIRST)
+            axes.plot([low, high], [place, place], color=QUIET, linewidth=1.2, solid_capstyle="butt")
+        axes.set_yticks(range(len(rows)), [_short(label) for label, *_ in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlim(left=0)
+        axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.locator_params(axis="x", nbins=5)
+        axes.grid(visible=False, axis="y")
+        return _svg(figure, title, name)
+
+
 @contextmanager
 def _axes(size: tuple[float, float]) -> "Iterator[tuple[Any, Axes]]":
     """A figure of one axes in the house's manner."""
