@@ -95,10 +95,14 @@ def test_a_lever_is_believed_only_where_it_shows(store, monkeypatch):
     assert {one["name"]: one["failed"] for one in found["levers"]} == {"bucketing": None, "bf16": None, "sampled": None}
     assert "bfloat16" in next(one["proof"] for one in found["levers"] if one["name"] == "bf16")
     # A lever whose change does nothing fails, and has no gain.
-    monkeypatch.setattr(matrix.hardware, "compute_dtype", lambda *_: torch.float32)
-    monkeypatch.setattr("turborec.engine.loop.compute_dtype", lambda *_: torch.float32)
-    off = matrix.run(recipe_of("sasrec"), store, matrix.Plan(("bf16",), (), 2, 0.01, False), "cpu")["levers"][0]
+    monkeypatch.setattr("turborec.assembly.compile_layers", lambda model: None)
+    off = matrix.run(recipe_of("sasrec"), store, matrix.Plan(("compile",), (), 2, 0.01, False), "cpu")["levers"][0]
     assert off["failed"] == "nothing shows that it was on" and off["gain"] is None
+
+
+def test_precision_auto_is_the_type_it_comes_to(store):
+    names = matrix._variants(recipe_of("sasrec"), [levers.lever("bf16")], (), torch.device("cpu"))
+    assert len(names) == 2
 
 
 def test_what_cannot_be_measured_is_refused(store):

@@ -46,7 +46,7 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, device: str = "auto") -> di
     """Measure the recipe on the store: plain data, ready to be written as JSON."""
     hardware.keep_freed_memory()
     chosen = [levers.lever(name) for name in plan.levers]
-    variants = _variants(recipe, chosen, plan.against)
+    variants = _variants(recipe, chosen, plan.against, hardware.device_of(device))
     warning = step.busy()
     if warning:
         logger.warning(warning)
@@ -54,7 +54,7 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, device: str = "auto") -> di
     contestants = [contestant(name, variant, store, device) for name, variant in variants.items()]
     evidence = {one.name: observe(one) for one in contestants}
     measured = {m.name: m for m in step.compete(contestants, plan.rounds, plan.seconds)}
-    ceilings = _ceilings(recipe, store, contestants[0].device)
+    ceilings = _ceilings(recipe, store, {seen.main_type() for seen in evidence.values()}, contestants[0].device)
     rows = [_row(name, variants[name], store, measured, evidence[name], ceilings) for name in variants]
     if plan.memory:
         for row in rows:
@@ -103,25 +103,28 @@ def _steps(name: str, assembly: Assembly) -> Iterator[Work]:
     return eager.training(assembly, rows, EAGER[name])  # type: ignore[arg-type]
 
 
-def _variants(recipe: AnyRecipe, chosen: list[Lever], against: tuple[str, ...]) -> dict[str, AnyRecipe]:
+def _variants(recipe: AnyRecipe, chosen: list[Lever], against: tuple[str, ...], device: torch.device) -> dict[str, AnyRecipe]:
     """Name and recipe of each contestant; a lever whose state the recipe has already needs one other contestant only."""
+
+    def computed(one: AnyRecipe) -> tuple[AnyRecipe, torch.dtype]:
+        """What tells recipes apart, which `precision: auto` and the type it comes to do not."""
+        dtype = hardware.compute_dtype(one.train.precision, device)
+        return levers.changed(one, ("train.precision=auto",)), dtype
+
     variants = {"recipe": recipe}
     for one in chosen:
         for word, assignments in (("without", one.off), ("with", one.on)):
             changed = levers.changed(recipe, assignments)
-            if changed != recipe:
+            if computed(changed) != computed(recipe):
                 variants[f"{word} {one.name}"] = changed
-    for name in against:
-        variants[name] = recipe
-    return variants
+    return variants | dict.fromkeys(against, recipe)
 
 
-def _ceilings(recipe: AnyRecipe, store: Store, device: torch.device) -> Ceilings:
-    """The machine's limits in float32, and in the recipe's own type where that is another."""
+def _ceilings(recipe: AnyRecipe, store: Store, types: set[str], device: torch.device) -> Ceilings:
+    """The machine's limits in the types that the contestants' products ran in."""
     width = getattr(recipe.model, "width", 64)
-    types = {torch.float32, hardware.compute_dtype(recipe.train.precision, device)}
-    found = [limits.measure(device, dtype, ((recipe.batches.tokens, width, min(store.num_items, 16384)),)) for dtype in types]
-    return {limit.dtype: limit for limit in found}
+    shape = (recipe.batches.tokens, width, min(store.num_items, 16384))
+    return {name: limits.measure(device, getattr(torch, name), (shape,)) for name in sorted(types - {"none"})}
 
 
 def _row(
