@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turborec import tiles
-from turborec.tiles import TopK, cells_by_tile, hide, tile_edges
+from turborec.tiles import TopK, cells_by_tile, distinct, hide, tile_edges
 
 CPU = torch.device("cpu")
 
@@ -50,15 +52,23 @@ def test_cells_fall_into_their_tiles():
     keys = np.array(sorted(item * 2 + row for row, item in cells))
     edges = [1, 4, 6, 8]
     found = {
-        (row, column + lo)
-        for (rows, columns), lo in zip(cells_by_tile(keys, 2, edges, CPU), edges, strict=False)
-        for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
+        (place // (hi - lo), place % (hi - lo) + lo)
+        for places, (lo, hi) in zip(cells_by_tile(keys, 2, edges, CPU), pairwise(edges), strict=True)
+        for place in places.tolist()
     }
     assert found == cells
 
 
 @pytest.mark.parametrize("tile", [torch.zeros(2, 3), torch.zeros(3).expand(2, 3)])
 def test_hiding_leaves_the_scores_of_the_scorer_alone(tile):
-    hidden = hide(tile, (torch.tensor([0]), torch.tensor([2])))
+    hidden = hide(tile, torch.tensor([2]))
     assert hidden.tolist() == [[0, 0, -np.inf], [0, 0, 0]]
     assert not tile.any()
+
+
+@pytest.mark.parametrize("high", [10, 2**31 - 1, 2**40])
+def test_distinct_keys_are_those_of_a_set(high):
+    keys = np.random.default_rng(0).integers(0, high, 500)
+    keys = np.concatenate([keys, keys[:100], [high]])
+    assert distinct(keys).tolist() == sorted(set(keys.tolist()))
+    assert distinct(keys[:0]).tolist() == [] and distinct(-keys).tolist() == sorted(set((-keys).tolist()))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from turborec.contract import Scorer
 from turborec.data.store import Part, Store
-from turborec.tiles import TopK, cells_by_tile, hide, tile_edges
+from turborec.tiles import TopK, cells_by_tile, distinct, hide, tile_edges
 
 Int64 = NDArray[np.int64]
 
@@ -52,7 +52,7 @@ class Targets:
             raise ValueError(f"The user at row {users[starts >= ends][0]} has no event in {part}")
         rows, items = _events(store, starts, ends)
         size = store.num_items + 1
-        rows, items = np.divmod(np.unique(rows * size + items), size)
+        rows, items = np.divmod(distinct(rows * size + items), size)
         offsets = np.searchsorted(rows, np.arange(len(users) + 1)).astype(np.int64)
         return cls(users, offsets, items, starts - store.histories.offsets[users])
 
@@ -112,8 +112,9 @@ class Ranker:
         for (lo, hi), wanted_here, seen_here in tiles:
             tile = scorer.score(state, lo, hi)
             broken |= tile.amax(1).isnan()
-            wanted_scores.append(tile[wanted_here])
-            seen_scores.append(tile[seen_here])
+            flat = tile.flatten()  # single places are taken faster than pairs of row and column
+            wanted_scores.append(flat.index_select(0, wanted_here))
+            seen_scores.append(flat.index_select(0, seen_here))
             if self.cutoffs:
                 masked.offer(hide(tile, seen_here), lo)
                 kept.offer(tile, lo)
@@ -135,7 +136,11 @@ class Ranker:
         """The seen cells of a batch as ascending keys item * B + row: [S]."""
         users = self.targets.users[pairs.places]
         rows, items = _events(self.store, self.store.histories.offsets[users], self.store.span(self.part, users)[0])
-        return np.setdiff1d(items * len(users) + rows, pairs.keys)
+        keys = distinct(items * len(users) + rows)
+        # All keys of pairs that are among them, found by their places: a few in many.
+        places = np.searchsorted(keys, pairs.keys)
+        targets = places[keys.take(places, mode="clip") == pairs.keys] if len(keys) else places[:0]
+        return np.delete(keys, targets)
 
     def _record(self, pairs: "_Pairs", counts: "_Counts", broken: Tensor, seen: Int64) -> None:
         tally = self.tally
@@ -201,17 +206,16 @@ class _Counts:
     def add(self, tile: Tensor) -> None:
         """Count the items of a tile [B, W]."""
         for slot, rows in enumerate(self.slots):
-            # Sums of signs are about three times as fast as counting booleans, and exact: W is less than 2^24.
-            sign = (tile[rows] - self.scores[rows, slot, None]).nan_to_num_(0.0).sign_()  # inf - inf is a tie
-            balance = sign.sum(1)  # greater - smaller
-            unequal = sign.abs_().sum(1)  # greater + smaller
-            self.greater[rows, slot] += ((balance + unequal) / 2).long()
-            self.equal[rows, slot] += tile.shape[1] - unequal.long()
+            # Comparisons written as numbers are summed six times as fast as booleans, and exactly: W is less than 2^24.
+            scores, target = tile[rows], self.scores[rows, slot, None]
+            held = torch.empty_like(scores)
+            self.greater[rows, slot] += torch.gt(scores, target, out=held).sum(1).long()
+            self.equal[rows, slot] += torch.eq(scores, target, out=held).sum(1).long()
 
     def add_seen(self, rows: Tensor, scores: Tensor) -> None:
         """Count seen items: the row and the score of each, [S]."""
         for slot in range(len(self.slots)):
-            target = self.scores[rows, slot]
+            target = self.scores[:, slot].index_select(0, rows)
             self.greater_seen[:, slot].index_add_(0, rows, (scores > target).long())
             self.equal_seen[:, slot].index_add_(0, rows, (scores == target).long())
 

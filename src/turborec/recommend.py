@@ -25,7 +25,7 @@ from turborec.files import table_writer
 from turborec.histories import Users
 from turborec.progress import task
 from turborec.recipe import Config
-from turborec.tiles import TopK, cells_by_tile, hide, tile_edges
+from turborec.tiles import TopK, cells_by_tile, distinct, hide, tile_edges
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -144,7 +144,7 @@ def _list(scorer: Scorer, some: Users, rows: Int64, lists: Lists, max_length: in
     hidden = _NOTHING
     if lists.seen == "filtered":
         owner = np.repeat(np.arange(len(rows)), [len(history) for history in items])
-        hidden = np.unique(np.concatenate(items).astype(np.int64) * len(rows) + owner)
+        hidden = distinct(np.concatenate(items).astype(np.int64) * len(rows) + owner)
     return _top(partial(scorer.score, state), len(rows), hidden, lists.k, allowed)
 
 
