@@ -49,7 +49,7 @@ def test_arrays_are_read_only_maps_of_the_stated_types(store: Store) -> None:
     arrays = [store.histories.offsets, store.histories.items, store.histories.times, store.cuts, store.parts]
     assert [array.dtype.name for array in arrays] == ["int64", "int32", "int64", "int64", "uint8"]
     assert not any(array.flags.writeable for array in arrays)
-    assert all(isinstance(array, np.memmap) for array in arrays)
+    assert all(isinstance(array.base, np.memmap) for array in arrays)
 
 
 @pytest.mark.parametrize("damage", ["cut short", "altered", "lost"])

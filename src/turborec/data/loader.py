@@ -152,15 +152,17 @@ def history_batch(items: list[Int64], times: list[Int64], max_length: int) -> Se
 
 def _build(store: Store, rows: WindowRows, width: int, keys: Int64, key: int) -> SequenceBatch:
     """Gather rows from the memory map: [B] positions -> [B, width] tensors."""
-    lengths = rows.lengths
-    position = np.arange(width)
-    shown = position < lengths[:, None]
+    lengths, histories = rows.lengths, store.histories
+    position = np.arange(width + 1)
+    # Beyond a row's end lie other events, or the end of the file; what is read there is taken out again.
     index = rows.begin[:, None] + position
-    histories = store.histories
-    items = np.where(shown, histories.items[np.where(shown, index, 0)], 0).astype(np.int64)
-    times = np.where(shown, histories.times[np.where(shown, index, 0)], UNKNOWN_TIME)
-    wanted = shown & (index + 1 >= rows.first[:, None])
-    targets = np.where(wanted, histories.items[np.where(wanted, index + 1, 0)], 0).astype(np.int64)
+    events = histories.items.take(index, mode="clip")
+    shown = position[:-1] < lengths[:, None]
+    times = np.where(shown, histories.times.take(index[:, :-1], mode="clip"), UNKNOWN_TIME)
+    wanted = shown & (position[1:] >= (rows.first - rows.begin)[:, None])
+    items, targets = (
+        np.multiply(part, mask, dtype=np.int64) for part, mask in ((events[:, :-1], shown), (events[:, 1:], wanted))
+    )
     return _tensors(items, times, targets, lengths, rows.users, keys, key)
 
 

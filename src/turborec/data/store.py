@@ -183,7 +183,8 @@ def open_store(folder: Path, verify: bool = True) -> Store:
 def _array(path: Path, kind: str) -> NDArray[Any]:
     """A memory-mapped array of the stated type; numpy executes no pickle that stands in its place."""
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        # As a plain array: every operation on numpy's own class of maps pays for being one.
+        array: NDArray[Any] = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is no array of numbers ({error}). Delete the store and prepare it again.") from error
     if array.dtype != kind:
