@@ -244,15 +244,23 @@ def _cross_entropy(head: Head, targets: Tensor, low: torch.dtype, needs_gradient
         gradient = torch.zeros_like(block)
         for number, (tile, bias) in enumerate(zip(tiles, biases, strict=True)):
             share = kept if kept is not None else _logits(low_block, tile, bias).sub_(peak).exp_()
-            gradient += share @ tile
             lo = 1 + number * columns
-            table_gradient[lo : lo + len(tile)] += share.T @ scaled
+            _accumulate(gradient, share, tile)
+            _accumulate(table_gradient[lo : lo + len(tile)], share.T, scaled)
             if bias is not None:
                 bias_gradient[lo : lo + len(tile)] += share.T @ (1 / mass).to(low)
         state_gradient[start : start + rows] = gradient.div_(mass[:, None]).sub_(embedded)
     table_gradient.index_add_(0, targets, states, alpha=-1)
     bias_gradient.index_add_(0, targets, torch.ones_like(target_bias), alpha=-1)
     return total, state_gradient, table_gradient, bias_gradient
+
+
+def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, in one pass where they are of one type."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def _logits(block: Tensor, tile: Tensor, bias: Tensor | None) -> Tensor:
