@@ -256,7 +256,7 @@ def _cross_entropy(head: Head, targets: Tensor, low: torch.dtype, needs_gradient
 
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, in one pass where they are of one type."""
+    """Add left @ right to `total`, in one pass where they are of one type."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     else:

@@ -3,8 +3,17 @@ import math
 import pytest
 import torch
 
+from turborec import recipes
 from turborec.contract import rows_of
 from turborec.engine.optim import AdamW, Constant, Cosine, Joined, Linear, Muon, RowAdam, clip
+
+
+def test_an_optimizer_without_a_kind_is_adamw():
+    tree = {"data": {"source": {"kind": "online_retail"}}, "model": {"kind": "sasrec"}, "train": {"optimizer": {"lr": 0.5}}}
+    assert recipes.from_tree(tree, "the test").train.optimizer == AdamW(lr=0.5)
+    tree["train"]["optimizer"] = {"kind": "muon", "momentum": 0.5}
+    assert recipes.from_tree(tree, "the test").train.optimizer == Muon(momentum=0.5)
+
 
 SCHEDULES = [Constant(warmup=0.2), Linear(warmup=0.2), Cosine(warmup=0.2)]
 

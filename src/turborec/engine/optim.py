@@ -4,7 +4,7 @@ import math
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from turborec.contract import read_by_rows
@@ -74,7 +74,12 @@ class Muon(Config):
         return Joined([muon, *(rest.parts if isinstance(rest, Joined) else [rest])])
 
 
-Optimizer = Annotated[AdamW | Muon, Field(discriminator="kind")]
+def _adamw_unless_said(value: Any) -> Any:
+    """An optimizer without a kind is AdamW, so that `optimizer: {lr: 0.001}` is enough."""
+    return {"kind": "adamw", **value} if isinstance(value, dict) else value
+
+
+Optimizer = Annotated[AdamW | Muon, Field(discriminator="kind"), BeforeValidator(_adamw_unless_said)]
 
 
 class Joined(torch.optim.Optimizer):
