@@ -152,3 +152,16 @@ def test_mistakes_are_named(runs):
         compare(runs[:1], QUICK)
     with pytest.raises(UserError, match=r"No value of 'ndgc@10'.*did you mean 'ndcg@10'"):
         compare(runs, Terms(metrics=("ndgc@10",)))
+
+
+def test_seeds_are_told_each_by_itself(tmp_path, store):
+    seeds = [run_of(tmp_path / f"s{seed}", store, seed=seed) for seed in (1, 2)]
+    other = run_of(tmp_path / "other", store, width=32)
+    found = compare([str(other), *map(str, seeds)], QUICK)
+    merged = found.to_json()["contestants"][1]
+    assert [(run["folder"], run["seed"]) for run in merged["runs"]] == [(str(seeds[0]), 1), (str(seeds[1]), 2)]
+    alone = [run["values"]["ndcg@10"] for run in merged["runs"]]
+    assert merged["values"]["ndcg@10"] == pytest.approx(np.mean(alone))
+    told = next(remark for remark in found.remarks if remark.startswith("The seeds of s1 (2 seeds)"))
+    assert f"ndcg@10 {alone[0]:.4f}, {alone[1]:.4f} (standard deviation {np.std(alone, ddof=1):.4f})" in told
+    assert len(found.to_json()["contestants"][0]["runs"]) == 1

@@ -105,6 +105,10 @@ class Comparison:
                     "folder": str(c.folder),
                     "model": c.model,
                     "values": {m: self.value(c, m) for m in self.metrics},
+                    "runs": [
+                        {"folder": str(run.folder), "seed": run.seed, "values": {m: self.value(run, m) for m in self.metrics}}
+                        for run in c.members or (c,)
+                    ],
                 }
                 for c in self.contestants
             ],
@@ -136,6 +140,7 @@ def compare(names: Sequence[str], terms: Terms) -> Comparison:
     ]
     if len(contestants[0].users) < FEWEST_USERS:
         remarks.append(f"There are fewer than {FEWEST_USERS} users: the intervals are too narrow and p too small.")
+    remarks += [_spread(one, history, metrics) for one in contestants if one.members]
     remarks += [_method(contestants, metrics, terms), *([_of_slices(main, slices, len(contestants))] if slices else [])]
     return Comparison(contestants, history, metrics, found, _corrected_slices(slices), remarks + left_out)
 
@@ -241,6 +246,15 @@ def _method(contestants: Sequence[Contestant], metrics: list[str], terms: Terms)
         f"corrected for the {count} comparison{'s' * (count > 1)} of the table, the intervals are not. The intervals are "
         "about other users; what another seed would give is not in them."
     )
+
+
+def _spread(one: Contestant, history: History, metrics: list[str]) -> str:
+    """What the seeds of a contestant gave, each by itself."""
+    told = []
+    for metric in metrics:
+        means = [float(run.values[history][metric].mean()) for run in one.members]
+        told.append(f"{metric} {', '.join(f'{mean:.4f}' for mean in means)} (standard deviation {np.std(means, ddof=1):.4f})")
+    return f"The seeds of {one.name}, each by itself: {'; '.join(told)}."
 
 
 def _of_slices(metric: str, slices: list[Slice], contestants: int) -> str:

@@ -41,6 +41,7 @@ class Contestant:
     targets: list[str]  # [P] raw ids
     values: dict[History, dict[str, Float64]]  # [U] by name of the metric
     commit: str | None = None  # of the code that trained it, where that is known
+    members: tuple["Contestant", ...] = ()  # the runs of other seeds that it is the average of
 
     @property
     def seed(self) -> int:
@@ -84,7 +85,8 @@ def merge_seeds(contestants: Sequence[Contestant]) -> tuple[list[Contestant], li
         if len(members) > 1:
             named = ", ".join(f"{one.name} (seed {one.seed})" for one in members)
             remarks.append(f"{named} are one recipe: each user's values are averaged over them, and they are one contestant.")
-            first = replace(first, name=f"{first.name} ({len(members)} seeds)", values=_averaged(members))
+            name = f"{first.name} ({len(members)} seeds)"
+            first = replace(first, name=name, values=_averaged(members), members=tuple(members))
         merged.append(first)
     return merged, remarks
 

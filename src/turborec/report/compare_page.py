@@ -35,7 +35,7 @@ def compare_page(found: Comparison) -> str:
         ],
         "slices": _slices(found),
         "remarks": found.remarks,
-        "folders": [(one.name, str(one.folder), one.model) for one in found.contestants],
+        "folders": [(one.name, str(run.folder), one.model) for one in found.contestants for run in one.members or (one,)],
         "protocol": page.rows_of_card(baseline.card),
     }
     return page.render("compare", facts)
