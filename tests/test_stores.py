@@ -39,3 +39,14 @@ def test_users_whose_events_all_come_after_the_cut_are_told_of(tmp_path, caplog)
     late = [*ROWS, *(f"late{n},i1,{1_700_000_100 + n}" for n in range(3))]
     told = prepared(tmp_path, late, caplog, split="{kind: global_time}")
     assert "users have events in the test part and none before it" in told
+
+
+def test_a_store_is_found_again_without_its_raw_files(tmp_path, caplog):
+    prepared(tmp_path, ROWS, caplog)
+    source = f"{{kind: table, events: {tmp_path / 'events.csv'}, user: user, item: item, time: time}}"
+    rules = [f"data.source={source}", "data.split={kind: leave_one_out}", "data.prepare.min_user_events=1"]
+    (store,) = (tmp_path / "home" / "stores").iterdir()
+    (tmp_path / "events.csv").unlink()
+    assert stores.prepared_before(recipes.load("ml-100k/sasrec", rules), tmp_path / "home") == store
+    other = recipes.load("ml-100k/sasrec", [*rules, "data.prepare.min_item_events=2"])
+    assert stores.prepared_before(other, tmp_path / "home") is None

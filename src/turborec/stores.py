@@ -10,7 +10,7 @@ import torch
 
 from turborec.data.batch import DataSpec
 from turborec.data.schema import UNKNOWN_TIME
-from turborec.data.store import Part, Store, open_store
+from turborec.data.store import Part, Store, open_store, read_card
 from turborec.errors import UserError
 from turborec.recipes import AnyRecipe
 
@@ -45,6 +45,22 @@ def of_recipe(recipe: AnyRecipe, places: Places) -> Store:
     _tell_times(store, ordered=getattr(source, "order", None) is not None)
     _tell_untested(store)
     return store
+
+
+def prepared_before(recipe: AnyRecipe, home: Path) -> Path | None:
+    """The only store below `home` that was prepared by this recipe's rules, from whatever files; None if it is not one."""
+    source = recipe.data.source.model_dump(mode="json")
+    rules = {"prepare": recipe.data.prepare.model_dump(mode="json"), "split": recipe.data.split.model_dump(mode="json")}
+    found = []
+    for card_file in (home / "stores").glob("*/card.json"):
+        try:
+            card = read_card(card_file.parent)
+            made = {name: card["source"].get(name) for name in source} == source
+            alike = all(card[part].items() <= rule.items() for part, rule in rules.items())
+        except (UserError, KeyError, TypeError, AttributeError):
+            continue
+        found += [card_file.parent] * (made and alike)
+    return found[0] if len(found) == 1 else None
 
 
 def _tell(store: Store, path: Path) -> None:

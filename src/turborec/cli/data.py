@@ -112,7 +112,7 @@ def export(
 
 
 def _open_store(name: str, home: Path, raw: Path | None) -> "Store":
-    """The store in a folder, or the one a recipe prepares."""
+    """The store in a folder, of a key, or the one a recipe has prepared or prepares now."""
     from turborec import recipes, stores
     from turborec.data.store import open_store
     from turborec.errors import UserError
@@ -124,4 +124,6 @@ def _open_store(name: str, home: Path, raw: Path | None) -> "Store":
         return open_store(begun[0])
     if name not in recipes.shipped() and not Path(name).is_file():
         raise UserError(f"{name!r} is neither the folder nor the key of a store (see `turborec data list`), nor a recipe.")
-    return stores.of_recipe(recipes.load(name), stores.Places(home, raw))
+    chosen = recipes.load(name)
+    before = stores.prepared_before(chosen, home) if raw is None else None
+    return open_store(before) if before else stores.of_recipe(chosen, stores.Places(home, raw))

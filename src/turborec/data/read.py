@@ -204,7 +204,8 @@ def _refuse(con: Engine, staged: str, table: RawTable, intake: Intake, bad_rows:
     bad = sum(intake.rejected.values())
     if bad > bad_rows * intake.rows:
         shown = list(islice(bad_records(con, staged, table), SHOWN_ROWS))
-        listed = "\n".join(f"  {file}:{line}: {reason}: {text}" for file, line, reason, text in shown)
+        lines = [f"  {file}:{line}: {reason}: {text}" for file, line, reason, text in shown]
+        listed = "\n".join([*lines, *([f"  … and {bad - len(shown):,} more"] if bad > len(shown) else [])])
         allowed = f", a larger share than the {bad_rows:g} allowed by data.prepare.bad_rows" if bad_rows else ""
         remedy = "Mend these rows, or allow a larger share and they are left out." if bad_rows else "Mend these rows."
         if any(reason.startswith("time") for _, _, reason, _ in shown):
