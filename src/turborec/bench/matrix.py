@@ -100,6 +100,11 @@ def _steps(name: str, assembly: Assembly) -> Iterator[Work]:
         raise UserError(f"There is no plain PyTorch version of {assembly.recipe.model.kind} (known: {', '.join(eager.KINDS)}).")
     epoch = TrainingBatches(assembly.store, assembly.recipe.batches, assembly.recipe.seed).epoch(0)
     rows = max(1, round(len(epoch.rows.users) / len(epoch)))  # so that a step has as many targets on the mean
+    logits = (
+        3 * 4 * rows * (assembly.recipe.batches.max_length + 1) * (assembly.store.num_items + 1)
+    )  # theirs, their gradient's
+    if name == "eager_all_logits" and logits > hardware.free_memory(assembly.device):
+        raise UserError(f"{name} would hold {logits / 2**30:,.0f} GiB of logits, more than there is: leave it out.")
     return eager.training(assembly, rows, EAGER[name])  # type: ignore[arg-type]
 
 
@@ -191,7 +196,7 @@ def _peak(name: str, recipe: AnyRecipe, store: Store, device: str) -> float | No
     return float(json.loads(done.stdout)["peak_mib"])
 
 
-def peak(name: str, recipe: AnyRecipe, store: Store, device: str, steps: int = 5) -> float:
+def peak(name: str, recipe: AnyRecipe, store: Store, device: str, steps: int = 3) -> float:
     """Peak MiB of this process after a few steps of a contestant."""
     hardware.keep_freed_memory()
     one = contestant(name, recipe, store, device)

@@ -91,8 +91,11 @@ def compete(contestants: list[Contestant], rounds: int = 6, seconds: float = 2.0
     """
     measured = []
     for contestant in contestants:
+        began = time.perf_counter()
         for _ in range(warm_up):
             next(contestant.steps)
+            if time.perf_counter() - began > 2 * seconds * warm_up:
+                break  # a step this long needs no more of them
         measured.append(Measurement(contestant.name))
     for number in range(rounds):
         turn = list(zip(contestants, measured, strict=True))
