@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, addmm_flop, sdpa_backward_flop_count, sdpa_flop_count
 
 from turborec.bench.step import Contestant, Work
 
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_scaled_mm")
+PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "_scaled_mm")
 
 
 @dataclass(frozen=True)
-class _Attention:
-    """The operations of an attention kernel, from the shapes it is called with: its first `tensors` arguments."""
+class _Kernel:
+    """The operations of a kernel, from the shapes it is called with: its first `tensors` arguments."""
 
     formula: Callable[..., int]
     tensors: int
@@ -28,8 +28,9 @@ class _Attention:
 
 
 FORMULAS = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _Attention(sdpa_flop_count, 3),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _Attention(sdpa_backward_flop_count, 4),
+    torch.ops.aten.addmm_: _Kernel(addmm_flop, 3),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _Kernel(sdpa_flop_count, 3),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _Kernel(sdpa_backward_flop_count, 4),
 }
 """Operations that torch's own counter leaves out. A causal product is counted whole, though half of it is needed."""
 
