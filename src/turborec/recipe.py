@@ -216,7 +216,7 @@ def _default(field: Any) -> str:
         return ""
     if isinstance(value, tuple):
         return f"a list of {len(value)}" if value else "[]"
-    return str(value) if isinstance(value, str) else json.dumps(value)
+    return json.dumps(value) if isinstance(value, bool | int | float | dict | list | None) else str(value)
 
 
 def kinds(package: str) -> list[str]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from turborec import recipes, run
+from turborec.data.loader import evaluation_batches
 from turborec.evaluate import evaluate
 from turborec.sources.simulated import Oracle
 from turborec.stores import Places
@@ -44,7 +45,7 @@ def trained(tmp_path_factory):
     options = Places(home=place / "home")
     done, results = run.train(recipe, place / "run", options)
     scorer = OracleScorer(Oracle(recipe.data.source), done.store)
-    batches = run.evaluation_batches(done.store, "test", recipe.batches)
+    batches = evaluation_batches(done.store, "test", recipe.batches)
     best = evaluate(scorer, batches, done.store, "test", recipe.evaluation, torch.device("cpu"), 30)
     return {name: result.kept["ndcg@10"] for name, result in results.items()} | {"optimum": best.kept["ndcg@10"]}
 
