@@ -1,12 +1,15 @@
 """Unpacking, with the archives that harm those who trust them."""
 
+import gzip
 import io
+import random
 import stat
 import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -174,3 +177,36 @@ def test_flipped_bit_is_noticed(tmp_path: Path) -> None:
 def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"not an archive")
     assert_refused(tmp_path / "a.zip", tmp_path / "out", "cannot be unpacked")
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
+def test_one_flipped_byte_of_a_compressed_tar_is_found_before_anything_is_there(tmp_path: Path, mode: Literal["w:gz"]) -> None:
+    content = random.Random(0).randbytes(300_000)
+    with tarfile.open(tmp_path / "archive", mode) as archive:
+        info = tarfile.TarInfo("ml/ratings.dat")
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+    packed = bytearray((tmp_path / "archive").read_bytes())
+    packed[len(packed) // 2] ^= 0xFF
+    (tmp_path / "archive").write_bytes(packed)
+    assert_refused(tmp_path / "archive", tmp_path / "out", "cannot be unpacked")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_one_flipped_byte_of_a_zip_is_found(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "archive", "w", method) as archive:
+        archive.writestr("ml/ratings.dat", random.Random(0).randbytes(300_000))
+    packed = bytearray((tmp_path / "archive").read_bytes())
+    packed[5000] ^= 0xFF
+    (tmp_path / "archive").write_bytes(packed)
+    with pytest.raises(UserError, match=r"annot (be unpacked|unpack)"):
+        unpack(tmp_path / "archive", ["ml/ratings.dat"], tmp_path / "out")
+
+
+def test_an_archive_that_goes_on_behind_its_end_is_refused(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    with tarfile.open(plain, "w") as archive:
+        archive.addfile(tarfile.TarInfo("ml/ratings.dat"), io.BytesIO())
+    with gzip.open(tmp_path / "archive", "wb") as packed:
+        packed.write(plain.read_bytes() + bytes(_unpack.SMALL_BYTES + 2**20))
+    assert_refused(tmp_path / "archive", tmp_path / "out", "goes on behind its end")

@@ -1,6 +1,7 @@
 """Takes named files out of a zip or tar archive, after every member of it was found harmless."""
 
 import gzip
+import lzma
 import stat
 import tarfile
 import unicodedata
@@ -30,7 +31,7 @@ class _Member:
 
 
 _Opener = Callable[[str], IO[bytes]]
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError, NotImplementedError)
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, EOFError, NotImplementedError)
 
 
 def unpack(archive: Path, wanted: Sequence[str], folder: Path) -> None:
@@ -64,7 +65,7 @@ def _opened(archive: Path) -> Iterator[tuple[Iterable[_Member], _Opener]]:
     else:
         with tarfile.open(archive) as tar:
             # A tar is read front to back: every member is judged by its header before its content is passed over.
-            yield map(_tar_member, tar), lambda name: _tar_content(tar, name)
+            yield _tar_members(tar), lambda name: _tar_content(tar, name)
 
 
 def _zip_member(info: zipfile.ZipInfo) -> _Member:
@@ -77,6 +78,16 @@ def _zip_member(info: zipfile.ZipInfo) -> _Member:
         fault = "it is encrypted"
     # `filename` was cut at a zero byte and had its separators changed; `orig_filename` is what the archive says.
     return _Member(info.orig_filename, info.file_size, fault)
+
+
+def _tar_members(tar: tarfile.TarFile) -> Iterator[_Member]:
+    yield from map(_tar_member, tar)
+    # The checksum of a compressed archive stands behind its last member, where nobody would read it otherwise.
+    padding = 0
+    while tar.fileobj is not None and (read := len(tar.fileobj.read(CHUNK))):
+        padding += read
+        if padding > SMALL_BYTES:
+            raise tarfile.ReadError("it goes on behind its end")
 
 
 def _tar_member(info: tarfile.TarInfo) -> _Member:
