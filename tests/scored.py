@@ -5,15 +5,16 @@ from torch import Tensor
 
 from turborec.contract import Model
 from turborec.data.batch import SequenceBatch
+from turborec.ranking import UserBatch
 
 
 class Table:
-    """Scores user u by row u of a table [U, V + 1]."""
+    """Scores user u by row u of a table [U, V + 1], whatever else a batch of users holds."""
 
     def __init__(self, scores: Tensor) -> None:
         self.scores = scores
 
-    def users(self, batch: SequenceBatch) -> Tensor:
+    def users(self, batch: UserBatch) -> Tensor:
         return batch.users
 
     def score(self, state: Tensor, lo: int, hi: int) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from scored import Table
 from stores import store_of
 from turborec import tiles
 from turborec.contract import DotProduct
@@ -28,19 +29,6 @@ class Asked:
 
     def to(self, device: torch.device) -> Self:
         return self
-
-
-class Table:
-    """Scores everybody by a row of a table [U, V + 1]."""
-
-    def __init__(self, scores: Tensor) -> None:
-        self.scores = scores
-
-    def users(self, batch: Asked) -> Tensor:
-        return batch.users
-
-    def score(self, state: Tensor, lo: int, hi: int) -> Tensor:
-        return self.scores[state, lo:hi]
 
 
 def batches(users: Sequence[int], size: int) -> Iterator[Asked]:
