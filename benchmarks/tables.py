@@ -22,7 +22,8 @@ def quality_table(rows: list[Row]) -> list[str]:
     for (data, model, variant, history), members in sorted(groups.items()):
         # An anchor is counted, not trained: every run of the same data finds the same numbers, so one of them is told.
         seeds = sorted({m["seed"] for m in members}) if model not in ("popularity", "markov") else [members[0]["seed"]]
-        cells = [_cell([m["values"][name] for m in members if m["seed"] in seeds]) for name in SHOWN]
+        chosen = members if model not in ("popularity", "markov") else members[:1]
+        cells = [_cell([m["values"][name] for m in chosen]) for name in SHOWN]
         told = str(len(seeds)) if model not in ("popularity", "markov") else "–"
         lines.append(f"| {data} | {model} | {variant} | {history} | {told} | {' | '.join(cells)} |")
     return lines

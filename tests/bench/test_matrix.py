@@ -70,6 +70,18 @@ def test_plain_pytorch_trains_on_the_recipes_targets(store, kind):
     assert all(next(works).targets > 0 for _ in range(7))
 
 
+@pytest.mark.parametrize("kind", sorted(MODELS))
+@pytest.mark.parametrize("others", [{}, {"head": False, "embedding_norm": False}, {"tied": False}])
+def test_plain_pytorch_has_the_recipes_layers(store, kind, others):
+    """As many parameters as the model: what differs is the mask's own vector, and the position that SASRec has no use for."""
+    others = others if kind == "bert4rec" else {}
+    recipe = recipe_of(kind, model=MODELS[kind] | others)
+    ours = sum(p.numel() for p in assemble(recipe, store).model.parameters())
+    length = 12 + (kind == "bert4rec")
+    plain = sum(p.numel() for name, p in eager.Network(recipe.model, 300, length).named_parameters() if name != "mask")
+    assert plain == ours
+
+
 def test_plain_pytorch_learns(even_store):
     """Its loss falls on a store it can learn by heart, with logits everywhere and at targets alike."""
     recipe = recipe_of("sasrec", train={"epochs": 1, "optimizer": {"kind": "adamw", "lr": 1e-2}})

@@ -2,7 +2,8 @@
 
 One sample at a time from a Dataset through a DataLoader, every row padded to the full length, stock encoder layers, the
 logits of all items, stock AdamW. The mathematics is that of the recipe: the same rows and targets, widths, pre-norm blocks,
-loss, clipping; dropout on attention weights is off, as in turborec, because it would cost this side its fast kernel.
+heads and tables, clipping; dropout on attention weights is off, as in turborec, because it would cost this side its fast
+kernel. The loss is the exact cross-entropy whatever the recipe's is, the optimizer AdamW, positions are learnt.
 """
 
 from collections.abc import Iterator
@@ -65,8 +66,11 @@ class Network(nn.Module):
             self.encoder = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
             self.causal = nn.Transformer.generate_square_subsequent_mask(length)
         self.norm = nn.LayerNorm(config.width)
-        if config.kind == "bert4rec":
-            self.dense = nn.Sequential(nn.Linear(config.width, config.width), nn.GELU(), nn.LayerNorm(config.width))
+        self.embedding_norm = nn.LayerNorm(config.width) if getattr(config, "embedding_norm", False) else nn.Identity()
+        dense = (nn.Linear(config.width, config.width), nn.GELU(), nn.LayerNorm(config.width))
+        self.dense = nn.Sequential(*dense) if getattr(config, "head", False) else nn.Identity()
+        self.table = self.items if getattr(config, "tied", True) else nn.Embedding(items + 1, config.width)
+        self.bias = nn.Parameter(torch.zeros(items + 1)) if config.kind == "bert4rec" else None
         for table in self.modules():
             if isinstance(table, nn.Embedding):
                 nn.init.normal_(table.weight, std=0.02)
@@ -77,10 +81,14 @@ class Network(nn.Module):
         if self.config.kind == "gru4rec":
             return self.norm(self.output(self.dropout(self.gru(self.dropout(x))[0])))  # type: ignore[no-any-return]
         x = torch.where(masked[..., None], self.mask, x) if self.config.kind == "bert4rec" else x
-        x = self.dropout(x + self.positions.weight)
+        x = self.dropout(self.embedding_norm(x + self.positions.weight))
         if self.config.kind == "sasrec":
             return self.norm(self.encoder(x, mask=self.causal, is_causal=True))  # type: ignore[no-any-return]
         return self.dense(self.norm(self.encoder(x, src_key_padding_mask=events == 0)))  # type: ignore[no-any-return]
+
+    def scores(self, states: Tensor) -> Tensor:
+        """[..., D] -> [..., V + 1]."""
+        return F.linear(states, self.table.weight, self.bias)
 
 
 def training(assembly: Assembly, rows: int, logits: Logits) -> Iterator[Work]:
@@ -110,8 +118,7 @@ def training(assembly: Assembly, rows: int, logits: Logits) -> Iterator[Work]:
             states = model(events, masked)
             if logits == "targets":
                 states, targets = states[targets > 0], targets[targets > 0]
-            scores = states @ model.items.weight.T
-            loss = F.cross_entropy(scores.flatten(0, -2), targets.flatten(), ignore_index=0)
+            loss = F.cross_entropy(model.scores(states).flatten(0, -2), targets.flatten(), ignore_index=0)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             if recipe.train.clip_norm is not None:

@@ -4,7 +4,7 @@ Per event and block: 8 D^2 for q, k, v and o, 4 D H for the feed-forward layer, 
 gradients of a product cost two more of its size. Letters: D width, H hidden width, V items.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -47,8 +47,3 @@ def _gru4rec(config: Any, lengths: Any, targets: int) -> float:
 
 
 ENCODERS: dict[str, Callable[[Any, Any, int], float]] = {"sasrec": _sasrec, "bert4rec": _bert4rec, "gru4rec": _gru4rec}
-
-
-def head_shapes(config: Any, items: int, rows: Iterable[int]) -> tuple[tuple[int, int, int], ...]:
-    """The shapes of a model's largest products, logits of so many rows, for the search of the machine's ceiling."""
-    return tuple((row, config.width, items) for row in rows)

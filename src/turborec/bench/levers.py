@@ -44,7 +44,7 @@ def _compiled(without: Evidence, with_: Evidence) -> str | None:
 
 
 def _rows_alone(without: Evidence, with_: Evidence) -> str | None:
-    made = with_.operations["_coalesce"] + with_.operations["coalesce"] - without.operations["_coalesce"]
+    made = with_.operations["_coalesce"] - without.operations["_coalesce"]
     return f"{made} gradients of rows alone" if made > 0 else None
 
 

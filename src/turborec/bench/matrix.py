@@ -100,9 +100,8 @@ def _steps(name: str, assembly: Assembly) -> Iterator[Work]:
         raise UserError(f"There is no plain PyTorch version of {assembly.recipe.model.kind} (known: {', '.join(eager.KINDS)}).")
     epoch = TrainingBatches(assembly.store, assembly.recipe.batches, assembly.recipe.seed).epoch(0)
     rows = max(1, round(len(epoch.rows.users) / len(epoch)))  # so that a step has as many targets on the mean
-    logits = (
-        3 * 4 * rows * (assembly.recipe.batches.max_length + 1) * (assembly.store.num_items + 1)
-    )  # theirs, their gradient's
+    positions = rows * (assembly.recipe.batches.max_length + 1)
+    logits = 3 * 4 * positions * (assembly.store.num_items + 1)  # bytes of them, their probabilities and their gradient
     if name == "eager_all_logits" and logits > hardware.free_memory(assembly.device):
         raise UserError(f"{name} would hold {logits / 2**30:,.0f} GiB of logits, more than there is: leave it out.")
     return eager.training(assembly, rows, EAGER[name])  # type: ignore[arg-type]
