@@ -33,7 +33,7 @@ def rows_of(found: dict[str, Any], recipe: str, seed: int, protocol: dict[str, A
         elif name.split(" ", 1)[-1] in levers and levers[name.split(" ", 1)[-1]].get("gain"):
             lever = levers[name.split(" ", 1)[-1]]
             values |= _ratio("gain_of_lever", lever["gain"])
-            proof = {key: lever[key] for key in ("name", "promise", "proof")}
+            proof = {key: lever[key] for key in ("name", "promise", "proof", "kept", "comparison")}
         made.append(
             {
                 "kind": "speed",

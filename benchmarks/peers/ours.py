@@ -25,7 +25,7 @@ class OwnJob(Budget):
 
 def train(job: OwnJob, assembly: Assembly, meter: Meter, curve: Curve) -> None:
     """Take the recipe's own steps: until the meter has seen enough, or for whole epochs with a validation after each."""
-    batches, stage = TrainingBatches(assembly.store, assembly.recipe.batches, job.seed), assembly.recipe.train
+    batches, stage = TrainingBatches(assembly.store, assembly.recipe.batches, job.seed), assembly.recipe.stages[0]
     state = loop.start(assembly.model, stage, assembly.device)
     done = False
     while not done:

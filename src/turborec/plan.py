@@ -74,9 +74,10 @@ def forecast(assembly: Assembly, folder: Path) -> Forecast:
     epoch = TrainingBatches(assembly.store, recipe.batches, recipe.seed).epoch(0)
     if not len(epoch):
         raise UserError("There is nothing to train on: no user has two events before the validation part.")
-    state = loop.start(assembly.model, recipe.train, device)
+    stage = recipe.stages[0]
+    state = loop.start(assembly.model, stage, device)
     activations = _activations(assembly, epoch)
-    tried = list(loop.fit(state, First(epoch, min(STEPS, len(epoch))), recipe.train, device))
+    tried = list(loop.fit(state, First(epoch, min(STEPS, len(epoch))), stage, device))
     counted = tried[len(tried) // 4 :]
     training = epoch.targets * sum(record.seconds for record in counted) / sum(record.asked for record in counted)
     validation = _validation(assembly)

@@ -49,6 +49,9 @@ def fit(run: Run, steps: int | None, interruption: Interruption, tracking: Track
         for number, stage in enumerate(run.recipe.stages):
             if number > state.position.stage:
                 state = _next_stage(run, state, number)
+            stated = (run.recipe.train, *run.recipe.then)[number]
+            if told := stated.scaling.told(stated.optimizer, run.recipe.batches.tokens):
+                logger.info(told)
             stopping = run.recipe.stopping
             while state.position.stage == number and state.position.epoch < stage.epochs:
                 if stopping.should_stop(state.stopper):

@@ -106,6 +106,10 @@ def test_a_lever_is_believed_only_where_it_shows(store, monkeypatch):
     assert {row["name"] for row in found["rows"]} >= {"recipe", "without bucketing", "with bf16", "with sampled", "eager"}
     assert {one["name"]: one["failed"] for one in found["levers"]} == {"bucketing": None, "bf16": None, "sampled": None}
     assert "bfloat16" in next(one["proof"] for one in found["levers"] if one["name"] == "bf16")
+    bucketing, bf16, sampled = (
+        next(one for one in found["levers"] if one["name"] == n) for n in ("bucketing", "bf16", "sampled")
+    )
+    assert bucketing["kept"] and bf16["kept"] and sampled["kept"] is None
     # A lever whose change does nothing fails, and has no gain.
     monkeypatch.setattr("turborec.assembly.compile_layers", lambda model: None)
     off = matrix.run(recipe_of("sasrec"), store, matrix.Plan(("compile",), (), 2, 0.01, False), "cpu")["levers"][0]

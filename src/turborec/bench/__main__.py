@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from turborec import recipes
-from turborec.bench import levers, matrix
+from turborec.bench import levers, matrix, promise
 from turborec.data.store import open_store
 from turborec.errors import UserError
 
@@ -22,6 +22,9 @@ def main() -> None:
     parser.add_argument("--against", default="", help=f"comma-separated: {', '.join(matrix.EAGER)}")
     parser.add_argument("--rounds", type=int, default=matrix.Plan.rounds)
     parser.add_argument("--seconds", type=float, default=matrix.Plan.seconds, help="of each contestant in each round")
+    parser.add_argument(
+        "--gate", type=int, default=0, help="epochs after which levers that change the mathematics are compared"
+    )
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     try:
@@ -32,7 +35,8 @@ def main() -> None:
             return
         if chosen.recipe is None:
             parser.error("a recipe is needed")
-        plan = matrix.Plan(matrix.named(chosen.levers), matrix.opponents(chosen.against), chosen.rounds, chosen.seconds)
+        levers_, against = matrix.named(chosen.levers), matrix.opponents(chosen.against)
+        plan = matrix.Plan(levers_, against, chosen.rounds, chosen.seconds, gate=promise.Gate(chosen.gate))
         found = matrix.run(recipes.load(chosen.recipe, chosen.overrides), store, plan, chosen.device)
         print(json.dumps({"recipe": chosen.recipe, **found}))
     except UserError as error:

@@ -4,8 +4,9 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from turborec.assembly import Assembly, assemble
 from turborec.bench import eager, flops, levers, limits, step
 from turborec.bench.evidence import Evidence, observe
 from turborec.bench.levers import Lever
+from turborec.bench.promise import Gate, Verdict, judge
 from turborec.bench.step import Contestant, Measurement, Work
 from turborec.contract import Counted
 from turborec.data.loader import TrainingBatches
@@ -26,6 +28,8 @@ logger = logging.getLogger("turborec")
 
 EAGER = {"eager": "targets", "eager_all_logits": "all"}
 """Plain PyTorch with logits where there is a target, and with logits everywhere."""
+
+UNJUDGED = Gate()
 
 Measurements = dict[str, Measurement]
 Ceilings = dict[str, limits.Limits]
@@ -40,6 +44,7 @@ class Plan:
     rounds: int = 6
     seconds: float = 2.0
     memory: bool = True  # also the peak memory of each contestant, in a process of its own
+    gate: Gate = UNJUDGED
 
 
 def run(recipe: AnyRecipe, store: Store, plan: Plan, device: str = "auto") -> dict[str, Any]:
@@ -59,6 +64,10 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, device: str = "auto") -> di
     if plan.memory:
         for row in rows:
             row["peak_mib"] = _peak(row["name"], variants[row["name"]], store, device)
+    verdicts = []
+    for one in chosen:
+        judged = partial(judge, one, store=store, device=device, gate=plan.gate)
+        verdicts.append(_verdict(one, variants, measured, evidence, judged))
     return {
         "data": store.card["counts"],
         "device": str(contestants[0].device),
@@ -66,7 +75,7 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, device: str = "auto") -> di
         "plan": asdict(plan),
         "warning": warning,
         "rows": rows,
-        "levers": [_verdict(one, recipe, measured, evidence) for one in chosen],
+        "levers": verdicts,
         "provenance": before,
     }
 
@@ -169,20 +178,30 @@ def _row(
     return row
 
 
-def _verdict(one: Lever, recipe: AnyRecipe, measured: Measurements, evidence: dict[str, Evidence]) -> dict[str, Any]:
-    """What a lever gave, whether it was seen to be on, and what it promises."""
-    without = f"without {one.name}" if f"without {one.name}" in measured else "recipe"
-    with_ = f"with {one.name}" if f"with {one.name}" in measured else "recipe"
+def _verdict(
+    one: Lever,
+    variants: dict[str, AnyRecipe],
+    measured: Measurements,
+    evidence: dict[str, Evidence],
+    judged: Callable[..., Verdict],
+) -> dict[str, Any]:
+    """What a lever gave, whether it was seen to be on, and whether it kept its promise: what fails either has no gain."""
+    without, with_ = (name if name in variants else "recipe" for name in (f"without {one.name}", f"with {one.name}"))
     if without == with_:
         return {"name": one.name, "failed": "the recipe is the same with it and without it"}
-    proof = one.proof(evidence[without], evidence[with_])
-    return {
+    found: dict[str, Any] = {
         "name": one.name,
         "promise": one.promise,
-        "proof": proof,
-        "failed": None if proof else "nothing shows that it was on",
-        "gain": asdict(step.ratio(measured[with_], measured[without])) if proof else None,
+        "proof": one.proof(evidence[without], evidence[with_]),
+        "gain": None,
     }
+    if not found["proof"]:
+        return {**found, "failed": "nothing shows that it was on"}
+    verdict = judged(without=variants[without], with_=variants[with_])
+    found |= {"kept": verdict.kept, "comparison": verdict.told}
+    if verdict.kept is False:
+        return {**found, "failed": f"it did not keep its promise: {verdict.told}"}
+    return {**found, "failed": None, "gain": asdict(step.ratio(measured[with_], measured[without]))}
 
 
 def _peak(name: str, recipe: AnyRecipe, store: Store, device: str) -> float | None:

@@ -131,7 +131,7 @@ def busy() -> str | None:
 def training(assembly: Assembly) -> Iterator[Work]:
     """The recipe's own optimizer steps, epoch after epoch."""
     batches = TrainingBatches(assembly.store, assembly.recipe.batches, assembly.recipe.seed)
-    stage = assembly.recipe.train
+    stage = assembly.recipe.stages[0]
     state = loop.start(assembly.model, stage, assembly.device)
     while True:
         for number in range(stage.epochs):

@@ -126,11 +126,13 @@ def bench_tables(found: "dict[str, Any]") -> None:
         )
     console.print(table)
     if found["levers"]:
-        table = Table("lever", "gain", "promise", "proof that it was on")
+        table = Table("lever", "gain", "promise", "proof that it was on", "kept")
         for one in found["levers"]:
             gain = one.get("gain")
             shown = f"{gain['value']:.2f}x ({gain['low']:.2f}-{gain['high']:.2f})" if gain else "failed"
-            table.add_row(one["name"], shown, one.get("promise", ""), one["failed"] or one["proof"])
+            table.add_row(
+                one["name"], shown, one.get("promise", ""), one.get("proof") or "", one["failed"] or one["comparison"]
+            )
         console.print(table)
     for name, limit in found["limits"].items():
         product, copy = limit["flops"] / 1e9, limit["bandwidth"] / 1e9

@@ -51,6 +51,8 @@ def bench(
     against: Annotated[str, typer.Option(help="plain PyTorch to measure beside: eager, eager_all_logits")] = "",
     rounds: Annotated[int, typer.Option(min=1, help="turns of each contestant; six give a 95 % interval")] = 6,
     seconds: Annotated[float, typer.Option(min=0.0, help="length of a turn")] = 2.0,
+    gate: Annotated[int, typer.Option(min=0, help="epochs after which levers that change the mathematics are compared")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="of each such comparison")] = 3,
     out: Annotated[Path | None, typer.Option(help="also write the measurements to this JSON file")] = None,
     page: Annotated[Path | None, typer.Option(help="also write an HTML page to this file")] = None,
     home: Home = DEFAULT_HOME,
@@ -60,11 +62,12 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure a recipe's training step, its levers one by one, and plain PyTorch beside it, in turns."""
-    from turborec.bench import matrix
+    from turborec.bench import matrix, promise
     from turborec.files import write_whole
 
     chosen, opened = _opened(recipe, overrides, home, raw, store)
-    plan = matrix.Plan(matrix.named(levers), matrix.opponents(against), rounds, seconds)
+    judged = promise.Gate(gate, seeds)
+    plan = matrix.Plan(matrix.named(levers), matrix.opponents(against), rounds, seconds, gate=judged)
     found = {"recipe": recipe, **matrix.run(chosen, opened, plan, device)}
     if out is not None:
         write_whole(out, json.dumps(found, indent=1))

@@ -63,10 +63,12 @@ class Epoch:
 
     def batch(self, step: int) -> SequenceBatch:
         """The batch of step 0..len - 1."""
-        chosen = self.order[step]
+        return self.batch_of(self.order[step], self.width[step], step)
+
+    def batch_of(self, chosen: Int64, width: int, step: int) -> SequenceBatch:
+        """These rows, by their numbers, as the batch of a step: none of them is longer than `width`."""
         rows = WindowRows(*(getattr(self.rows, name)[chosen] for name in ("users", "begin", "end", "first")))
-        key = _hash(self.key, step)
-        return _build(self.store, rows, self.width[step], self.keys[chosen], key)
+        return _build(self.store, rows, width, self.keys[chosen], _hash(self.key, step))
 
 
 class First:

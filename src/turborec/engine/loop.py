@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch.profiler import record_function
 
 from turborec.contract import Batch, Model
 from turborec.engine.hardware import Precision, compute_dtype
 from turborec.engine.optim import AdamW, Constant, Optimizer, Schedule, clip
+from turborec.engine.scaling import Scaling, clip_rows
 from turborec.engine.state import Position, TrainState
 from turborec.errors import UserError
 from turborec.recipe import Config
@@ -23,6 +24,7 @@ class Stage(Config):
 
     epochs: int = Field(20, ge=1)
     optimizer: Optimizer = AdamW()
+    scaling: Scaling = Scaling()
     schedule: Schedule = Constant()
     clip_norm: float | None = Field(None, gt=0.0, description="largest norm of the whole gradient")
     accumulate: int = Field(1, ge=1, description="parts a global batch is computed in, to save memory")
@@ -31,6 +33,16 @@ class Stage(Config):
     compile: Literal["none", "layers"] = Field("none", description="layers: torch.compile for each repeated layer")
     start: Literal["last", "best"] = Field("last", description="which weights of the stage before it begins with")
     keep_optimizer: bool = Field(False, description="go on with the optimizer state of the stage before")
+
+    @model_validator(mode="after")
+    def _rows_can_be_clipped(self) -> "Stage":
+        if self.scaling.rule == "cowclip" and not (isinstance(self.optimizer, AdamW) and self.optimizer.tables == "rows"):
+            raise ValueError("scaling rule cowclip needs optimizer {kind: adamw, tables: rows}: it treats the tables apart")
+        return self
+
+    def at(self, tokens: int) -> "Stage":
+        """The stage for batches of so many tokens: its scaling applied."""
+        return self.model_copy(update={"optimizer": self.scaling.applied(self.optimizer, tokens), "scaling": Scaling()})
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,10 @@ class Batches(Protocol):
 def start(model: Model, stage: Stage, device: torch.device) -> TrainState:
     """A fresh state for the first step of a stage."""
     scaled = device.type == "cuda" and compute_dtype(stage.precision, device) == torch.float16
-    return TrainState(model, stage.optimizer.build(model), torch.amp.GradScaler(device.type, enabled=scaled))
+    optimizer = stage.optimizer.build(model)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]  # torch's name for the rate that a schedule takes shares of
+    return TrainState(model, optimizer, torch.amp.GradScaler(device.type, enabled=scaled))
 
 
 def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device) -> Iterator[Record]:
@@ -76,9 +91,9 @@ def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device)
         began = time.perf_counter()
         # The middle of the step's share of the stage: a rate of zero at either end would waste a step.
         progress = (position.epoch + (position.step + 0.5) / len(batches)) / stage.epochs
-        lr = stage.optimizer.lr * stage.schedule.factor(progress)
+        factor = stage.schedule.factor(progress)
         for group in state.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = group["initial_lr"] * factor
         with record_function("data"):
             batch = batches.batch(position.step).to(device)
         losses, norm, predicted = train_step(state, batch, stage, device)
@@ -89,7 +104,9 @@ def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device)
         if stage.average is not None:
             state.update_average(stage.average)
         seconds = time.perf_counter() - began
-        yield Record(replace(position), len(batches), losses, norm, lr, predicted, batch.num_targets(), seconds)
+        yield Record(
+            replace(position), len(batches), losses, norm, stage.optimizer.lr * factor, predicted, batch.num_targets(), seconds
+        )
 
 
 def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.device) -> tuple[dict[str, float], float, int]:
@@ -122,6 +139,9 @@ def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.devi
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     limit = stage.clip_norm if stage.clip_norm is not None else math.inf
     with record_function("clip"):
+        for group in state.optimizer.param_groups:
+            if group.get("clip_rows") is not None:
+                clip_rows(group["params"], group["clip_rows"])
         norm = clip(parameters, limit)
     if not math.isfinite(norm) and not state.scaler.is_enabled():  # a scaler leaves such a step out and lowers its scale
         state.optimizer.zero_grad(set_to_none=True)

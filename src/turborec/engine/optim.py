@@ -1,10 +1,10 @@
 """Optimizers and learning-rate schedules."""
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
 from turborec.contract import read_by_rows
@@ -28,6 +28,18 @@ class AdamW(Config):
     beta2: float = Field(0.999, ge=0.0, lt=1.0)
     eps: float = Field(1e-8, ge=1e-15)
     tables: Tables = Field("dense", description="rows: of tables, update only what a step reads; pays with a sampled loss")
+    tables_lr: float | None = Field(None, gt=0.0, description="with tables=rows: their rate, where it is not lr")
+    tables_weight_decay: float | None = Field(None, ge=0.0, description="with tables=rows: theirs, where it is another")
+    clip_rows: float | None = Field(
+        None, gt=0.0, description="with tables=rows: largest norm of a row's gradient, in norms of the row and times read"
+    )
+
+    @model_validator(mode="after")
+    def _tables_are_apart(self) -> Self:
+        said = [name for name in ("tables_lr", "tables_weight_decay", "clip_rows") if getattr(self, name) is not None]
+        if said and self.tables != "rows":
+            raise ValueError(f"{said[0]} needs tables=rows: only then are tables updated apart from the rest")
+        return self
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """An optimizer over the trainable parameters."""
@@ -45,7 +57,10 @@ class AdamW(Config):
         dense = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=betas, eps=self.eps, fused=True)
         if not tables:
             return dense
-        return Joined([dense, RowAdam(tables, self.lr, betas, self.eps, self.weight_decay)])
+        decay = self.weight_decay if self.tables_weight_decay is None else self.tables_weight_decay
+        rows = RowAdam(tables, self.tables_lr or self.lr, betas, self.eps, decay)
+        rows.param_groups[0]["clip_rows"] = self.clip_rows
+        return Joined([dense, rows])
 
 
 class Muon(Config):

@@ -55,7 +55,10 @@ class TrainState:
     def restore(self, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
         """Become what `capture` saw."""
         self.model.load_state_dict(dict(tensors["model"]), strict=True)
+        rates = [group["initial_lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(_unflatten(tensors["optimizer"], facts["optimizer"]))
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["initial_lr"] = rate  # the recipe's, which checkpoints written before there were such rates do not hold
         self.scaler.load_state_dict(facts["scaler"])
         self.position = Position(**facts["position"])
         self.stopper = StopperState.from_json(facts["stopper"])

@@ -67,8 +67,8 @@ class Recipe(Config, Generic[SourceConfig, ModelConfig]):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The stages in order."""
-        return (self.train, *self.then)
+        """The stages in order, for batches of this size."""
+        return tuple(stage.at(self.batches.tokens) for stage in (self.train, *self.then))
 
 
 AnyRecipe = Recipe[Any, Any]
