@@ -1,25 +1,24 @@
-"""Measure parts that every model shares beside the usual way to do them: python benchmarks/parts.py NAME --store STORE.
+"""Measure parts that every model shares beside the usual way to do them: python benchmarks/parts.py RECIPE [A.B=VALUE]...
 
 The ranking stage of an evaluation against `topk` and against a full sort of every user's scores; the data path against
-one sample at a time from a Dataset. Rows go to results/speed/<name>-parts.json.
+one sample at a time from a Dataset. The recipe gives data and batches. The row goes to results/speed/<data>-parts.json.
 """
 
-import argparse
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from measured import arguments, command, prepared
 from rows import Row, write
 from turborec.bench import eager, step
 from turborec.bench.step import Contestant, Work
 from turborec.contract import DotProduct
 from turborec.data.loader import Batches, TrainingBatches, evaluation_batches
-from turborec.data.store import Store, open_store
+from turborec.data.store import Store
 from turborec.engine import hardware, log
 from turborec.ranking import Ranker, Targets, UserBatch
 
@@ -92,23 +91,20 @@ def one_by_one(store: Store, batches: Batches) -> Iterator[Work]:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("name")
-    parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--length", type=int, default=200)
-    parser.add_argument("--tokens", type=int, default=6400)
+    parser = arguments(main.__doc__)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=2.0)
     chosen = parser.parse_args()
     hardware.keep_freed_memory()
-    store, busy, environment = open_store(chosen.store), step.busy(), log.environment()
-    batches = Batches(max_length=chosen.length, tokens=chosen.tokens)
+    busy, environment = step.busy(), log.environment()
+    environment["command"] = command(parser.prog)
+    (recipe, store), data = prepared(chosen), chosen.recipe.split("/")[0]
     steps = {
         "counting": counting(store),
         "topk": usual(store, full=False),
         "sort": usual(store, full=True),
-        "planned": planned(store, batches),
-        "dataset": one_by_one(store, batches),
+        "planned": planned(store, recipe.batches),
+        "dataset": one_by_one(store, recipe.batches),
     }
     contestants = [Contestant(name, work, CPU) for name, work in steps.items()]
     measured = {one.name: one for one in step.compete(contestants, chosen.rounds, chosen.seconds)}
@@ -117,22 +113,29 @@ def main() -> None:
         "evaluation_vs_sort": step.ratio(measured["counting"], measured["sort"]),
         "data_path_vs_dataset": step.ratio(measured["planned"], measured["dataset"], "events"),
     }
-    values = {}
-    for name, median in ratios.items():
-        values |= {name: median.value, f"{name}_low": median.low, f"{name}_high": median.high}
+    values = {name: median.value for name, median in ratios.items()}
     values |= {f"{name}_ms": 1e3 * one.seconds("cpu") / one.total().steps for name, one in measured.items()}
     row: Row = {
         "kind": "speed",
-        "data": chosen.name,
+        "data": data,
         "model": "parts",
-        "recipe": None,
+        "recipe": chosen.recipe,
         "variant": "default",
         "seed": 0,
-        "protocol": {"width": WIDTH, "users": USERS, "length": chosen.length, "tokens": chosen.tokens, "busy": busy},
+        "protocol": {
+            "work": "1,024 users ranked with vectors of 64 numbers; batches of the recipe made one after the other",
+            "rounds": chosen.rounds,
+            "seconds": chosen.seconds,
+            "overrides": chosen.overrides,
+            "counts": store.card["counts"],
+            "batches": recipe.batches.model_dump(mode="json"),
+            "busy": busy,
+        },
         "values": values,
+        "intervals": {name: [median.low, median.high] for name, median in ratios.items()},
         "provenance": environment,
     }
-    print(write(f"speed/{chosen.name}-parts", [row]))
+    print(write(f"speed/{data}-parts", [row]))
 
 
 if __name__ == "__main__":

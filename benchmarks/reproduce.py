@@ -1,4 +1,8 @@
-"""Make committed rows again and compare: python benchmarks/reproduce.py results/quality/<file>.json (make reproduce ROW=…)."""
+"""Make committed rows again and compare: python benchmarks/reproduce.py results/quality/<file>.json (make reproduce ROW=…).
+
+Rows of quality are trained again and their values compared. Rows of speed are measured again, which renews their file, and
+their ratios compared: seconds belong to a machine, ratios much less.
+"""
 
 import json
 import shlex
@@ -11,6 +15,10 @@ from rows import Row, quality_rows
 
 TOLERANCE = 0.003
 """Another processor rounds otherwise, and training carries that on; on the same one the values come back to the bit."""
+
+
+RATIO_TOLERANCE = 0.7
+"""Share of a committed ratio that another machine must come to."""
 
 
 def again(row: Row, folder: Path) -> list[Row]:
@@ -27,10 +35,35 @@ def key(row: Row) -> tuple[str, str]:
     return row["model"], row["protocol"]["history"]
 
 
+def ratios(rows: list[Row]) -> dict[tuple[str, str], float]:
+    """By variant and name, what compares turborec with something else."""
+    return {(r["variant"], n): v for r in rows for n, v in r["values"].items() if "_vs_" in n or n == "gain_of_lever"}
+
+
+def speed_again(path: Path, rows: list[Row]) -> None:
+    """Measure the rows anew, and exit with 1 where a ratio is much smaller than it was."""
+    command = shlex.split(rows[0]["provenance"]["command"])
+    print("+", shlex.join(command), flush=True)
+    subprocess.run([sys.executable, *command[1:]], check=True, cwd=Path(__file__).parents[1])
+    found = ratios(_read(path))
+    worse = 0
+    for name, value in ratios(rows).items():
+        got = found.get(name, 0.0)
+        worse += got < RATIO_TOLERANCE * value
+        print(f"{name[0]:20} {name[1]:45} {value:.2f} {got:.2f}")
+    sys.exit(worse > 0)
+
+
+def _read(path: Path) -> list[Row]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, list) else [content]
+
+
 def main() -> None:
     """Exit with 1 where a value differs by more than the tolerance."""
-    content = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    rows: list[Row] = content if isinstance(content, list) else [content]
+    rows = _read(Path(sys.argv[1]))
+    if rows[0]["kind"] == "speed":
+        speed_again(Path(sys.argv[1]), rows)
     with tempfile.TemporaryDirectory() as scratch:
         found = {key(row): row["values"] for row in again(rows[0], Path(scratch) / "run")}
     worst = 0.0

@@ -1,16 +1,13 @@
-"""Measure a recipe's step, levers and plain PyTorch, and commit the rows: python benchmarks/speed.py RECIPE --store STORE.
+"""Measure a recipe's step, levers and plain PyTorch, and commit the rows: python benchmarks/speed.py RECIPE [A.B=VALUE]...
 
 Rows go to results/speed/<data>-<model>[-<name>].json. Ratios are of targets a processor second, from rounds in pairs.
 """
 
-import argparse
-from pathlib import Path
 from typing import Any
 
+from measured import arguments, command, prepared
 from rows import Row, write
-from turborec import recipes
-from turborec.bench import matrix
-from turborec.data.store import open_store
+from turborec.bench import matrix, promise
 
 VALUES = ("step_ms", "step_cpu_ms", "epoch_seconds", "fill", "peak_mib", "cold_start_seconds", "useful_flop_utilisation")
 VALUES += ("hardware_flop_utilisation", "graphs", "graph_breaks")
@@ -25,14 +22,14 @@ def rows_of(found: dict[str, Any], recipe: str, seed: int, protocol: dict[str, A
     for measured in found["rows"]:
         name = measured["name"]
         values = {value: measured[value] for value in VALUES if measured.get(value) is not None}
-        values |= {median: measured[median]["value"] for median in MEDIANS}
+        medians = {median: measured[median] for median in MEDIANS}
         proof = None
         if name == "recipe":
             for opponent in (row for row in found["rows"] if row["name"] in matrix.EAGER):
-                values |= _ratio(f"targets_per_second_vs_{opponent['name']}", opponent["vs_recipe"])
+                medians[f"targets_per_second_vs_{opponent['name']}"] = opponent["vs_recipe"]
         elif name.split(" ", 1)[-1] in levers and levers[name.split(" ", 1)[-1]].get("gain"):
             lever = levers[name.split(" ", 1)[-1]]
-            values |= _ratio("gain_of_lever", lever["gain"])
+            medians["gain_of_lever"] = lever["gain"]
             proof = {key: lever[key] for key in ("name", "promise", "proof", "kept", "comparison")}
         made.append(
             {
@@ -43,32 +40,31 @@ def rows_of(found: dict[str, Any], recipe: str, seed: int, protocol: dict[str, A
                 "variant": "default" if name == "recipe" else name,
                 "seed": seed,
                 "protocol": {**protocol, "lever": proof},
-                "values": values,
+                "values": values | {median: one["value"] for median, one in medians.items()},
+                "intervals": {median: [one["low"], one["high"]] for median, one in medians.items()},
                 "provenance": found["provenance"],
             }
         )
     return made
 
 
-def _ratio(name: str, median: dict[str, float]) -> dict[str, float]:
-    return {name: median["value"], f"{name}_low": median["low"], f"{name}_high": median["high"]}
-
-
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("recipe")
-    parser.add_argument("overrides", nargs="*", metavar="A.B=VALUE")
-    parser.add_argument("--store", type=Path, required=True)
+    parser = arguments(main.__doc__)
     parser.add_argument("--levers", default="all")
     parser.add_argument("--against", default=",".join(matrix.EAGER))
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument(
+        "--gate", type=int, default=0, help="epochs after which levers that change the mathematics are compared"
+    )
     parser.add_argument("--name", default="", help="of a variant of the recipe or of other hardware, for the file")
     chosen = parser.parse_args()
-    recipe, store = recipes.load(chosen.recipe, chosen.overrides), open_store(chosen.store)
-    plan = matrix.Plan(matrix.named(chosen.levers), matrix.opponents(chosen.against), chosen.rounds, chosen.seconds)
+    recipe, store = prepared(chosen)
+    judged, opponents = promise.Gate(chosen.gate), matrix.opponents(chosen.against)
+    plan = matrix.Plan(matrix.named(chosen.levers), opponents, chosen.rounds, chosen.seconds, gate=judged)
     found = matrix.run(recipe, store, plan)
+    found["provenance"]["command"] = command(parser.prog)
     protocol = {
         "work": "whole optimizer steps: batch, forward, backward, clipping, optimizer",
         "rounds": plan.rounds,

@@ -6,6 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from rows import Row, read_all
+from speed_tables import speed_sections
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- results: written by benchmarks/tables.py -->", "<!-- end of results -->"
@@ -52,6 +53,14 @@ def results_page(rows: list[Row]) -> str:
             "items of the user's history are no candidates; `kept`: they are. Mean ± standard deviation over seeds.",
             "",
             *quality_table(rows),
+            "",
+            "## Speed",
+            "",
+            "Ratios are medians over rounds in which the contestants take turns, of targets a processor second, with",
+            "intervals of at least 95 % from six rounds; greater is better for turborec. A target is a prediction that enters",
+            "the loss. A lever without an effect, or one that did not keep its promise, has no gain. Useful work is the",
+            "arithmetic a step cannot do without, as a share of the best matrix product seen in the same run.",
+            *speed_sections(rows),
             "",
             f"Commits measured: {', '.join(commits) or 'none'}.",
             "",

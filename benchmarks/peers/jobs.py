@@ -101,8 +101,8 @@ def speed_rows(case: Case, peer: str, ours: list[Answer], theirs: list[Answer], 
         for name, (key, less_is_better) in ratios.items()
     }
     return [
-        _row(case, case.variant, ours, pairs, provenance),
-        _row(case, _variant(case, peer, theirs[0]), theirs, {}, provenance),
+        _row(case, peer, case.variant, ours, pairs, provenance),
+        _row(case, peer, _variant(case, peer, theirs[0]), theirs, {}, provenance),
     ]
 
 
@@ -111,7 +111,7 @@ def quality_rows(case: Case, peer: str, ours: Answer, theirs: Answer, provenance
     goal = REACHED * max(point["ndcg@10"] for point in theirs["curve"])
     rows = []
     for variant, answer in ((case.variant, ours), (_variant(case, peer, theirs), theirs)):
-        row = _row(case, variant, [answer], {}, provenance)
+        row = _row(case, peer, variant, [answer], {}, provenance)
         row["values"] = {"ndcg@10": max(point["ndcg@10"] for point in answer["curve"])}
         for name, clock in (("quality_cpu_seconds", "training_cpu_seconds"), ("quality_seconds", "training_seconds")):
             if (seconds := seconds_to(answer["curve"], goal, clock)) is not None:
@@ -147,12 +147,20 @@ VALUES = (
 )
 
 
-def _row(case: Case, variant: str, answers: list[Answer], ratios: dict[str, list[float]], provenance: dict[str, Any]) -> Row:
+def _row(
+    case: Case,
+    peer: str,
+    variant: str,
+    answers: list[Answer],
+    ratios: dict[str, list[float]],
+    provenance: dict[str, Any],
+) -> Row:
     first = answers[0]
     measured = {name: [float(a[name]) for a in answers] for name in VALUES if name in first} | ratios
     spreads = {name: median(values) for name, values in measured.items()}
     rounds = [{name: value for name, value in a.items() if name not in ("versions", "curve", "peer")} for a in answers]
     told = {
+        "peer": peer,
         "batch_size": first.get("batch_size"),
         "hidden_as_measured": first.get("hidden"),
         "loss_as_measured": first.get("loss"),

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from turborec import recipes
-from turborec.bench import levers, matrix, promise
+from turborec.bench import budget, levers, matrix, promise
 from turborec.data.store import open_store
 from turborec.errors import UserError
 
@@ -26,12 +26,17 @@ def main() -> None:
         "--gate", type=int, default=0, help="epochs after which levers that change the mathematics are compared"
     )
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    parser.add_argument("--trial", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     try:
         store = open_store(chosen.store)
         if chosen.peak_of:
             recipe = recipes.from_tree(json.loads(sys.stdin.read()), "The recipe")
             print(json.dumps({"peak_mib": matrix.peak(chosen.peak_of, recipe, store, chosen.device)}))
+            return
+        if chosen.trial:
+            recipe = recipes.from_tree(json.loads(sys.stdin.read()), "The recipe")
+            print(json.dumps({"peak": budget.trial(recipe, store, chosen.device)}))
             return
         if chosen.recipe is None:
             parser.error("a recipe is needed")

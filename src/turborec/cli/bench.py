@@ -23,6 +23,7 @@ def plan(
     recipe: RecipeName,
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="the folder that the run would be written to")] = Path("runs"),
+    largest_batch: Annotated[bool, typer.Option("--largest-batch", help="find the largest batches.tokens that fits")] = False,
     home: Home = DEFAULT_HOME,
     raw: Raw = None,
     store: StoreFolder = None,
@@ -34,6 +35,9 @@ def plan(
     from turborec.plan import forecast
 
     chosen, opened = _opened(recipe, overrides, home, raw, store)
+    if largest_batch:
+        _largest_batch(chosen, opened, device, home, as_json)
+        return
     found = forecast(assemble(chosen, opened, device), out)
     if as_json:
         print(json.dumps(asdict(found)))
@@ -106,6 +110,21 @@ def profile(
     profile_tables(found)
     if trace is not None:
         console.print(f"\nThe trace is [bold]{trace}[/bold]: open it in chrome://tracing or ui.perfetto.dev")
+
+
+def _largest_batch(recipe: "AnyRecipe", store: "Store", device: str, home: Path, as_json: bool) -> None:
+    from turborec.bench import budget
+
+    found, stated = budget.largest(recipe, store, device, home), recipe.batches.tokens
+    if as_json:
+        print(json.dumps(asdict(found)))
+        return
+    why = "a whole epoch in one batch" if found.whole else "more does not fit"
+    console.print(f"The largest batches have about {found.tokens:,} tokens ({why}{'' if found.trials else '; remembered'}).")
+    console.print(
+        f"The recipe has {stated:,}. Another size changes what is learnt, and a rate follows it by a rule:\n"
+        f"  batches.tokens={found.tokens} 'train.scaling={{rule: square_root, tokens: {stated}}}'"
+    )
 
 
 def _opened(

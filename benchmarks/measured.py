@@ -1,0 +1,38 @@
+"""What the scripts that measure speed share: a recipe by its name, and its store, prepared where it is not there yet."""
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from turborec import recipes, stores
+from turborec.cli._options import DEFAULT_HOME
+from turborec.data.store import Store
+from turborec.recipes import AnyRecipe
+from turborec.stores import Places
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """A parser that knows a recipe, changes to it and a store."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("recipe", help="a shipped recipe; raw files are looked for below $TURBOREC_DATA")
+    parser.add_argument("overrides", nargs="*", metavar="A.B=VALUE")
+    parser.add_argument("--store", type=Path, help="use this prepared store as it is")
+    return parser
+
+
+def prepared(chosen: argparse.Namespace) -> tuple[AnyRecipe, Store]:
+    """The recipe, and its store below $TURBOREC_HOME."""
+    recipe = recipes.load(chosen.recipe, chosen.overrides)
+    home = Path(os.environ.get("TURBOREC_HOME", DEFAULT_HOME))
+    return recipe, stores.of_recipe(recipe, Places(home, None, chosen.store))
+
+
+def command(script: str) -> str:
+    """This process's command, without the place of a store on this machine."""
+    words = sys.argv[1:]
+    if "--store" in words:
+        at = words.index("--store")
+        words[at : at + 2] = []
+    return shlex.join(["python", f"benchmarks/{script}", *words])

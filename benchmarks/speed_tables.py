@@ -1,0 +1,115 @@
+"""The tables of speed in RESULTS.md, from the committed rows."""
+
+from collections.abc import Callable
+from itertools import groupby
+from typing import Any
+
+from rows import Row
+
+PEERS = ("recbole", "rectools", "replay")
+
+Column = tuple[str, Callable[[Row], str]]
+
+
+def number(name: str, form: str = "{:,.0f}", scale: float = 1.0) -> Callable[[Row], str]:
+    """A value of a row, where it has it."""
+    return lambda row: form.format(scale * row["values"][name]) if name in row["values"] else ""
+
+
+def interval(name: str, form: str = "{:.2f}×") -> Callable[[Row], str]:
+    """A value of a row with its interval."""
+
+    def cell(row: Row) -> str:
+        if name not in row["values"]:
+            return ""
+        low, high = row["intervals"][name]
+        plain = form.removesuffix("×")
+        return f"{form.format(row['values'][name])} ({plain.format(low)}–{plain.format(high)})"
+
+    return cell
+
+
+def told(name: str) -> Callable[[Row], str]:
+    """A fact about the lever that a row measures."""
+    return lambda row: str((row["protocol"].get("lever") or {}).get(name) or "")
+
+
+def table(rows: list[Row], columns: list[Column]) -> list[str]:
+    """Rows in the columns that any of them fills."""
+    cells = [[cell(row) for _, cell in columns] for row in rows]
+    shown = [at for at in range(len(columns)) if any(line[at] for line in cells)]
+    head = [columns[at][0] for at in shown]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    return lines + [f"| {' | '.join(line[at] for at in shown)} |" for line in cells]
+
+
+STEPS: list[Column] = [
+    ("variant", lambda row: row["variant"]),
+    ("targets a CPU second", number("targets_per_cpu_second")),
+    ("× plain PyTorch, logits at targets", interval("targets_per_second_vs_eager")),
+    ("× plain PyTorch, logits everywhere", interval("targets_per_second_vs_eager_all_logits")),
+    ("gain of the lever", interval("gain_of_lever")),
+    ("promise", told("promise")),
+    ("compared", told("comparison")),
+    ("step, ms", number("step_ms", "{:,.1f}")),
+    ("epoch, s", number("epoch_seconds", "{:,.1f}")),
+    ("fill", number("fill", "{:.1%}")),
+    ("useful work", number("useful_flop_utilisation", "{:.0%}")),
+    ("peak, MiB", number("peak_mib")),
+]
+
+PARTS: list[Column] = [
+    ("data", lambda row: row["data"]),
+    ("ranking × topk(10)", interval("evaluation_vs_topk")),
+    ("ranking × a full sort", interval("evaluation_vs_sort")),
+    ("batches × one sample at a time", interval("data_path_vs_dataset")),
+]
+
+
+def beside(peer: str) -> list[Column]:
+    """The columns of a comparison with a peer."""
+    return [
+        ("data", lambda row: row["data"]),
+        ("model", lambda row: row["model"]),
+        ("contestant", lambda row: f"turborec, {row['variant']}" if peer not in row["variant"] else row["variant"]),
+        ("targets a CPU second", number("targets_per_cpu_second")),
+        ("× training", interval(f"targets_per_second_vs_{peer}", "{:.1f}×")),
+        ("evaluation, CPU s", number("evaluation_cpu_seconds", "{:,.1f}")),
+        ("× evaluation", interval(f"evaluation_vs_{peer}", "{:.1f}×")),
+        ("epoch, CPU s", number("epoch_cpu_seconds", "{:,.1f}")),
+        ("preparation, s", number("preparation_seconds", "{:,.1f}")),
+        ("peak, MiB", number("peak_mib")),
+        ("best validation NDCG@10", number("ndcg@10", "{:.4f}")),
+        ("CPU s to the peer's quality", number("quality_cpu_seconds")),
+        ("× to its quality", number(f"quality_seconds_vs_{peer}", "{:.1f}×")),
+    ]
+
+
+def speed_sections(rows: list[Row]) -> list[str]:
+    """Everything about speed: steps and levers of each recipe, parts, and each peer."""
+    speed = sorted((row for row in rows if row["kind"] == "speed"), key=lambda row: (row["data"], row["model"]))
+    steps = [row for row in speed if "lever" in row["protocol"]]
+    parts = [row for row in speed if row["model"] == "parts"]
+    lines = []
+    for (data, model), found in groupby(steps, key=lambda row: (row["data"], row["model"])):
+        group = list(found)
+        lines += ["", f"### {data}/{model}", "", f"{_where(group[0])}", "", *table(group, STEPS)]
+    if parts:
+        lines += ["", "### Parts", "", _where(parts[0]), "", *table(parts, PARTS)]
+    for peer in PEERS:
+        beside_it = pairs(speed, peer)
+        if beside_it:
+            lines += ["", f"### Beside {peer}", "", _where(beside_it[0]), "", *table(beside_it, beside(peer))]
+    return lines
+
+
+def pairs(rows: list[Row], peer: str) -> list[Row]:
+    """turborec's rows measured beside the peer, each followed by the peer's own."""
+    return [row for row in rows if row["protocol"].get("peer") == peer]
+
+
+def _where(row: dict[str, Any]) -> str:
+    facts = row["provenance"]
+    threads = f"{facts['threads']} thread{'s' * (facts['threads'] > 1)}"
+    devices = ", ".join(facts["hardware"]["accelerators"]) or facts["hardware"]["processor"]
+    return f"{devices}, {threads}, torch {facts['versions']['torch']}, load average {facts['load_average']:.1f} at the start."
