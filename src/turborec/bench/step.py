@@ -16,6 +16,7 @@ from turborec.assembly import Assembly
 from turborec.data.batch import SequenceBatch
 from turborec.data.loader import TrainingBatches
 from turborec.engine import loop
+from turborec.engine.ahead import Batches
 
 LOAD = 0.2
 """Other work a processor may have before wall time says little: a load average of this much per core."""
@@ -137,17 +138,17 @@ def training(assembly: Assembly) -> Iterator[Work]:
         for number in range(stage.epochs):
             seen = _Seen(batches.epoch(number))
             for record in loop.fit(state, seen, stage, assembly.device):
-                yield Work(1, record.targets, seen.events, seen.positions)
+                yield Work(1, record.targets, *seen.made.pop(record.position.step - 1))
             state.position.epoch, state.position.step = number + 1, 0
         state.position.epoch = 0
 
 
 class _Seen:
-    """Batches that remember how much the last one held."""
+    """Batches that remember how much each held: its events and its positions."""
 
-    def __init__(self, batches: loop.Batches) -> None:
+    def __init__(self, batches: Batches) -> None:
         self._batches = batches
-        self.events = self.positions = 0
+        self.made: dict[int, tuple[int, int]] = {}
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -155,7 +156,7 @@ class _Seen:
     def batch(self, step: int) -> SequenceBatch:
         """The batch of this step."""
         batch: SequenceBatch = self._batches.batch(step)  # type: ignore[assignment]
-        self.events, self.positions = int(batch.lengths.sum()), batch.items.numel()
+        self.made[step] = int(batch.lengths.sum()), batch.items.numel()
         return batch
 
 

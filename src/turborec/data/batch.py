@@ -45,10 +45,11 @@ class SequenceBatch:
         return self.targets_count
 
     def to(self, device: torch.device) -> Self:
-        """The same batch on `device`."""
+        """The same batch on `device`; to an accelerator from pinned memory, so that nobody waits for the copy."""
         if self.items.device == device:
             return self
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors().items()}
+        pinned = {n: t.pin_memory() if device.type == "cuda" else t for n, t in self._tensors().items()}
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in pinned.items()}
         return replace(self, **cast("dict[str, Any]", moved))
 
     def split(self, parts: int) -> list[Self]:

@@ -4,13 +4,14 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch.profiler import record_function
 
 from turborec.contract import Batch, Model
+from turborec.engine.ahead import Batches, ordered
 from turborec.engine.hardware import Precision, compute_dtype
 from turborec.engine.optim import AdamW, Constant, Optimizer, Schedule, clip
 from turborec.engine.scaling import Scaling, clip_rows
@@ -64,16 +65,6 @@ class Record:
         return self.losses["loss"]
 
 
-class Batches(Protocol):
-    """An epoch of batches, each a pure function of its number."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, step: int) -> Batch:
-        """The batch of step 0..len - 1."""
-        ...
-
-
 def start(model: Model, stage: Stage, device: torch.device) -> TrainState:
     """A fresh state for the first step of a stage."""
     scaled = device.type == "cuda" and compute_dtype(stage.precision, device) == torch.float16
@@ -87,6 +78,7 @@ def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device)
     """Train for the rest of the epoch, from `state.position.step` on; the position moves on before each record."""
     model, position = state.model, state.position
     model.train()
+    coming = ordered(batches, position.step, device)
     while position.step < len(batches):
         began = time.perf_counter()
         # The middle of the step's share of the stage: a rate of zero at either end would waste a step.
@@ -95,7 +87,7 @@ def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device)
         for group in state.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         with record_function("data"):
-            batch = batches.batch(position.step).to(device)
+            batch = next(coming)
         losses, norm, predicted = train_step(state, batch, stage, device)
         position.step += 1
         position.global_step += 1

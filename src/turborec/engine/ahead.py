@@ -1,0 +1,41 @@
+"""Batches in their order, on the device that trains; beside an accelerator each is made while the step before it runs."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import torch
+
+from turborec.contract import Batch
+
+
+class Batches(Protocol):
+    """An epoch of batches, each a pure function of its number."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, step: int) -> Batch:
+        """The batch of step 0..len - 1."""
+        ...
+
+
+def ordered(batches: Batches, first: int, device: torch.device) -> Iterator[Batch]:
+    """The batches from step `first` on; on the processor itself nothing would be gained by a second thread."""
+    if device.type == "cpu":
+        return (batches.batch(step) for step in range(first, len(batches)))
+    return in_thread(batches, first, device)
+
+
+def in_thread(batches: Batches, first: int, device: torch.device) -> Iterator[Batch]:
+    """The same batches, one step ahead, from a thread that ends with the iterator; its errors come out here."""
+    with ThreadPoolExecutor(1, "turborec-batches") as pool:
+
+        def made(step: int) -> Batch:
+            return batches.batch(step).to(device)
+
+        coming = pool.submit(made, first) if first < len(batches) else None
+        for step in range(first, len(batches)):
+            assert coming is not None
+            batch = coming.result()
+            coming = pool.submit(made, step + 1) if step + 1 < len(batches) else None
+            yield batch
