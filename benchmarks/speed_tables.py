@@ -66,6 +66,14 @@ PARTS: list[Column] = [
 ]
 
 
+FORECASTS: list[Column] = [
+    ("recipe", lambda row: row["recipe"]),
+    ("epoch", number("forecast_epoch_seconds_of_measured", "{:.0%}")),
+    ("validation", number("forecast_validation_seconds_of_measured", "{:.0%}")),
+    ("peak memory", number("forecast_peak_of_measured", "{:.0%}")),
+]
+
+
 def beside(peer: str) -> list[Column]:
     """The columns of a comparison with a peer."""
     return [
@@ -100,6 +108,10 @@ def speed_sections(rows: list[Row]) -> list[str]:
         beside_it = pairs(speed, peer)
         if beside_it:
             lines += ["", f"### Beside {peer}", "", _where(beside_it[0]), "", *table(beside_it, beside(peer))]
+    forecasts = [row for row in rows if row["kind"] == "forecast"]
+    if forecasts:
+        told = "What `turborec plan` forecast, as a share of what whole runs then took; " + _where(forecasts[0])
+        lines += ["", "### Forecasts", "", told, "", *table(forecasts, FORECASTS)]
     return lines
 
 
