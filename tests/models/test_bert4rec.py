@@ -160,3 +160,25 @@ def test_masks_follow_the_row_wherever_it_stands():
 def test_widths_that_do_not_fit_are_refused(wrong):
     with pytest.raises(ValueError, match="width"):
         Config(**wrong)
+
+
+def test_with_identity_maps_a_mask_begins_as_the_mean_of_what_it_sees():
+    """Before any step a block without positions, queries and feed-forward scores items by the mean of the normed history."""
+    torch.manual_seed(0)
+    plain = {"embedding_norm": False, "head": False, "dropout": 0.0}
+    model = Config(width=16, heads=2, layers=1, hidden=4, maps="identity", **plain).build(
+        DataSpec(users=5, items=40, max_length=7)
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "positions" in name or "feed_forward.down" in name or ".q." in name:
+                parameter.zero_()
+        model.items.weight[0] = 0.0  # the mask itself
+        events = torch.tensor([[3, 9, 27]])
+        batch = replace(
+            SequenceBatch.example(DataSpec(5, 40, 3), 1, torch.Generator()), items=events, lengths=torch.tensor([3])
+        )
+        shown = F.layer_norm(model.items.weight[torch.tensor([3, 9, 27, 0])], (16,))
+        expected = F.layer_norm(shown.mean(0), (16,)) @ model.items.weight[1:].T
+        scorer = model.eval().scorer()
+        torch.testing.assert_close(scorer.score(scorer.users(batch), 1, 41)[0], expected, atol=1e-4, rtol=1e-3)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from turborec.contract import DotProduct, Loss, Model, Term
 from turborec.data.batch import DataSpec, SequenceBatch
 from turborec.losses import CatalogueLoss, CrossEntropy
-from turborec.nn.attention import Block, Shape
+from turborec.nn.attention import Attention, Block, Shape
 from turborec.nn.keyed import Dropout, uniform
 from turborec.nn.linear import Context, Linear
 from turborec.recipe import Config as BaseConfig
@@ -46,6 +46,9 @@ class Config(BaseConfig):
     positions: Literal["learned", "sinusoidal"] = "learned"
     head: bool = Field(True, description="a dense layer, GELU and a norm before the logits")
     tied: bool = Field(True, description="one item table for both ends")
+    maps: Literal["xavier", "identity"] = Field(
+        "xavier", description="initial linear maps; identity: attention's values and output are, so a mask begins as a mean"
+    )
     mask_share: float = Field(0.2, gt=0.0, lt=1.0, description="chance of an event to be masked")
     last_share: float = Field(0.1, ge=0.0, le=1.0, description="share of the rows in which the last event alone is masked")
     loss: CatalogueLoss = CrossEntropy()
@@ -85,17 +88,26 @@ class BERT4Rec(Model):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Tables normal with deviation 0.02, cut off at two deviations; other matrices Xavier; biases zero, norms one.
+        """Tables normal with deviation 0.02, cut off at two deviations; biases zero, norms one; linear maps as the config says.
 
-        A deviation of 0.02 suits matrices of 768 rows; at a width of 64 it makes every block nearly the identity, and it takes
-        several times the steps until the order of events is read (docs/log.md).
+        xavier: with 0.02, which suits matrices of 768 rows, every block is nearly the identity at a width of 64, and it takes
+        several times the steps until the order of events is read (docs/log.md). identity: drawn value and output maps must
+        first learn to speak of items in the terms of their table; as the identity, beside small other maps, they let a mask
+        begin as the mean of the items that it sees.
         """
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
             elif isinstance(module, nn.Linear):
-                nn.init.xavier_normal_(module.weight)
                 nn.init.zeros_(module.bias)
+                if self.config.maps == "xavier":
+                    nn.init.xavier_normal_(module.weight)
+                else:
+                    nn.init.normal_(module.weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, Attention) and self.config.maps == "identity":
+                nn.init.eye_(module.v.weight)
+                nn.init.eye_(module.o.weight)
 
     def forward(self, batch: SequenceBatch) -> Loss:
         """The loss of naming every masked event of the batch."""
