@@ -270,5 +270,7 @@ def test_a_recipe_is_planned_measured_and_profiled_without_training_it(run, plac
     assert code == 0 and "eager" in said and "GFLOP/s" in said
     assert json.loads((place / "bench.json").read_text())["levers"][0]["name"] == "bucketing"
     assert "of the positions filled" in (place / "bench.html").read_text()
-    code, said, _ = run("profile", "recipe.yaml", "--store", "store", "--steps", "2", "--trace", "trace.json")
+    files = ("--trace", "trace.json", "--page", "profile.html")
+    code, said, _ = run("profile", "recipe.yaml", "--store", "store", "--steps", "2", *files)
+    assert "held at most: " in said and "MiB held by the steps" in (place / "profile.html").read_text()
     assert code == 0 and "TiledCrossEntropy" in said and (place / "trace.json").is_file()

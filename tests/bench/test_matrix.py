@@ -159,4 +159,8 @@ def test_a_profile_names_the_parts_of_a_step(store, tmp_path):
     assert parts["communication"] == 0 and sum(parts.values()) < 1.01
     assert found.operations[0].milliseconds >= found.operations[1].milliseconds
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    memory = found.memory
+    assert len(memory.mib) == len(memory.milliseconds) <= profile.MOST_POINTS and max(memory.mib) > 0
+    assert max(memory.highest.values()) == pytest.approx(max(memory.mib)) and memory.highest["forward"] > 0
+    assert list(memory.milliseconds) == sorted(memory.milliseconds)
     assert step.busy() is None or "busy" in step.busy()

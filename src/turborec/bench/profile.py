@@ -1,5 +1,8 @@
-"""Where the time of a step goes: its parts, its costliest operations, a trace to look at."""
+"""Where the time and the memory of a step go: its parts, its costliest operations, a trace to look at."""
 
+import json
+import tempfile
+from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,9 @@ from turborec.engine import hardware
 
 PARTS = ("data", "forward", "head", "backward", "clip", "optimizer", "communication")
 """The scopes that the training loop and the losses name; `head` lies inside `forward` and is taken out of it."""
+
+MOST_POINTS = 300
+"""Of the memory over time: the most held in each of so many stretches."""
 
 COLLECTIVES = ("c10d::", "gloo:", "nccl:")
 
@@ -27,6 +33,15 @@ class Operation:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What the steps held beyond what was there before them: weights and the optimizer's state are not counted."""
+
+    milliseconds: tuple[float, ...]  # since the first step looked at
+    mib: tuple[float, ...]
+    highest: dict[str, float]  # MiB, the most held in each part of the step
+
+
+@dataclass(frozen=True)
 class Profile:
     """What a few steps spent their time on."""
 
@@ -34,6 +49,7 @@ class Profile:
     milliseconds: float  # a step; slower than without a profiler
     parts: dict[str, float]  # share of the step
     operations: tuple[Operation, ...]  # the costliest first
+    memory: Memory
 
 
 def take(assembly: Assembly, steps: int = 10, top: int = 25, trace: Path | None = None) -> Profile:
@@ -43,11 +59,13 @@ def take(assembly: Assembly, steps: int = 10, top: int = 25, trace: Path | None 
     for _ in range(3):
         next(work)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (assembly.device.type == "cuda")
-    with profile(activities=activities, profile_memory=trace is not None) as seen:
+    with profile(activities=activities, profile_memory=True) as seen:
         for _ in range(steps):
             next(work)
-    if trace is not None:
-        seen.export_chrome_trace(str(trace))
+    with tempfile.TemporaryDirectory() as scratch:
+        written = trace or Path(scratch) / "trace.json"
+        seen.export_chrome_trace(str(written))
+        memory = _memory(json.loads(written.read_text(encoding="utf-8"))["traceEvents"], assembly.device.type)
     events: list[Any] = list(seen.key_averages())
     total = sum(_own(event) for event in events)
     parts = {event.key: _whole(event) / total for event in events if event.key in PARTS}
@@ -55,7 +73,37 @@ def take(assembly: Assembly, steps: int = 10, top: int = 25, trace: Path | None 
     parts["communication"] = sum(_own(event) for event in events if event.key.startswith(COLLECTIVES)) / total
     ranked = sorted((event for event in events if event.key not in PARTS), key=_own, reverse=True)[:top]
     operations = tuple(Operation(e.key, _own(e) / steps / 1e3, _own(e) / total, e.count / steps) for e in ranked)
-    return Profile(steps, total / steps / 1e3, {name: parts.get(name, 0.0) for name in PARTS}, operations)
+    return Profile(steps, total / steps / 1e3, {name: parts.get(name, 0.0) for name in PARTS}, operations, memory)
+
+
+def _memory(events: list[dict[str, Any]], device: str) -> Memory:
+    """The allocator's record in a trace: the most of each stretch of time, and of each scope, the innermost at its moment."""
+    number = 0 if device == "cpu" else 1  # of torch's device types
+    held = [
+        (float(e["ts"]), e["args"]["Total Allocated"])
+        for e in events
+        if e.get("name") == "[memory]" and e["args"]["Device Type"] == number
+    ]
+    held.sort()
+    if not held:
+        return Memory((), (), {})
+    first, last, least = held[0][0], held[-1][0], held[0][1]
+    scopes = sorted((float(e["ts"]), float(e["ts"]) + float(e["dur"]), e["name"]) for e in events if _is_scope(e))
+    starts, highest = [begin for begin, _, _ in scopes], dict.fromkeys(PARTS, 0.0)
+    stretches: dict[int, float] = {}
+    for when, size in held:
+        mib = (size - least) / 2**20
+        at = min(MOST_POINTS - 1, int(MOST_POINTS * (when - first) / max(1.0, last - first)))
+        stretches[at] = max(stretches.get(at, mib), mib)
+        inner = next((s for s in reversed(scopes[: bisect_right(starts, when)][-4:]) if s[1] >= when), None)
+        if inner is not None:
+            highest[inner[2]] = max(highest[inner[2]], mib)
+    width = (last - first) / MOST_POINTS / 1e3
+    return Memory(tuple(width * at for at in stretches), tuple(stretches.values()), {n: m for n, m in highest.items() if m})
+
+
+def _is_scope(event: dict[str, Any]) -> bool:
+    return event.get("name") in PARTS and event.get("cat") == "user_annotation" and "dur" in event
 
 
 def _own(event: Any) -> float:

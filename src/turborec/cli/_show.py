@@ -143,6 +143,8 @@ def profile_tables(found: "Profile") -> None:
     """Where the time of a step went."""
     console.print(f"A step takes {found.milliseconds:,.1f} ms under the profiler ({found.steps} steps)")
     console.print(", ".join(f"{name} {share:.0%}" for name, share in found.parts.items() if share >= 0.005))
+    if highest := found.memory.highest:
+        console.print("held at most: " + ", ".join(f"{name} {mib:,.1f} MiB" for name, mib in highest.items()))
     table = Table("operation")
     for name in ("ms a step", "share", "calls"):
         table.add_column(name, justify="right")

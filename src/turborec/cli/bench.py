@@ -92,18 +92,25 @@ def profile(
     steps: Annotated[int, typer.Option(min=1, help="steps to look at")] = 10,
     top: Annotated[int, typer.Option(min=1, help="operations to show")] = 20,
     trace: Annotated[Path | None, typer.Option(help="write a trace for chrome://tracing or Perfetto to this file")] = None,
+    page: Annotated[Path | None, typer.Option(help="also write an HTML page to this file, with the memory over time")] = None,
     home: Home = DEFAULT_HOME,
     raw: Raw = None,
     store: StoreFolder = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Show where the time of a training step goes: its parts and its costliest operations."""
+    """Show where the time and the memory of a training step go: its parts and its costliest operations."""
     from turborec.assembly import assemble
     from turborec.bench import profile as profiling
+    from turborec.engine import log
 
     chosen, opened = _opened(recipe, overrides, home, raw, store)
+    environment = log.environment()
     found = profiling.take(assemble(chosen, opened, device), steps, top, trace)
+    if page is not None:
+        from turborec.report.profile_page import write_profile
+
+        write_profile(recipe, found, environment, page)
     if as_json:
         print(json.dumps(asdict(found)))
         return

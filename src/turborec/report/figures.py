@@ -39,6 +39,18 @@ class Curve:
     marked: bool = False
 
 
+def timeline(title: str, line: Curve, name: str) -> "Markup":
+    """A line over milliseconds, filled down to 0."""
+    with _axes((4.3, 2.3)) as (figure, axes):
+        axes.plot(line.x, line.y, color=FIRST, linewidth=1.0)
+        axes.fill_between(line.x, line.y, color=FIRST, alpha=0.15, linewidth=0)
+        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(0, max(line.x, default=0) or 1)
+        axes.set_xlabel("milliseconds")
+        return _svg(figure, title, name)
+
+
 def curves(title: str, lines: Sequence[Curve], name: str, chosen: float | None = None, zero: bool = False) -> "Markup":
     """Lines over epochs; `chosen` marks an epoch, `zero` lets the axis begin there."""
     with _axes((4.3, 2.3)) as (figure, axes):
