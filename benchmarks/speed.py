@@ -14,7 +14,7 @@ VALUES += ("hardware_flop_utilisation", "graphs", "graph_breaks")
 MEDIANS = ("targets_per_second", "targets_per_cpu_second", "events_per_second")
 
 
-def rows_of(found: dict[str, Any], recipe: str, seed: int, protocol: dict[str, Any]) -> list[Row]:
+def rows_of(found: dict[str, Any], recipe: str, variant: str, seed: int, protocol: dict[str, Any]) -> list[Row]:
     """A row for every contestant; that of the recipe itself has the ratios to plain PyTorch, those of levers their gain."""
     data, model = recipe.split("/")
     levers = {one["name"]: one for one in found["levers"]}
@@ -37,7 +37,7 @@ def rows_of(found: dict[str, Any], recipe: str, seed: int, protocol: dict[str, A
                 "data": data,
                 "model": model,
                 "recipe": recipe,
-                "variant": "default" if name == "recipe" else name,
+                "variant": variant if name == "recipe" else f"{variant}, {name}".removeprefix("default, "),
                 "seed": seed,
                 "protocol": {**protocol, "lever": proof},
                 "values": values | {median: one["value"] for median, one in medians.items()},
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument(
         "--gate", type=int, default=0, help="epochs after which levers that change the mathematics are compared"
     )
-    parser.add_argument("--name", default="", help="of a variant of the recipe or of other hardware, for the file")
+    parser.add_argument("--name", default="", help="of what is changed, as the rows and their file say it")
     chosen = parser.parse_args()
     recipe, store = prepared(chosen)
     judged, opponents = promise.Gate(chosen.gate), matrix.opponents(chosen.against)
@@ -66,6 +66,7 @@ def main() -> None:
     found = matrix.run(recipe, store, plan)
     found["provenance"]["command"] = command(parser.prog)
     protocol = {
+        "loss": recipe.model.loss.model_dump(mode="json"),
         "work": "whole optimizer steps: batch, forward, backward, clipping, optimizer",
         "rounds": plan.rounds,
         "seconds": plan.seconds,
@@ -74,8 +75,8 @@ def main() -> None:
         "limits": found["limits"],
         "busy": found["warning"],
     }
-    rows = rows_of(found, chosen.recipe, recipe.seed, protocol)
-    print(write(f"speed/{chosen.recipe.replace('/', '-')}{f'-{chosen.name}' * bool(chosen.name)}", rows))
+    rows = rows_of(found, chosen.recipe, chosen.name or "default", recipe.seed, protocol)
+    print(write(f"speed/{chosen.recipe.replace('/', '-')}{f'-{chosen.name}' * bool(chosen.name)}".replace(" ", "-"), rows))
 
 
 if __name__ == "__main__":

@@ -115,6 +115,36 @@ def speed_sections(rows: list[Row]) -> list[str]:
     return lines
 
 
+def summary(rows: list[Row]) -> list[str]:
+    """One line for each recipe as it ships: how many times the rate of plain PyTorch, and of each peer with the same loss."""
+    speed = [row for row in rows if row["kind"] == "speed" and row["model"] != "parts"]
+    lines: dict[tuple[str, str], Row] = {}
+    for row in speed:
+        ratios = {name: value for name, value in row["values"].items() if name.startswith("targets_per_second_vs_")}
+        if ratios and row["variant"] in ("default", "exact loss") and _is_exact(row):
+            line = lines.setdefault(
+                (row["data"], row["model"]), {"data": row["data"], "model": row["model"], "values": {}, "intervals": {}}
+            )
+            # Plain PyTorch has the exact loss whatever the recipe's, so beside a peer, too, the exact one counts.
+            line["values"] |= ratios
+            line["intervals"] |= {name: row["intervals"][name] for name in ratios}
+    columns: list[Column] = [
+        ("data", lambda row: row["data"]),
+        ("model", lambda row: row["model"]),
+        ("plain PyTorch, logits at targets", number("targets_per_second_vs_eager", "{:.1f}×")),
+        ("plain PyTorch, logits everywhere", number("targets_per_second_vs_eager_all_logits", "{:.1f}×")),
+        *[(peer, number(f"targets_per_second_vs_{peer}", "{:.1f}×")) for peer in PEERS],
+    ]
+    return table([lines[key] for key in sorted(lines)], columns) if lines else ["Not measured."]
+
+
+def _is_exact(row: Row) -> bool:
+    """Whether the row was measured with the exact cross-entropy."""
+    protocol = row["protocol"]
+    loss = protocol["loss"] if "loss" in protocol else protocol["model"]["loss"]
+    return bool(loss["kind"] == "cross_entropy")
+
+
 def pairs(rows: list[Row], peer: str) -> list[Row]:
     """turborec's rows measured beside the peer, each followed by the peer's own."""
     return [row for row in rows if row["protocol"].get("peer") == peer]

@@ -6,9 +6,10 @@ from collections import defaultdict
 from pathlib import Path
 
 from rows import Row, read_all
-from speed_tables import speed_sections
+from speed_tables import speed_sections, summary
 
 ROOT = Path(__file__).parent.parent
+SPEED_BEGIN, SPEED_END = "<!-- speed: written by benchmarks/tables.py -->", "<!-- end of speed -->"
 BEGIN, END = "<!-- results: written by benchmarks/tables.py -->", "<!-- end of results -->"
 SHOWN = ("hr@10", "ndcg@10", "mrr", "catalogue_auc")
 
@@ -69,11 +70,16 @@ def results_page(rows: list[Row]) -> str:
 
 
 def readme_with(rows: list[Row], readme: str) -> str:
-    """The README with its table renewed."""
-    head, _, rest = readme.partition(BEGIN)
-    _, _, tail = rest.partition(END)
+    """The README with its tables renewed."""
     masked = [row for row in rows if row["kind"] == "quality" and row["protocol"]["history"] == "masked"]
-    return f"{head}{BEGIN}\n" + "\n".join(quality_table(masked)) + f"\n{END}{tail}"
+    readme = _between(readme, BEGIN, END, quality_table(masked))
+    return _between(readme, SPEED_BEGIN, SPEED_END, summary(rows))
+
+
+def _between(text: str, begin: str, end: str, lines: list[str]) -> str:
+    head, _, rest = text.partition(begin)
+    _, _, tail = rest.partition(end)
+    return f"{head}{begin}\n" + "\n".join(lines) + f"\n{end}{tail}"
 
 
 def main() -> None:
