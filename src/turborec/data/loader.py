@@ -89,7 +89,8 @@ class TrainingBatches:
         self.store, self.config, self.seed = store, config, seed
         users = store.users_of("train")
         self._users, (self._starts, self._ends) = users, store.span("train", users)
-        lengths = self._lay(None).lengths
+        # Of an epoch like any other: where seams move, histories are shorter than they are without.
+        lengths = self._lay(np.random.Generator(np.random.PCG64(0))).lengths
         self.widths = widths(lengths, config.max_length, config.shapes) if len(lengths) else np.ones(1, np.int64)
 
     def epoch(self, number: int) -> Epoch:
@@ -110,7 +111,7 @@ class TrainingBatches:
         keys = _row_keys(key, rows)
         return Epoch(self.store, rows, [order[t] for t in turn], [width[t] for t in turn], keys, key)
 
-    def _lay(self, generator: np.random.Generator | None) -> WindowRows:
+    def _lay(self, generator: np.random.Generator) -> WindowRows:
         config = self.config
         if config.coverage == "newest":
             return newest(self._users, self._starts, self._ends, config.max_length)
