@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from turborec import recipes, stores
+from turborec.data.loader import TrainingBatches
 from turborec.data.store import Store
 
 # Users, items and events of all rows. Where the raw files are not a table below TURBOREC_DATA: the folder they are in.
@@ -67,3 +68,16 @@ def test_it_prepares_to_the_published_counts_and_then_to_its_own_core(
     assert np.diff(kept.histories.offsets).min() >= core.min_user_events
     assert np.bincount(kept.histories.items)[1:].min() >= core.min_item_events
     assert all(len(kept.users_of(part)) > 0 for part in ("train", "validation", "test"))
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["amazon-beauty-2014/sasrec", "amazon-beauty-2014/bert4rec", "ml-1m/sasrec"])
+def test_batches_are_full(name: str, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURBOREC_DATA", str(data_folder))
+    columns = "user: user_id, item: item_id, order: position"
+    given = [f"data.source={{kind: table, events: ml-1m/interactions.parquet, {columns}}}"] if name.startswith("ml-1m") else []
+    recipe = recipes.load(name, given)
+    store = prepared(name, given, data_folder, tmp_path)
+    batches = TrainingBatches(store, recipe.batches, recipe.seed)
+    assert len(batches.widths) <= recipe.batches.shapes
+    assert min(batches.epoch(number).fill for number in range(3)) >= 0.95
