@@ -43,6 +43,27 @@ def test_tiled_cross_entropy_passes_gradcheck():
 
 
 @pytest.mark.parametrize("tile", [2**10, 2**24])
+@pytest.mark.parametrize("largest", [2.0, 59.0, 61.0, 500.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_logits_of_any_size_are_as_exact_as_their_type_allows(monkeypatch, tile, largest, dtype):
+    """Small ones are exponentiated as they are, large ones after their row's largest; a bias counts towards the size."""
+    monkeypatch.setattr(losses, "TILE_BYTES", {4: tile, 8: tile})
+    monkeypatch.setattr(losses, "_MIN_ROWS", 4)
+    states, table, targets = inputs()
+    bias = torch.linspace(-1, 1, V + 1, dtype=torch.float64).requires_grad_()
+    scale = (largest - 1) / float((states.norm(dim=1).amax() * table.norm(dim=1).amax()).detach())
+    wide = [(states.detach() * scale).requires_grad_(), table, bias]
+    plain = F.cross_entropy(wide[0] @ table[1:].T + bias[1:], targets - 1, reduction="sum")
+    low = [one.detach().to(dtype).requires_grad_() for one in wide]
+    total = TiledCrossEntropy.apply(*low, targets)
+    assert losses._largest(losses.Head(*low)) == pytest.approx(largest, rel=1e-5)
+    close = 1e-11 if dtype == torch.float64 else 3e-5
+    assert total.item() == pytest.approx(plain.item(), rel=close)
+    for got, expected in zip(torch.autograd.grad(total, low), torch.autograd.grad(plain, wide), strict=True):
+        assert float((got.double() - expected).norm() / expected.norm()) < close
+
+
+@pytest.mark.parametrize("tile", [2**10, 2**24])
 def test_a_bias_of_the_items_enters_every_logit(monkeypatch, tile):
     monkeypatch.setattr(losses, "TILE_BYTES", {8: tile})
     monkeypatch.setattr(losses, "_MIN_ROWS", 4)

@@ -30,6 +30,9 @@ Narrow products in bfloat16 gain more from fewer, larger tiles (docs/log.md).
 ACCELERATOR_TILE_BYTES = 256 * 2**20
 """The same on an accelerator, whose cache is small and whose products want to be large: a few launches a step."""
 
+HARMLESS = 60.0
+"""Logits no larger than this, either way, are exponentiated as they are: exp(60) times any catalogue is far from overflow."""
+
 _MIN_ROWS = 128  # fewer rows make the matrix products of a tile too thin
 
 
@@ -231,10 +234,11 @@ def _cross_entropy(head: Head, targets: Tensor, low: torch.dtype, needs_gradient
     total = table.new_zeros(())
     state_gradient, table_gradient = torch.empty_like(states), torch.zeros_like(table)
     bias_gradient = table.new_zeros(len(table))
+    peaked = _largest(head) > HARMLESS
     for start in range(0, len(states), rows):
         block, target = states[start : start + rows], targets[start : start + rows]
         low_block, embedded = block.to(low), table[target]
-        peak, mass, kept = _normaliser(low_block, tiles, biases, table.dtype)
+        peak, mass, kept = _normaliser(low_block, tiles, biases, table.dtype, peaked)
         correct = (block * embedded).sum(1) + target_bias[start : start + rows]
         total += (peak.squeeze(1) + mass.log() - correct).sum()
         if not needs_gradient:
@@ -243,7 +247,7 @@ def _cross_entropy(head: Head, targets: Tensor, low: torch.dtype, needs_gradient
         scaled = (block / mass[:, None]).to(low)
         gradient = torch.zeros_like(block)
         for number, (tile, bias) in enumerate(zip(tiles, biases, strict=True)):
-            share = kept if kept is not None else _logits(low_block, tile, bias).sub_(peak).exp_()
+            share = kept if kept is not None else _exponentials(_logits(low_block, tile, bias), peak if peaked else None)
             lo = 1 + number * columns
             _accumulate(gradient, share, tile)
             _accumulate(table_gradient[lo : lo + len(tile)], share.T, scaled)
@@ -280,18 +284,32 @@ def _tile(items: int, capacity: int) -> tuple[int, int]:
     return 4 * _MIN_ROWS, capacity // (4 * _MIN_ROWS)
 
 
+def _largest(head: Head) -> float:
+    """No logit is larger than this, either way (Cauchy and Schwarz): a pass over two thin tables."""
+    largest = head.states.norm(dim=1).amax() * head.table.norm(dim=1).amax() if len(head.states) else head.states.new_zeros(())
+    return float(largest if head.bias is None else largest + head.bias.abs().amax())
+
+
 def _normaliser(
-    block: Tensor, tiles: tuple[Tensor, ...], biases: tuple[Tensor | None, ...], wide: torch.dtype
+    block: Tensor, tiles: tuple[Tensor, ...], biases: tuple[Tensor | None, ...], wide: torch.dtype, peaked: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Each row's largest logit [R, 1] and sum of exp(logit - largest) [R]; with one tile, those exponentials [R, V] too."""
+    """Each row's shift [R, 1] and sum of exp(logit - shift) [R]; with one tile, those exponentials [R, V] too.
+
+    The shift is the row's largest logit, or 0 where logits are not `peaked` and two passes over each tile can be spared.
+    """
     peaks, masses, exponentials = [], [], None
     for tile, bias in zip(tiles, biases, strict=True):
         logits = _logits(block, tile, bias)
-        peaks.append(logits.amax(1, keepdim=True))
-        exponentials = logits.sub_(peaks[-1]).exp_()
+        peaks.append(logits.amax(1, keepdim=True) if peaked else logits.new_zeros(len(block), 1))
+        exponentials = _exponentials(logits, peaks[-1] if peaked else None)
         masses.append(exponentials.sum(1, dtype=wide))
     if len(tiles) == 1:
         return peaks[0], masses[0], exponentials
     peak = torch.cat(peaks, dim=1).amax(1, keepdim=True)
     rescaled = torch.stack(masses, dim=1) * (torch.cat(peaks, dim=1) - peak).to(wide).exp()
     return peak, rescaled.sum(1), None
+
+
+def _exponentials(logits: Tensor, shift: Tensor | None) -> Tensor:
+    """exp(logit - shift), in place."""
+    return (logits if shift is None else logits.sub_(shift)).exp_()
