@@ -24,10 +24,9 @@ def rows_of(found: dict[str, Any], recipe: str, variant: str, seed: int, protoco
         values = {value: measured[value] for value in VALUES if measured.get(value) is not None}
         medians = {median: measured[median] for median in MEDIANS}
         proof = None
-        if name == "recipe":
-            for opponent in (row for row in found["rows"] if row["name"] in matrix.EAGER):
-                medians[f"targets_per_second_vs_{opponent['name']}"] = opponent["vs_recipe"]
-        elif name.split(" ", 1)[-1] in levers and levers[name.split(" ", 1)[-1]].get("gain"):
+        if name not in matrix.EAGER:
+            medians |= {f"targets_per_second_vs_{other}": ratio for other, ratio in measured["over"].items()}
+        if name.split(" ", 1)[-1] in levers and levers[name.split(" ", 1)[-1]].get("gain"):
             lever = levers[name.split(" ", 1)[-1]]
             medians["gain_of_lever"] = lever["gain"]
             proof = {key: lever[key] for key in ("name", "promise", "proof", "kept", "comparison")}

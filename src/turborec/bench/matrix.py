@@ -168,6 +168,7 @@ def _row(
         "graphs": seen.graphs,
         "graph_breaks": seen.breaks,
         "vs_recipe": asdict(step.ratio(measured["recipe"], measurement)) if name != "recipe" else None,
+        "over": {other: asdict(step.ratio(measurement, measured[other])) for other in EAGER if other in measured},
     }
     useful = flops.useful(recipe.model, store.num_items, epoch.rows.lengths, round(shown * total.targets / total.events))
     ceiling = ceilings.get(seen.main_type())
