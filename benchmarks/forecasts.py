@@ -5,14 +5,14 @@ results/forecast/<data>-<model>.json: what was forecast, as a share of what was 
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
-from measured import arguments, command, prepared
+from measured import arguments, chosen_by, command, prepared
 from rows import write
 from turborec.bench import step
 from turborec.engine import log
@@ -37,22 +37,34 @@ def trained(words: list[str], folder: Path) -> dict[str, Any]:
     """Seconds of the second epoch and of the validation after it, and the peak of the process, of a training."""
     words = [*words, f"train.epochs={EPOCHS}", "anchors=false", "--out", str(folder)]
     child = subprocess.Popen([sys.executable, "-m", "turborec", "train", *words], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    if status:
+    peak = 0
+    while child.poll() is None:  # the system's own record of a child begins with its parent's peak
+        peak = max(peak, held(child.pid))
+        time.sleep(0.1)
+    if child.returncode:
         sys.exit("The training failed.")
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     times = [record["time"] for record in records if record["kind"] == "train" and record["epoch"] == EPOCHS]
     ends = [record["time"] for record in records if record["kind"] == "epoch"]
     steps = len(times)
     epoch = (times[-1] - times[0]) * steps / (steps - 1)
-    return {"epoch_seconds": epoch, "validation_seconds": ends[-1] - times[-1], "peak": usage.ru_maxrss * 1024}
+    return {"epoch_seconds": epoch, "validation_seconds": ends[-1] - times[-1], "peak": peak}
+
+
+def held(process: int) -> int:
+    """The most bytes that a process has held so far; 0 when it is gone."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def main() -> None:
     """Measure and write."""
     parser = arguments(main.__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    chosen = parser.parse_args()
+    chosen = chosen_by(parser)
     busy, environment = step.busy(), log.environment()
     environment["command"] = command(parser.prog)
     recipe, store = prepared(chosen)

@@ -6,6 +6,8 @@ import shlex
 import sys
 from pathlib import Path
 
+import torch
+
 from turborec import recipes, stores
 from turborec.cli._options import DEFAULT_HOME
 from turborec.data.store import Store
@@ -19,7 +21,16 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("recipe", help="a shipped recipe; raw files are looked for below $TURBOREC_DATA")
     parser.add_argument("overrides", nargs="*", metavar="A.B=VALUE")
     parser.add_argument("--store", type=Path, help="use this prepared store as it is")
+    parser.add_argument("--threads", type=int, default=1)
     return parser
+
+
+def chosen_by(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line's choices; this process, and those it starts, compute with the threads it names."""
+    chosen = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(chosen.threads)
+    torch.set_num_threads(chosen.threads)
+    return chosen
 
 
 def prepared(chosen: argparse.Namespace) -> tuple[AnyRecipe, Store]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from measured import arguments, command, prepared
+from measured import arguments, chosen_by, command, prepared
 from rows import Row, write
 from turborec.bench import eager, step
 from turborec.bench.step import Contestant, Work
@@ -74,7 +74,7 @@ def planned(store: Store, batches: Batches) -> Iterator[Work]:
         epoch = plan.epoch(number)
         for place in range(len(epoch)):
             batch = epoch.batch(place)
-            yield Work(1, batch.num_targets(), int(batch.lengths.sum()), batch.items.numel())
+            yield Work(1, 0, int(epoch.rows.lengths[epoch.order[place]].sum()), batch.items.numel())
         number += 1
 
 
@@ -84,8 +84,9 @@ def one_by_one(store: Store, batches: Batches) -> Iterator[Work]:
     while True:
         epoch = plan.epoch(number)
         rows = max(1, round(len(epoch.rows.users) / len(epoch)))
-        for events, targets in DataLoader(eager.Rows(store, epoch.rows, batches.max_length), rows, shuffle=True):
-            yield Work(1, int((targets > 0).sum()), int((events > 0).sum()), events.numel())
+        shown = float(epoch.rows.lengths.mean())  # counting each batch's would be a part of the time
+        for events, _ in DataLoader(eager.Rows(store, epoch.rows, batches.max_length), rows, shuffle=True):
+            yield Work(1, 0, round(shown * len(events)), events.numel())
         number += 1
 
 
@@ -94,7 +95,7 @@ def main() -> None:
     parser = arguments(main.__doc__)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=2.0)
-    chosen = parser.parse_args()
+    chosen = chosen_by(parser)
     hardware.keep_freed_memory()
     busy, environment = step.busy(), log.environment()
     environment["command"] = command(parser.prog)

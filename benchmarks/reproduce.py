@@ -37,7 +37,7 @@ def key(row: Row) -> tuple[str, str]:
 
 def ratios(rows: list[Row]) -> dict[tuple[str, str], float]:
     """By variant and name, what compares turborec with something else."""
-    return {(r["variant"], n): v for r in rows for n, v in r["values"].items() if "_vs_" in n or n == "gain_of_lever"}
+    return {(r["variant"], n): v for r in rows for n, v in r["values"].items() if "vs_" in n or n == "gain_of_lever"}
 
 
 def speed_again(path: Path, rows: list[Row]) -> None:
@@ -62,7 +62,7 @@ def _read(path: Path) -> list[Row]:
 def main() -> None:
     """Exit with 1 where a value differs by more than the tolerance."""
     rows = _read(Path(sys.argv[1]))
-    if rows[0]["kind"] == "speed":
+    if rows[0]["kind"] != "quality":
         speed_again(Path(sys.argv[1]), rows)
     with tempfile.TemporaryDirectory() as scratch:
         found = {key(row): row["values"] for row in again(rows[0], Path(scratch) / "run")}

@@ -5,7 +5,7 @@ Rows go to results/speed/<data>-<model>[-<name>].json. Ratios are of targets a p
 
 from typing import Any
 
-from measured import arguments, command, prepared
+from measured import arguments, chosen_by, command, prepared
 from rows import Row, write
 from turborec.bench import matrix, promise
 
@@ -25,7 +25,9 @@ def rows_of(found: dict[str, Any], recipe: str, variant: str, seed: int, protoco
         medians = {median: measured[median] for median in MEDIANS}
         proof = None
         if name not in matrix.EAGER:
-            medians |= {f"targets_per_second_vs_{other}": ratio for other, ratio in measured["over"].items()}
+            # Plain PyTorch has the exact loss whatever the recipe's: the name says where the two losses differ.
+            sampled = "sampled_" * (measured["loss"] != "cross_entropy")
+            medians |= {f"targets_per_second_{sampled}vs_{other}": ratio for other, ratio in measured["over"].items()}
         if name.split(" ", 1)[-1] in levers and levers[name.split(" ", 1)[-1]].get("gain"):
             lever = levers[name.split(" ", 1)[-1]]
             medians["gain_of_lever"] = lever["gain"]
@@ -38,7 +40,7 @@ def rows_of(found: dict[str, Any], recipe: str, variant: str, seed: int, protoco
                 "recipe": recipe,
                 "variant": variant if name == "recipe" else f"{variant}, {name}".removeprefix("default, "),
                 "seed": seed,
-                "protocol": {**protocol, "lever": proof},
+                "protocol": {**protocol, "lever": proof, "products": measured["main_type"]},
                 "values": values | {median: one["value"] for median, one in medians.items()},
                 "intervals": {median: [one["low"], one["high"]] for median, one in medians.items()},
                 "provenance": found["provenance"],
@@ -51,20 +53,27 @@ def main() -> None:
     """Measure and write."""
     parser = arguments(main.__doc__)
     parser.add_argument("--levers", default="all")
-    parser.add_argument("--against", default=",".join(matrix.EAGER))
+    parser.add_argument("--against", default="eager,eager_all_logits,eager_bf16")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument(
         "--gate", type=int, default=0, help="epochs after which levers that change the mathematics are compared"
     )
+    parser.add_argument("--precision", choices=("float32", "bfloat16", "auto"), default="float32")
     parser.add_argument("--name", default="", help="of what is changed, as the rows and their file say it")
-    chosen = parser.parse_args()
+    chosen = chosen_by(parser)
+    changed = [one for one in chosen.overrides if not one.startswith("data.source=")]
+    if not chosen.name and (changed or chosen.threads > 1 or chosen.precision != "float32"):
+        parser.error("what is changed needs a --name: the file without one is that of the recipe as it ships")
+    chosen.overrides.append(f"train.precision={chosen.precision}")
     recipe, store = prepared(chosen)
     judged, opponents = promise.Gate(chosen.gate), matrix.opponents(chosen.against)
     plan = matrix.Plan(matrix.named(chosen.levers), opponents, chosen.rounds, chosen.seconds, gate=judged)
     found = matrix.run(recipe, store, plan)
     found["provenance"]["command"] = command(parser.prog)
     protocol = {
+        "precision": chosen.precision,
+        "threads": chosen.threads,
         "loss": recipe.model.loss.model_dump(mode="json"),
         "work": "whole optimizer steps: batch, forward, backward, clipping, optimizer",
         "rounds": plan.rounds,

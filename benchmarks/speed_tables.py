@@ -48,6 +48,8 @@ STEPS: list[Column] = [
     ("targets a CPU second", number("targets_per_cpu_second")),
     ("× plain PyTorch, logits at targets", interval("targets_per_second_vs_eager")),
     ("× plain PyTorch, logits everywhere", interval("targets_per_second_vs_eager_all_logits")),
+    ("sampled × plain, at targets", interval("targets_per_second_sampled_vs_eager")),
+    ("sampled × plain, everywhere", interval("targets_per_second_sampled_vs_eager_all_logits")),
     ("gain of the lever", interval("gain_of_lever")),
     ("promise", told("promise")),
     ("compared", told("comparison")),
@@ -100,19 +102,22 @@ def speed_sections(rows: list[Row]) -> list[str]:
     parts = [row for row in speed if row["model"] == "parts"]
     lines = []
     for (data, model), found in groupby(steps, key=lambda row: (row["data"], row["model"])):
-        group = list(found)
-        lines += ["", f"### {data}/{model}", "", f"{_where(group[0])}", "", *table(group, STEPS)]
-    if parts:
-        lines += ["", "### Parts", "", _where(parts[0]), "", *table(parts, PARTS)]
+        lines += ["", f"### {data}/{model}", *_by_place(list(found), STEPS)]
+    lines += ["", "### Parts", *_by_place(parts, PARTS)] if parts else []
     for peer in PEERS:
         beside_it = pairs(speed, peer)
-        if beside_it:
-            lines += ["", f"### Beside {peer}", "", _where(beside_it[0]), "", *table(beside_it, beside(peer))]
+        lines += ["", f"### Beside {peer}", *_by_place(beside_it, beside(peer))] if beside_it else []
     forecasts = [row for row in rows if row["kind"] == "forecast"]
     if forecasts:
-        told = "What `turborec plan` forecast, as a share of what whole runs then took; " + _where(forecasts[0])
-        lines += ["", "### Forecasts", "", told, "", *table(forecasts, FORECASTS)]
+        told = "What `turborec plan` forecast, as a share of what whole runs then took, median of three runs."
+        lines += ["", "### Forecasts", "", told, *_by_place(forecasts, FORECASTS)]
     return lines
+
+
+def _by_place(rows: list[Row], columns: list[Column]) -> list[str]:
+    """A table for each machine and setting that rows were measured on."""
+    places = sorted({_where(row) for row in rows})
+    return [line for place in places for line in ("", place, "", *table([r for r in rows if _where(r) == place], columns))]
 
 
 def summary(rows: list[Row]) -> list[str]:
@@ -121,7 +126,8 @@ def summary(rows: list[Row]) -> list[str]:
     lines: dict[tuple[str, str], Row] = {}
     for row in speed:
         ratios = {name: value for name, value in row["values"].items() if name.startswith("targets_per_second_vs_")}
-        if ratios and row["variant"] in ("default", "exact loss") and _is_exact(row):
+        plain = row["provenance"]["threads"] == 1 and not row["provenance"]["hardware"]["accelerators"]
+        if ratios and plain and row["variant"] in ("default", "exact loss") and _is_exact(row):
             line = lines.setdefault(
                 (row["data"], row["model"]), {"data": row["data"], "model": row["model"], "values": {}, "intervals": {}}
             )
@@ -154,4 +160,4 @@ def _where(row: dict[str, Any]) -> str:
     facts = row["provenance"]
     threads = f"{facts['threads']} thread{'s' * (facts['threads'] > 1)}"
     devices = ", ".join(facts["hardware"]["accelerators"]) or facts["hardware"]["processor"]
-    return f"{devices}, {threads}, torch {facts['versions']['torch']}, load average {facts['load_average']:.1f} at the start."
+    return f"{devices}, {threads}, {row['protocol'].get('precision', 'float32')}."

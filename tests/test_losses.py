@@ -106,6 +106,18 @@ def test_logits_of_ten_thousand_stay_finite():
     assert all(g.isfinite().all() for g in gradients(total, states, table))
 
 
+def test_float16_products_do_not_overflow_where_float32_ones_would_not():
+    """exp(12) is beyond float16: there a row's largest logit is always taken away first."""
+    states, table, targets = (one.detach().float() if one.is_floating_point() else one for one in inputs())
+    states = (states * 12 / float((states @ table.T).abs().max())).requires_grad_()
+    plain = F.cross_entropy(states @ table[1:].T, targets - 1, reduction="sum")
+    with torch.autocast("cpu", torch.float16):
+        total = TiledCrossEntropy.apply(states, table, None, targets)
+    assert total.item() == pytest.approx(plain.item(), rel=1e-2)
+    (gradient,) = torch.autograd.grad(total, [states])
+    assert gradient.isfinite().all()
+
+
 def test_bfloat16_products_stay_close_to_the_exact_gradient():
     states, table, targets = inputs(torch.float32)
     exact = gradients(TiledCrossEntropy.apply(states.double(), table.double(), None, targets), states, table)

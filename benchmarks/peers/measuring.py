@@ -19,6 +19,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
 
 K = 10
 """Places of a list that NDCG looks at."""
@@ -164,7 +165,9 @@ class Curve:
         self.points: list[dict[str, float]] = []
 
     def begin(self) -> None:
-        """Training begins, or goes on after a validation."""
+        """Training begins, or goes on after a validation; from its beginning on the peak of memory is looked for."""
+        if not self.points:
+            forget_peak()
         self.training.start()
         self.everything.start()
 
@@ -205,6 +208,21 @@ def prepare_process(job: Budget) -> None:
     torch.set_num_interop_threads(1)
     torch.manual_seed(job.seed)
     np.random.seed(job.seed)
+
+
+def without_attention_dropout(model: "torch.nn.Module") -> None:
+    """Take dropout from the weights of stock attention: turborec has none there, and it costs the others their fast kernel."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.MultiheadAttention):
+            module.dropout = 0.0
+
+
+def forget_peak() -> None:
+    """Begin anew with the most memory that this process has held: the preparation of data is measured apart."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def peak_mib() -> float:

@@ -21,6 +21,7 @@ class OwnJob(Budget):
     store: str
     recipe: str
     overrides: list[str]
+    precision: str = "float32"
 
 
 def train(job: OwnJob, assembly: Assembly, meter: Meter, curve: Curve) -> None:
@@ -53,7 +54,12 @@ def answer(job: OwnJob) -> dict[str, Any]:
     """Train for a while or for some epochs, then rank every user's validation event."""
     prepare_process(job)
     hardware.keep_freed_memory()  # as every command of turborec's does
-    overrides = [*job.overrides, f"seed={job.seed}", *([f"train.epochs={job.epochs}"] if job.epochs else [])]
+    overrides = [
+        *job.overrides,
+        f"train.precision={job.precision}",
+        f"seed={job.seed}",
+        *([f"train.epochs={job.epochs}"] if job.epochs else []),
+    ]
     with Stopwatch() as preparation:
         assembly = assemble(recipes.load(job.recipe, overrides), open_store(Path(job.store)))
     meter, curve = Meter.of(job), Curve(job)

@@ -82,7 +82,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, help="events shown, instead of the recipe's")
     parser.add_argument("--loss", choices=("exact", "recipe"), default="exact", help="softmax over all items, or the recipe's")
     parser.add_argument("--allocator", choices=("kept", "default"), default="kept", help="the peers' use of freed memory")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the peers")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of all")
     parser.add_argument("--epochs", type=int, default=0, help="time to quality instead: so many, with a validation after each")
     parser.add_argument("--own-epochs", type=int, help="with --epochs: turborec's, instead of the recipe's")
     parser.add_argument("--limit-seconds", type=float, default=3600.0, help="with --epochs: begin none after so long")
@@ -124,6 +124,8 @@ class Comparison:
         told = {"kept": "freed memory is kept, by the peers too", "default": "the peers have glibc's defaults"}
         settings = {
             "allocator": told[chosen.allocator],
+            "precision": chosen.precision,
+            "threads": chosen.threads,
             "peak_mib": "of a process of its own, the peers' with glibc's defaults",
         }
         case = Case(self.recipe, self._variant(), jobs.protocol(recipe, settings), chosen.seed)
@@ -142,6 +144,7 @@ class Comparison:
         # turborec's rate falls over the epochs of its recipe, so it is given these, where epochs are asked for.
         own = {"epochs": (chosen.own_epochs or recipe.train.epochs) if chosen.epochs else 0}
         place = {"store": str(self.data.store), "recipe": self.recipe, "overrides": self._overrides()}
+        place["precision"] = chosen.precision
         peers = {p: jobs.peer_job(recipe, p, str(self.data.events), budget, chosen.precision) for p in self.interpreters}
         return {"turborec": place | budget | own, **peers}
 
@@ -160,7 +163,7 @@ class Comparison:
         words += ["exact loss"] if measured.model != shipped.model else []
         words += [f"{chosen.threads} threads"] if chosen.threads > 1 else []
         words += ["default allocator"] if chosen.allocator == "default" else []
-        words += [f"peers in {chosen.precision}"] if chosen.precision != "float32" else []
+        words += [chosen.precision] if chosen.precision != "float32" else []
         return ", ".join(words) or "default"
 
     def _ask(self, name: str, job: dict[str, Any], allocator: str, when: str) -> Answer | None:

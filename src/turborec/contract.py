@@ -15,12 +15,33 @@ from torch import Tensor, nn
 
 def rows_of(table: Tensor, ids: Tensor) -> Tensor:
     """The rows of a table: [V + 1, D], int64 [...] -> [..., D]."""
+    note_reads(table, ids)
     return F.embedding(ids, table, sparse=getattr(table, "_read_by_rows", False))
 
 
 def read_by_rows(table: nn.Parameter) -> None:
     """From now on the gradient of `rows_of` this table is sparse: an optimizer that updates only such rows asks for it."""
     table._read_by_rows = True  # type: ignore[attr-defined]
+
+
+def count_reads(table: nn.Parameter) -> None:
+    """From now on the ids that training reads of this table are kept, until `reads_of` takes them."""
+    table._reads = []  # type: ignore[attr-defined]
+
+
+def note_reads(table: Tensor, ids: Tensor) -> None:
+    """Keep the ids, if that was asked for; rankings, which have no gradient, read nothing in this sense."""
+    reads = getattr(table, "_reads", None)
+    if reads is not None and torch.is_grad_enabled():
+        reads.append(ids.detach().flatten())
+
+
+def reads_of(table: Tensor) -> Tensor:
+    """How often each row was read since the last time this was asked: int64 [V + 1]."""
+    reads: list[Tensor] = table._reads  # type: ignore[attr-defined]
+    counts = torch.bincount(torch.cat(reads), minlength=len(table)) if reads else torch.zeros(len(table), dtype=torch.int64)
+    reads.clear()
+    return counts
 
 
 class Batch(Protocol):

@@ -31,7 +31,10 @@ ACCELERATOR_TILE_BYTES = 256 * 2**20
 """The same on an accelerator, whose cache is small and whose products want to be large: a few launches a step."""
 
 HARMLESS = 60.0
-"""Logits no larger than this, either way, are exponentiated as they are: exp(60) times any catalogue is far from overflow."""
+"""Logits no larger than this, either way, are exponentiated as they are: exp(60) times any catalogue is far from overflow.
+
+Not in float16, which ends at exp(11).
+"""
 
 _MIN_ROWS = 128  # fewer rows make the matrix products of a tile too thin
 
@@ -234,7 +237,7 @@ def _cross_entropy(head: Head, targets: Tensor, low: torch.dtype, needs_gradient
     total = table.new_zeros(())
     state_gradient, table_gradient = torch.empty_like(states), torch.zeros_like(table)
     bias_gradient = table.new_zeros(len(table))
-    peaked = _largest(head) > HARMLESS
+    peaked = low == torch.float16 or not _largest(head) <= HARMLESS
     for start in range(0, len(states), rows):
         block, target = states[start : start + rows], targets[start : start + rows]
         low_block, embedded = block.to(low), table[target]

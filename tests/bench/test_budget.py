@@ -67,11 +67,11 @@ def test_it_is_remembered_for_recipe_data_and_machine(store, tried, tmp_path):
     first = budget.largest(recipe_of(192), store, "cpu", tmp_path)
     asked = len(tried)
     again = budget.largest(recipe_of(400), store, "cpu", tmp_path)
-    assert (again.tokens, again.trials, len(tried)) == (first.tokens, (), asked)
+    assert again.remembered and (again.tokens, len(tried)) == (first.tokens, asked + 1)  # it is tried once more
     budget.largest(recipe_of(192, width=32), store, "cpu", tmp_path)
     assert len(tried) > asked and len(json.loads((tmp_path / budget.FILE).read_text())) == 2
     (tmp_path / budget.FILE).write_text("{")
-    assert budget.largest(recipe_of(192), store, "cpu", tmp_path).trials
+    assert not budget.largest(recipe_of(192), store, "cpu", tmp_path).remembered
 
 
 LIMITED = """

@@ -117,7 +117,7 @@ def test_a_lever_is_believed_only_where_it_shows(store, monkeypatch):
 
 
 def test_precision_auto_is_the_type_it_comes_to(store):
-    names = matrix._variants(recipe_of("sasrec"), [levers.lever("bf16")], (), torch.device("cpu"))
+    names = matrix._variants(recipe_of("sasrec"), store, [levers.lever("bf16")], (), torch.device("cpu"))
     assert len(names) == 2
 
 

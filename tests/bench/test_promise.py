@@ -1,5 +1,6 @@
 """Levers are held to what they promise."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from turborec.assembly import assemble
 from turborec.bench import levers, matrix, promise
 from turborec.bench.levers import changed, lever
 from turborec.bench.promise import Gate, differences, judge
+from turborec.data.loader import TrainingBatches
 
 KINDS = ("sasrec", "bert4rec", "gru4rec")
 
@@ -77,3 +79,24 @@ def test_a_broken_promise_is_a_failure(store, monkeypatch):
     found = matrix.run(recipe_of("sasrec"), store, matrix.Plan(("bf16",), (), 2, 0.01, False), "cpu")["levers"][0]
     assert found["failed"].startswith("it did not keep its promise: loss within") and found["gain"] is None
     assert promise.ALLOWED["exact"] < promise.ALLOWED["close"]
+
+
+def test_what_is_no_number_keeps_no_promise(store, monkeypatch):
+    off, on = (changed(recipe_of("sasrec"), part) for part in (lever("bucketing").off, lever("bucketing").on))
+    true = promise._gradient
+
+    def broken(assembly, batch):
+        loss, gradients = true(assembly, batch)
+        return (math.nan if assembly.recipe == on else loss), gradients
+
+    monkeypatch.setattr(promise, "_gradient", broken)
+    assert judge(lever("bucketing"), off, on, store, "cpu", Gate()).kept is False
+
+
+def test_bucketing_is_compared_at_as_many_rows_a_step(store):
+    """Not at as many padded positions: fewer rows would be fewer targets, and another training."""
+    recipe = recipe_of("sasrec")
+    off = matrix._variants(recipe, store, [lever("bucketing")], (), torch.device("cpu"))["without bucketing"]
+    rows = [len(order) for order in TrainingBatches(store, recipe.batches, 1).epoch(0).order]
+    rows_off = [len(order) for order in TrainingBatches(store, off.batches, 1).epoch(0).order]
+    assert max(rows_off) == round(sum(rows) / len(rows)) and abs(len(rows) - len(rows_off)) <= 1

@@ -9,7 +9,7 @@ from torch import nn
 from stores import store_of
 from turborec import recipes
 from turborec.assembly import assemble
-from turborec.contract import rows_of
+from turborec.contract import count_reads, note_reads, reads_of, rows_of
 from turborec.data.loader import TrainingBatches
 from turborec.engine import loop
 from turborec.engine.loop import Stage
@@ -48,13 +48,28 @@ def test_cowclip_leaves_the_tables_rate_alone():
 def test_rows_are_clipped_by_their_norm_and_their_reads():
     table = nn.Parameter(torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0], [1.0, 0.0]]))
     rows, values = torch.tensor([0, 1, 1, 2]), torch.tensor([[30.0, 40.0], [30.0, 40.0], [30.0, 40.0], [3.0, 4.0]])
+    count_reads(table)
+    note_reads(table, rows)
     table.grad = torch.sparse_coo_tensor(rows[None], values, table.shape, check_invariants=True)
     clip_rows([table], ratio=0.5)
     norms = table.grad.to_dense().norm(dim=1)
-    assert norms.tolist() == pytest.approx([0.5 * 5, 0.5 * 2 * 0.5, 0.5 * 1e-5, 0.0])
+    assert norms.tolist() == pytest.approx([0.5 * 5, 2 * 0.5 * 0.5, 1e-5, 0.0])
     small = table.grad.to_dense()
+    note_reads(table, rows)
     clip_rows([table], ratio=100.0)
     assert torch.equal(table.grad.to_dense(), small)
+
+
+def test_every_read_counts_whatever_the_gradients_are_added_to():
+    """A tied table is read as input, as target and as negative; adding sparse gradients merges some of their rows."""
+    model = nn.ModuleDict({"table": nn.Embedding(9, 4)})
+    AdamW(tables="rows", clip_rows=1.0).build(model)
+    table, ids = model["table"].weight, [torch.tensor([[1, 2, 3], [4, 5, 5]]), torch.tensor([2, 3, 4]), torch.tensor([3, 3])]
+    (model["table"](ids[0]).sum() + rows_of(table, ids[1]).sum() + rows_of(table, ids[2]).sum()).backward()
+    with torch.no_grad():
+        rows_of(table, torch.tensor([8]))
+    assert reads_of(table).tolist() == torch.bincount(torch.cat([i.flatten() for i in ids]), minlength=9).tolist()
+    assert reads_of(table).sum() == 0
 
 
 def test_training_takes_the_scaled_rates(tmp_path):

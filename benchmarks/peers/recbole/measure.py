@@ -80,7 +80,7 @@ def configuration(job: Job, folder: Path) -> Config:
         "bert4rec": {"hidden_size": job.width, "inner_size": job.hidden, "n_layers": job.layers, "n_heads": job.heads},
         "gru4rec": {"embedding_size": job.width, "hidden_size": job.hidden, "num_layers": job.layers},
     }[job.model]
-    dropout = {"dropout_prob": job.dropout, "hidden_dropout_prob": job.dropout, "attn_dropout_prob": job.dropout}
+    dropout = {"dropout_prob": job.dropout, "hidden_dropout_prob": job.dropout, "attn_dropout_prob": 0.0}
     return Config(
         model=MODELS[job.model],
         dataset="events",

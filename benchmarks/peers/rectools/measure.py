@@ -11,7 +11,20 @@ from typing import Any
 
 import pandas as pd
 import torch
-from measuring import Curve, Job, K, Meter, Stopwatch, events, ndcg, peak_mib, prepare_process, serve, versions
+from measuring import (
+    Curve,
+    Job,
+    K,
+    Meter,
+    Stopwatch,
+    events,
+    ndcg,
+    peak_mib,
+    prepare_process,
+    serve,
+    versions,
+    without_attention_dropout,
+)
 from pytorch_lightning import Callback, LightningModule, Trainer
 from rectools.columns import Columns
 from rectools.dataset import Dataset
@@ -31,6 +44,7 @@ class Observer(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.preparation.stop()
+        without_attention_dropout(pl_module)
         self.curve.begin()
 
     def on_train_batch_end(

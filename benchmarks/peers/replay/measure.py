@@ -15,7 +15,19 @@ from typing import Any
 import lightning
 import pandas as pd
 import torch
-from measuring import Curve, Job, K, Meter, Stopwatch, events, peak_mib, prepare_process, serve, versions
+from measuring import (
+    Curve,
+    Job,
+    K,
+    Meter,
+    Stopwatch,
+    events,
+    peak_mib,
+    prepare_process,
+    serve,
+    versions,
+    without_attention_dropout,
+)
 from replay.data import FeatureHint, FeatureSource, FeatureType
 from replay.data.nn import PandasSequentialDataset, ParquetModule, TensorFeatureInfo, TensorFeatureSource, TensorSchema
 from replay.models.nn.optimizer_utils import FatOptimizerFactory
@@ -74,6 +86,7 @@ class Observer(lightning.Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.preparation.stop()
+        without_attention_dropout(pl_module)
         self.fitting = True
         self.curve.begin()
 

@@ -52,14 +52,13 @@ class Budget:
 
     tokens: int
     whole: bool  # it holds an epoch in one batch: more would change nothing
-    trials: tuple[Trial, ...]  # none where it was remembered
+    trials: tuple[Trial, ...]
+    remembered: bool = False
 
 
 def largest(recipe: AnyRecipe, store: Store, device: str, home: Path) -> Budget:
-    """Double the recipe's budget while it fits, halve it while it does not, then close in; or what was found before."""
+    """Double the recipe's budget while it fits, halve it while it does not, then close in; or take what was found before."""
     key, remembered = _key(recipe, store, device), _remembered(home)
-    if key in remembered:
-        return Budget(remembered[key]["tokens"], remembered[key]["whole"], ())
     batches = TrainingBatches(store, recipe.batches, recipe.seed)
     everything = int(batches.widths[-1]) * len(batches.epoch(0).rows.users)
     trials: dict[int, Trial] = {}
@@ -71,6 +70,8 @@ def largest(recipe: AnyRecipe, store: Store, device: str, home: Path) -> Budget:
             logger.info(f"Tried {tokens:,} tokens a batch: {said}")
         return trials[tokens].peak is not None
 
+    if key in remembered and fits(remembered[key]["tokens"]):  # less memory may be free than there was
+        return Budget(remembered[key]["tokens"], remembered[key]["whole"], tuple(trials.values()), remembered=True)
     good, bad = min(recipe.batches.tokens, everything), None
     while not fits(good):
         if good <= recipe.batches.max_length:
@@ -96,7 +97,8 @@ def trial(recipe: AnyRecipe, store: Store, device: str) -> int | None:
         if assembly.device.type == "cpu":
             _limit(int(RESERVE * hardware.free_memory(assembly.device)))
         else:
-            torch.cuda.set_per_process_memory_fraction(RESERVE, assembly.device)
+            free, everything = torch.cuda.mem_get_info(assembly.device)
+            torch.cuda.set_per_process_memory_fraction(RESERVE * free / everything, assembly.device)
         _widest_steps(assembly)
     except (MemoryError, torch.OutOfMemoryError):
         return None
@@ -110,14 +112,15 @@ def trial(recipe: AnyRecipe, store: Store, device: str) -> int | None:
 
 
 def _widest_steps(assembly: Assembly) -> None:
-    """The batches with the most positions, of the widest and of any width; the second finds the optimizer's state there."""
+    """The batches with the most positions, of the widest and of any width, and with the optimizer's state beside them."""
     stage = assembly.recipe.stages[0]
     epoch = TrainingBatches(assembly.store, assembly.recipe.batches, assembly.recipe.seed).epoch(0)
     positions = [len(rows) * width for rows, width in zip(epoch.order, epoch.width, strict=True)]
-    chosen = [
+    widest, most = (
         max(range(len(epoch)), key=lambda s: (epoch.width[s], positions[s])),
         max(range(len(epoch)), key=positions.__getitem__),
-    ]
+    )
+    chosen = [most, widest, most]  # the first step makes the optimizer's state
     for _ in loop.fit(loop.start(assembly.model, stage, assembly.device), _Chosen(epoch, chosen), stage, assembly.device):
         pass
 

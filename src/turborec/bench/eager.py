@@ -7,6 +7,7 @@ kernel. The loss is the exact cross-entropy whatever the recipe's is, the optimi
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,9 @@ KINDS = ("sasrec", "bert4rec", "gru4rec")
 
 Logits = Literal["all", "targets"]
 """Where logits are made: at every padded position, or at the targets alone."""
+
+Products = Literal["float32", "tf32", "bfloat16"]
+"""What matrix products run in: as torch is set by default, in TF32 (CUDA), or under bfloat16 autocast."""
 
 
 class Rows(Dataset[tuple[Tensor, Tensor]]):
@@ -91,7 +95,7 @@ class Network(nn.Module):
         return F.linear(states, self.table.weight, self.bias)
 
 
-def training(assembly: Assembly, rows: int, logits: Logits) -> Iterator[Work]:
+def training(assembly: Assembly, rows: int, logits: Logits, products: Products = "float32") -> Iterator[Work]:
     """Optimizer steps of the plain implementation on batches of `rows` rows, epoch after epoch."""
     recipe, device, store = assembly.recipe, assembly.device, assembly.store
     config: Any = recipe.model
@@ -108,25 +112,42 @@ def training(assembly: Assembly, rows: int, logits: Logits) -> Iterator[Work]:
     number = 0
     while True:
         data = Rows(store, batches.epoch(number).rows, length)
-        for events, following in DataLoader(data, rows, shuffle=True, drop_last=True):
+        cuda = device.type == "cuda"
+        loader = DataLoader(data, rows, shuffle=True, drop_last=True, num_workers=4 * cuda, pin_memory=cuda)
+        for events, following in loader:
             events, following = events.to(device), following.to(device)
             targets, masked = following, torch.zeros_like(events, dtype=torch.bool)
             if bidirectional:
                 events = _whole(events, following)
                 masked = (torch.rand(events.shape, device=device) < config.mask_share) & (events > 0)
                 targets = events * masked
-            states = model(events, masked)
-            if logits == "targets":
-                states, targets = states[targets > 0], targets[targets > 0]
-            loss = F.cross_entropy(model.scores(states).flatten(0, -2), targets.flatten(), ignore_index=0)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            with _in(products, device):
+                with torch.autocast(device.type, torch.bfloat16, enabled=products == "bfloat16"):
+                    states = model(events, masked)
+                    if logits == "targets":
+                        states, targets = states[targets > 0], targets[targets > 0]
+                    loss = F.cross_entropy(model.scores(states).flatten(0, -2), targets.flatten(), ignore_index=0)
+                loss.backward()  # type: ignore[no-untyped-call]
             if recipe.train.clip_norm is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), recipe.train.clip_norm)
             optimizer.step()
             loss.item()  # what a training bar shows
-            yield Work(1, int((targets > 0).sum()), int((events > 0).sum()), events.numel())
+            shown = int((events > 0).sum()) - bidirectional * len(events)  # the event behind a window is a target, not shown
+            yield Work(1, int((targets > 0).sum()), shown, events.numel())
         number += 1
+
+
+@contextmanager
+def _in(products: Products, device: torch.device) -> Iterator[None]:
+    """TF32 for float32 products on CUDA while it lasts."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    if products == "tf32" and device.type == "cuda":
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
 def _whole(events: Tensor, following: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from turborec.recipe import Tree, override
 from turborec.recipes import AnyRecipe, from_tree
 
 Promise = Literal["exact", "close", "changes the mathematics"]
-"""exact: the same numbers up to the order of float32 sums; close: reduced precision; else another objective or optimizer."""
+"""exact: the same rows have the same loss and gradient up to the order of float32 sums; close: reduced precision; else another
+objective or optimizer."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Lever:
     on: tuple[str, ...]
     proof: Callable[[Evidence, Evidence], str | None]
     """Of the evidence (without, with): the words that show that it was on, or None where nothing shows it."""
+    widens: bool = False
+    """Without it rows are wider, so that as many of them need more tokens a batch."""
 
 
 def _fuller(without: Evidence, with_: Evidence) -> str | None:
@@ -54,7 +57,7 @@ def _orthogonalised(without: Evidence, with_: Evidence) -> str | None:
 
 
 LEVERS = (
-    Lever("bucketing", "exact", ("batches.shapes=1",), ("batches.shapes=12",), _fuller),
+    Lever("bucketing", "exact", ("batches.shapes=1",), ("batches.shapes=12",), _fuller, widens=True),
     Lever("bf16", "close", ("train.precision=float32",), ("train.precision=bfloat16",), _in_bfloat16),
     Lever("compile", "exact", ("train.compile=none",), ("train.compile=layers",), _compiled),
     Lever(

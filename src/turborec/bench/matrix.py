@@ -22,12 +22,18 @@ from turborec.data.loader import TrainingBatches
 from turborec.data.store import Store
 from turborec.engine import hardware, log
 from turborec.errors import UserError, closest
+from turborec.losses import CrossEntropy
 from turborec.recipes import AnyRecipe
 
 logger = logging.getLogger("turborec")
 
-EAGER = {"eager": "targets", "eager_all_logits": "all"}
-"""Plain PyTorch with logits where there is a target, and with logits everywhere."""
+EAGER: dict[str, tuple[eager.Logits, eager.Products]] = {
+    "eager": ("targets", "float32"),
+    "eager_all_logits": ("all", "float32"),
+    "eager_bf16": ("targets", "bfloat16"),
+    "eager_tf32": ("targets", "tf32"),
+}
+"""Plain PyTorch with logits where there is a target, with logits everywhere, and the first in lower precision."""
 
 UNJUDGED = Gate()
 
@@ -51,7 +57,7 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, device: str = "auto") -> di
     """Measure the recipe on the store: plain data, ready to be written as JSON."""
     hardware.keep_freed_memory()
     chosen = [levers.lever(name) for name in plan.levers]
-    variants = _variants(recipe, chosen, plan.against, hardware.device_of(device))
+    variants = _variants(recipe, store, chosen, plan.against, hardware.device_of(device))
     warning = step.busy()
     if warning:
         logger.warning(warning)
@@ -107,16 +113,25 @@ def _steps(name: str, assembly: Assembly) -> Iterator[Work]:
         return step.training(assembly)
     if assembly.recipe.model.kind not in eager.KINDS:
         raise UserError(f"There is no plain PyTorch version of {assembly.recipe.model.kind} (known: {', '.join(eager.KINDS)}).")
-    epoch = TrainingBatches(assembly.store, assembly.recipe.batches, assembly.recipe.seed).epoch(0)
-    rows = max(1, round(len(epoch.rows.users) / len(epoch)))  # so that a step has as many targets on the mean
+    rows = _rows_a_step(assembly.recipe, assembly.store)
     positions = rows * (assembly.recipe.batches.max_length + 1)
     logits = 3 * 4 * positions * (assembly.store.num_items + 1)  # bytes of them, their probabilities and their gradient
     if name == "eager_all_logits" and logits > hardware.free_memory(assembly.device):
         raise UserError(f"{name} would hold {logits / 2**30:,.0f} GiB of logits, more than there is: leave it out.")
-    return eager.training(assembly, rows, EAGER[name])  # type: ignore[arg-type]
+    if name == "eager_tf32" and assembly.device.type != "cuda":
+        raise UserError("eager_tf32 needs a CUDA device: TF32 is a type of its products.")
+    return eager.training(assembly, rows, *EAGER[name])
 
 
-def _variants(recipe: AnyRecipe, chosen: list[Lever], against: tuple[str, ...], device: torch.device) -> dict[str, AnyRecipe]:
+def _rows_a_step(recipe: AnyRecipe, store: Store) -> int:
+    """Rows of a batch on the mean: with as many, another way of training has as many targets a step."""
+    epoch = TrainingBatches(store, recipe.batches, recipe.seed).epoch(0)
+    return max(1, round(len(epoch.rows.users) / max(1, len(epoch))))
+
+
+def _variants(
+    recipe: AnyRecipe, store: Store, chosen: list[Lever], against: tuple[str, ...], device: torch.device
+) -> dict[str, AnyRecipe]:
     """Name and recipe of each contestant; a lever whose state the recipe has already needs one other contestant only."""
 
     def computed(one: AnyRecipe) -> tuple[AnyRecipe, torch.dtype]:
@@ -128,6 +143,10 @@ def _variants(recipe: AnyRecipe, chosen: list[Lever], against: tuple[str, ...], 
     for one in chosen:
         for word, assignments in (("without", one.off), ("with", one.on)):
             changed = levers.changed(recipe, assignments)
+            if one.widens and word == "without":
+                changed = levers.changed(
+                    changed, (f"batches.tokens={_rows_a_step(recipe, store) * recipe.batches.max_length}",)
+                )
             if computed(changed) != computed(recipe):
                 variants[f"{word} {one.name}"] = changed
     return variants | dict.fromkeys(against, recipe)
@@ -136,7 +155,7 @@ def _variants(recipe: AnyRecipe, chosen: list[Lever], against: tuple[str, ...], 
 def _ceilings(recipe: AnyRecipe, store: Store, types: set[str], device: torch.device) -> Ceilings:
     """The machine's limits in the types that the contestants' products ran in."""
     width = getattr(recipe.model, "width", 64)
-    shape = (recipe.batches.tokens, width, min(store.num_items, 16384))
+    shape = (min(recipe.batches.tokens, 8192), width, min(store.num_items, 16384))
     return {name: limits.measure(device, getattr(torch, name), (shape,)) for name in sorted(types - {"none"})}
 
 
@@ -155,6 +174,7 @@ def _row(
     shown = int(epoch.rows.lengths.sum())
     row: dict[str, Any] = {
         "name": name,
+        "loss": "cross_entropy" if name in EAGER else recipe.model.loss.kind,
         "step_ms": 1e3 * measurement.seconds() / total.steps,
         "step_cpu_ms": 1e3 * measurement.seconds("cpu") / total.steps,
         "targets_per_second": asdict(rate),
@@ -167,16 +187,31 @@ def _row(
         "main_type": seen.main_type(),
         "graphs": seen.graphs,
         "graph_breaks": seen.breaks,
-        "vs_recipe": asdict(step.ratio(measured["recipe"], measurement)) if name != "recipe" else None,
-        "over": {other: asdict(step.ratio(measurement, measured[other])) for other in EAGER if other in measured},
+        "vs_recipe": asdict(_ratio(measured["recipe"], measurement)) if name != "recipe" else None,
+        "over": {other: asdict(_ratio(measurement, measured[other])) for other in EAGER if other in measured},
     }
-    useful = flops.useful(recipe.model, store.num_items, epoch.rows.lengths, round(shown * total.targets / total.events))
+    useful = flops.useful(
+        _exact(recipe.model) if name in EAGER else recipe.model,
+        store.num_items,
+        epoch.rows.lengths,
+        round(shown * total.targets / total.events),
+    )
     ceiling = ceilings.get(seen.main_type())
     if useful is not None and ceiling is not None:
         needed = useful / shown * events.value
         executed = seen.flops / max(1, seen.work.targets) * rate.value
         row |= {"useful_flop_utilisation": needed / ceiling.flops, "hardware_flop_utilisation": executed / ceiling.flops}
     return row
+
+
+def _exact(model: Any) -> Any:
+    """The model with the loss that plain PyTorch has."""
+    return model.model_copy(update={"loss": CrossEntropy()})
+
+
+def _ratio(fast: Measurement, slow: Measurement) -> step.Median:
+    """Of targets by processor time; beside an accelerator, which the processor waits for, by wall time."""
+    return step.ratio(fast, slow, clock="cpu" if fast.device.type == "cpu" else "wall")
 
 
 def _verdict(
@@ -202,7 +237,7 @@ def _verdict(
     found |= {"kept": verdict.kept, "comparison": verdict.told}
     if verdict.kept is False:
         return {**found, "failed": f"it did not keep its promise: {verdict.told}"}
-    return {**found, "failed": None, "gain": asdict(step.ratio(measured[with_], measured[without]))}
+    return {**found, "failed": None, "gain": asdict(_ratio(measured[with_], measured[without]))}
 
 
 def _peak(name: str, recipe: AnyRecipe, store: Store, device: str) -> float | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from turborec.assembly import Assembly, assemble, measure
 from turborec.bench.levers import Lever
-from turborec.data.loader import TrainingBatches
+from turborec.data.loader import First, TrainingBatches
 from turborec.data.store import Store
 from turborec.engine import hardware, loop
 from turborec.recipes import AnyRecipe
@@ -22,6 +22,9 @@ ALLOWED = {"exact": (1e-5, 1e-3), "close": (1e-2, 1e-1)}
 A gradient of float32 sums in another order differs by about 1e-6 of its largest part, and small parts stand beside large ones;
 bfloat16 keeps eight bits of each factor.
 """
+
+STEPS = 20
+"""Optimizer steps before the comparison."""
 
 BATCHES = 3
 """Real batches that are compared: one of the narrowest, one of the widest, and between."""
@@ -54,7 +57,11 @@ def judge(lever: Lever, without: AnyRecipe, with_: AnyRecipe, store: Store, devi
 
 
 def differences(without: Assembly, with_: Assembly) -> tuple[float, float]:
-    """The largest relative difference of loss and of gradient, of the same rows with the same weights, among real batches."""
+    """The largest relative difference of loss and of gradient, of the same rows with the same weights, among real batches.
+
+    The weights have been trained for a few steps: fresh ones make every logit nearly the same.
+    """
+    _train_a_little(without)
     with_.model.load_state_dict(without.model.state_dict())
     plans = [TrainingBatches(one.store, one.recipe.batches, one.recipe.seed) for one in (without, with_)]
     epoch = plans[1].epoch(0)
@@ -71,8 +78,17 @@ def differences(without: Assembly, with_: Assembly) -> tuple[float, float]:
             gradients.append(gradient)
         apart = math.sqrt(sum(float((a - b).norm()) ** 2 for a, b in zip(*gradients, strict=True)))
         size = math.sqrt(sum(float(a.norm()) ** 2 for a in gradients[0]))
-        worst = [max(worst[0], abs(losses[0] - losses[1]) / abs(losses[0])), max(worst[1], apart / size)]
+        found_here = (abs(losses[0] - losses[1]) / abs(losses[0]), apart / size)
+        worst = [max(w, f) if math.isfinite(f) else math.inf for w, f in zip(worst, found_here, strict=True)]
     return worst[0], worst[1]
+
+
+def _train_a_little(assembly: Assembly) -> None:
+    stage = assembly.recipe.stages[0]
+    epoch = TrainingBatches(assembly.store, assembly.recipe.batches, assembly.recipe.seed).epoch(0)
+    state = loop.start(assembly.model, stage, assembly.device)
+    for _ in loop.fit(state, First(epoch, min(STEPS, len(epoch))), stage, assembly.device):
+        pass
 
 
 def _gradient(assembly: Assembly, batch: Any) -> tuple[float, list[Tensor]]:

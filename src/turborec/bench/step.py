@@ -58,6 +58,7 @@ class Measurement:
     """What was seen of one contestant."""
 
     name: str
+    device: torch.device
     samples: list[Sample] = field(default_factory=list)
 
     def per_second(self, quantity: str, clock: str = "wall") -> list[float]:
@@ -97,7 +98,7 @@ def compete(contestants: list[Contestant], rounds: int = 6, seconds: float = 2.0
             next(contestant.steps)
             if time.perf_counter() - began > 2 * seconds * warm_up:
                 break  # a step this long needs no more of them
-        measured.append(Measurement(contestant.name))
+        measured.append(Measurement(contestant.name, contestant.device))
     for number in range(rounds):
         turn = list(zip(contestants, measured, strict=True))
         for contestant, measurement in turn if number % 2 == 0 else reversed(turn):

@@ -52,7 +52,7 @@ def bench(
     recipe: RecipeName,
     overrides: Overrides = None,
     levers: Annotated[str, typer.Option(help="levers to measure on and off, comma-separated, or all")] = "",
-    against: Annotated[str, typer.Option(help="plain PyTorch to measure beside: eager, eager_all_logits")] = "",
+    against: Annotated[str, typer.Option(help="plain PyTorch beside it: eager, eager_all_logits, eager_bf16, eager_tf32")] = "",
     rounds: Annotated[int, typer.Option(min=1, help="turns of each contestant; six give a 95 % interval")] = 6,
     seconds: Annotated[float, typer.Option(min=0.0, help="length of a turn")] = 2.0,
     gate: Annotated[int, typer.Option(min=0, help="epochs after which levers that change the mathematics are compared")] = 0,
@@ -127,7 +127,7 @@ def _largest_batch(recipe: "AnyRecipe", store: "Store", device: str, home: Path,
         print(json.dumps(asdict(found)))
         return
     why = "a whole epoch in one batch" if found.whole else "more does not fit"
-    console.print(f"The largest batches have about {found.tokens:,} tokens ({why}{'' if found.trials else '; remembered'}).")
+    console.print(f"The largest batches have about {found.tokens:,} tokens ({why}{'; remembered' * found.remembered}).")
     console.print(
         f"The recipe has {stated:,}. Another size changes what is learnt, and a rate follows it by a rule:\n"
         f"  batches.tokens={found.tokens} 'train.scaling={{rule: square_root, tokens: {stated}}}'"

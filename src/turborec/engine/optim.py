@@ -7,7 +7,7 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
-from turborec.contract import read_by_rows
+from turborec.contract import count_reads, note_reads, read_by_rows
 from turborec.errors import UserError
 from turborec.recipe import Config
 
@@ -47,7 +47,7 @@ class AdamW(Config):
 
     def over(self, model: nn.Module, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """An optimizer over some of the model's parameters, which include its tables."""
-        tables = row_tables(model) if self.tables == "rows" else []
+        tables = row_tables(model, counted=self.clip_rows is not None) if self.tables == "rows" else []
         trainable = [p for p in parameters if p.requires_grad and not _among(p, tables)]
         groups = [
             {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
@@ -164,13 +164,16 @@ class RowAdam(torch.optim.Optimizer):
         table.index_add_(0, rows, change, alpha=-group["lr"])
 
 
-def row_tables(model: nn.Module) -> list[nn.Parameter]:
-    """The model's tables, from now on with gradients of the rows that were read alone."""
+def row_tables(model: nn.Module, counted: bool = False) -> list[nn.Parameter]:
+    """The model's tables, from now on with gradients of the rows that were read alone, and with their reads counted."""
     found = []
     for module in model.modules():
         if isinstance(module, nn.Embedding) and isinstance(module.weight, nn.Parameter) and module.weight.requires_grad:
             module.sparse = True
             read_by_rows(module.weight)
+            if counted:
+                count_reads(module.weight)
+                module.register_forward_pre_hook(lambda module, arguments: note_reads(module.weight, arguments[0]))
             found.append(module.weight)
     return found
 

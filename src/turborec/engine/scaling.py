@@ -3,10 +3,10 @@
 import math
 from typing import Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from turborec.contract import reads_of
 from turborec.engine.optim import AdamW, Muon
 from turborec.recipe import Config
 
@@ -50,17 +50,13 @@ class Scaling(Config):
 
 
 def clip_rows(tables: list[nn.Parameter], ratio: float) -> None:
-    """Scale each row of the sparse gradients so that its norm is at most `ratio` * reads * norm of the table's row.
-
-    A row was read as often as the gradient, not yet coalesced, names it.
-    """
+    """Scale each row of the sparse gradients to a norm of at most `reads * max(ratio * norm of the row, SMALLEST_NORM)`."""
     for table in tables:
-        gradient = table.grad
+        reads, gradient = reads_of(table), table.grad
         if gradient is None or not gradient.is_sparse:
             continue
-        reads = torch.bincount(gradient._indices()[0], minlength=len(table))
         gradient = gradient.coalesce()
         rows, values = gradient.indices()[0], gradient.values()
-        limit = ratio * reads[rows] * table.detach()[rows].norm(dim=1).clamp(min=SMALLEST_NORM)
+        limit = reads.to(rows.device)[rows] * (ratio * table.detach()[rows].norm(dim=1)).clamp(min=SMALLEST_NORM)
         values.mul_((limit / values.norm(dim=1).clamp(min=1e-30)).clamp(max=1.0)[:, None].to(values.dtype))
         table.grad = gradient
