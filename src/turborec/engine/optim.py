@@ -53,14 +53,16 @@ class AdamW(Config):
             {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
         ]
-        betas = (self.beta1, self.beta2)
-        dense = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=betas, eps=self.eps, fused=True)
+        betas, groups = (self.beta1, self.beta2), [group for group in groups if group["params"]]
+        dense: list[torch.optim.Optimizer] = []
+        if groups or not tables:
+            dense.append(torch.optim.AdamW(groups, lr=self.lr, betas=betas, eps=self.eps, fused=True))
         if not tables:
-            return dense
+            return dense[0]
         decay = self.weight_decay if self.tables_weight_decay is None else self.tables_weight_decay
         rows = RowAdam(tables, self.tables_lr or self.lr, betas, self.eps, decay)
         rows.param_groups[0]["clip_rows"] = self.clip_rows
-        return Joined([dense, rows])
+        return Joined([*dense, rows])
 
 
 class Muon(Config):
