@@ -68,6 +68,12 @@ PARTS: list[Column] = [
 ]
 
 
+SASREC_PYTORCH: list[Column] = [
+    ("data", lambda row: row["data"]),
+    ("turborec (sampled softmax) × SASRec.pytorch", interval("targets_per_second_sampled_vs_sasrec_pytorch")),
+    ("plain PyTorch (same loss and batches) × SASRec.pytorch", interval("eager_vs_sasrec_pytorch")),
+]
+
 FORECASTS: list[Column] = [
     ("recipe", lambda row: row["recipe"]),
     ("epoch", number("forecast_epoch_seconds_of_measured", "{:.0%}")),
@@ -107,6 +113,8 @@ def speed_sections(rows: list[Row]) -> list[str]:
     for peer in PEERS:
         beside_it = pairs(speed, peer)
         lines += ["", f"### Beside {peer}", *_by_place(beside_it, beside(peer))] if beside_it else []
+    published = [row for row in speed if row["model"] == "sasrec-pytorch"]
+    lines += ["", "### Beside SASRec.pytorch, in its shape", *_by_place(published, SASREC_PYTORCH)] if published else []
     forecasts = [row for row in rows if row["kind"] == "forecast"]
     if forecasts:
         told = "What `turborec plan` forecast, as a share of what whole runs then took, median of three runs."
