@@ -15,7 +15,7 @@ from typing import Any
 from measured import arguments, chosen_by, command, prepared
 from rows import write
 from turborec.bench import step
-from turborec.engine import log
+from turborec.engine import hardware, log
 
 EPOCHS = 2
 
@@ -39,7 +39,7 @@ def trained(words: list[str], folder: Path) -> dict[str, Any]:
     child = subprocess.Popen([sys.executable, "-m", "turborec", "train", *words], stdout=subprocess.DEVNULL)
     peak = 0
     while child.poll() is None:  # the system's own record of a child begins with its parent's peak
-        peak = max(peak, held(child.pid))
+        peak = max(peak, hardware.peak_of(child.pid))
         time.sleep(0.1)
     if child.returncode:
         sys.exit("The training failed.")
@@ -49,15 +49,6 @@ def trained(words: list[str], folder: Path) -> dict[str, Any]:
     steps = len(times)
     epoch = (times[-1] - times[0]) * steps / (steps - 1)
     return {"epoch_seconds": epoch, "validation_seconds": ends[-1] - times[-1], "peak": peak}
-
-
-def held(process: int) -> int:
-    """The most bytes that a process has held so far; 0 when it is gone."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def main() -> None:

@@ -1,6 +1,9 @@
 """Before a run: what it will need in memory, disk and time, found by trying a few of its steps; and what stands in its way."""
 
 import shutil
+import subprocess
+import sys
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +17,7 @@ from turborec.data.loader import Epoch, First, TrainingBatches
 from turborec.engine import hardware, log, loop
 from turborec.errors import UserError
 from turborec.losses import tile_bytes
+from turborec.recipe import dump
 
 STEPS = 20
 """Steps that are tried; the first quarter warms up and does not count."""
@@ -33,7 +37,7 @@ class Sizes:
     optimizer: int  # what the optimizer remembers, the moving average included
     activations: int  # kept for the backward pass of the largest batch tried
     logits: int  # held at a time
-    peak: int  # the most that this process, or the accelerator, held while trying
+    peak: int  # the most that a whole run in small, or the accelerator, held while trying
     checkpoint: int  # on disk, each
 
 
@@ -148,9 +152,24 @@ def _sizes(assembly: Assembly, optimizer: torch.optim.Optimizer, activations: in
         optimizer=remembered + average,
         activations=activations,
         logits=tile_bytes(assembly.device, dtype),
-        peak=torch.cuda.max_memory_allocated(assembly.device) if cuda else hardware.peak_memory(),
+        peak=torch.cuda.max_memory_allocated(assembly.device) if cuda else max(hardware.peak_memory(), _run_in_small(assembly)),
         checkpoint=weights + remembered + average,
     )
+
+
+def _run_in_small(assembly: Assembly) -> int:
+    """The most bytes that a run of a few steps holds: training is not all, there are the anchors, the lists, the report."""
+    with tempfile.TemporaryDirectory() as scratch:
+        recipe = Path(scratch) / "recipe.yaml"
+        recipe.write_text(dump(assembly.recipe), encoding="utf-8")
+        command = [sys.executable, "-m", "turborec", "train", str(recipe), "--debug", "--store", str(assembly.store.folder)]
+        command += ["--device", str(assembly.device), "--out", str(Path(scratch) / "run")]
+        run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        peak = 0
+        while run.poll() is None:
+            peak = max(peak, hardware.peak_of(run.pid))
+            time.sleep(0.05)
+    return peak
 
 
 def _problems(found: Forecast, checkpoints: int) -> tuple[str, ...]:

@@ -81,13 +81,18 @@ def free_memory(device: torch.device) -> int:
 
 def peak_memory() -> int:
     """The most bytes this process has held in memory at once."""
-    peak = [int(line.split()[1]) * 1024 for line in _lines("/proc/self/status") if line.startswith("VmHWM")]
-    if peak:
-        return peak[0]  # not from getrusage, whose peak begins with the parent's
+    if peak := peak_of("self"):
+        return peak  # not from getrusage, whose peak begins with the parent's
     import resource
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+def peak_of(process: int | str) -> int:
+    """The most bytes that a process has held so far; 0 where the system does not say, or when it is gone."""
+    peak = [int(line.split()[1]) * 1024 for line in _lines(f"/proc/{process}/status") if line.startswith("VmHWM")]
+    return peak[0] if peak else 0
 
 
 def _lines(path: str) -> list[str]:
