@@ -11,6 +11,7 @@ from stores import store_of
 from turborec import recipes
 from turborec.assembly import assemble
 from turborec.bench import levers, matrix, promise
+from turborec.bench.evidence import observe
 from turborec.bench.levers import changed, lever
 from turborec.bench.promise import Gate, differences, judge
 from turborec.data.loader import TrainingBatches
@@ -100,3 +101,14 @@ def test_bucketing_is_compared_at_as_many_rows_a_step(store):
     rows = [len(order) for order in TrainingBatches(store, recipe.batches, 1).epoch(0).order]
     rows_off = [len(order) for order in TrainingBatches(store, off.batches, 1).epoch(0).order]
     assert max(rows_off) == round(sum(rows) / len(rows)) and abs(len(rows) - len(rows_off)) <= 1
+
+
+@pytest.mark.slow
+def test_compiled_layers_are_seen_to_run_and_are_exact(store):
+    off, on = (changed(recipe_of("sasrec"), part) for part in (lever("compile").off, lever("compile").on))
+    seen = observe(matrix.contestant("with compile", on, store, "cpu"))
+    plain = observe(matrix.contestant("without compile", off, store, "cpu"))
+    assert seen.graphs > 0 and seen.regions > 0 and plain.regions == 0
+    assert lever("compile").proof(plain, seen) and not lever("compile").proof(plain, plain)
+    loss, gradient = differences(assemble(off, store), assemble(on, store))
+    assert loss < 1e-5 and 0 < gradient < 1e-4  # other code, so other roundings

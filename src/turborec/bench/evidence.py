@@ -8,10 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, addmm_flop, sdpa_backward_flop_count, sdpa_flop_count
 
 from turborec.bench.step import Contestant, Work
+
+REGION = "Torch-Compiled Region"
+"""What the profiler calls a call of compiled code."""
 
 PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "_scaled_mm")
 
@@ -46,6 +50,7 @@ class Evidence:
     cold_start: float = 0.0  # seconds of the first step: compilation, first touches
     graphs: int = 0  # compiled in the first step
     breaks: int = 0  # where a graph had to end
+    regions: int = 0  # calls of compiled code in the second step
 
     @property
     def fill(self) -> float:
@@ -60,17 +65,23 @@ class Evidence:
 def observe(contestant: Contestant) -> Evidence:
     """Take steps of the contestant and look at them: the first, which compiles, and for all else the second.
 
-    Compiled code does not pass the dispatcher, so of its operations only those between the graphs are seen.
+    Under a mode that watches the dispatcher torch runs the plain code in place of the compiled, so a contestant that compiles
+    is watched by the profiler, which sees the calls of compiled code and not the operations within.
     """
     graphs, breaks = _compiled()
     began = time.perf_counter()
     next(contestant.steps)
     cold_start, after = time.perf_counter() - began, _compiled()
+    if after[0] > graphs:
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            work = next(contestant.steps)
+        regions = sum(event.count for event in profiled.key_averages() if event.key.startswith(REGION))
+        return Evidence(work, cold_start=cold_start, graphs=after[0] - graphs, breaks=after[1] - breaks, regions=regions)
     seen, counter = _Watch(), FlopCounterMode(display=False, custom_mapping=FORMULAS)
     with counter, seen:
         work = next(contestant.steps)
     evidence = Evidence(work, float(counter.get_total_flops()), seen.products, seen.operations)
-    evidence.graphs, evidence.breaks, evidence.cold_start = after[0] - graphs, after[1] - breaks, cold_start
+    evidence.cold_start = cold_start
     return evidence
 
 

@@ -43,7 +43,8 @@ def _fewer_logits(without: Evidence, with_: Evidence) -> str | None:
 
 
 def _compiled(without: Evidence, with_: Evidence) -> str | None:
-    return f"{with_.graphs} graphs compiled, {with_.breaks} breaks" if with_.graphs > 0 else None
+    told = f"{with_.graphs} graphs compiled, {with_.breaks} breaks, {with_.regions} calls of compiled code a step"
+    return told if with_.regions > 0 else None
 
 
 def _rows_alone(without: Evidence, with_: Evidence) -> str | None:

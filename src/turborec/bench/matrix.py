@@ -172,6 +172,8 @@ def _row(
     rate = step.median(measurement.per_second("targets"))
     events = step.median(measurement.per_second("events"))
     shown = int(epoch.rows.lengths.sum())
+    stated = str(hardware.compute_dtype(recipe.train.precision, measurement.device)).removeprefix("torch.")
+    products = seen.main_type() if seen.products else stated  # within compiled code nothing is seen
     row: dict[str, Any] = {
         "name": name,
         "loss": "cross_entropy" if name in EAGER else recipe.model.loss.kind,
@@ -184,7 +186,7 @@ def _row(
         "cold_start_seconds": seen.cold_start,
         "fill": total.events / total.positions,
         "rounds": len(measurement.samples),
-        "main_type": seen.main_type(),
+        "main_type": products,
         "graphs": seen.graphs,
         "graph_breaks": seen.breaks,
         "vs_recipe": asdict(_ratio(measured["recipe"], measurement)) if name != "recipe" else None,
@@ -196,11 +198,11 @@ def _row(
         epoch.rows.lengths,
         round(shown * total.targets / total.events),
     )
-    ceiling = ceilings.get(seen.main_type())
+    ceiling = ceilings.get(products)
     if useful is not None and ceiling is not None:
-        needed = useful / shown * events.value
-        executed = seen.flops / max(1, seen.work.targets) * rate.value
-        row |= {"useful_flop_utilisation": needed / ceiling.flops, "hardware_flop_utilisation": executed / ceiling.flops}
+        row["useful_flop_utilisation"] = useful / shown * events.value / ceiling.flops
+        if seen.flops:
+            row["hardware_flop_utilisation"] = seen.flops / max(1, seen.work.targets) * rate.value / ceiling.flops
     return row
 
 
