@@ -6,7 +6,14 @@ from typing import Any
 
 from rows import Row
 
-PEERS = ("recbole", "rectools", "replay")
+PEERS = {"recbole": "RecBole", "rectools": "RecTools", "replay": "RePlay"}
+
+EAGER = {
+    "eager_all_logits": "plain PyTorch, logits everywhere",
+    "eager_bf16": "plain PyTorch, logits at targets, bfloat16",
+    "eager_tf32": "plain PyTorch, logits at targets, TF32",
+    "eager": "plain PyTorch, logits at targets",
+}
 
 Column = tuple[str, Callable[[Row], str]]
 
@@ -29,6 +36,11 @@ def interval(name: str, form: str = "{:.2f}×") -> Callable[[Row], str]:
     return cell
 
 
+def _named(variant: str) -> str:
+    """A variant as it is read."""
+    return next((variant.replace(key, name) for key, name in EAGER.items() if variant.endswith(key)), variant)
+
+
 def told(name: str) -> Callable[[Row], str]:
     """A fact about the lever that a row measures."""
     return lambda row: str((row["protocol"].get("lever") or {}).get(name) or "")
@@ -44,7 +56,7 @@ def table(rows: list[Row], columns: list[Column]) -> list[str]:
 
 
 STEPS: list[Column] = [
-    ("variant", lambda row: row["variant"]),
+    ("variant", lambda row: _named(row["variant"])),
     ("targets a CPU second", number("targets_per_cpu_second")),
     ("× plain PyTorch, logits at targets", interval("targets_per_second_vs_eager")),
     ("× plain PyTorch, logits everywhere", interval("targets_per_second_vs_eager_all_logits")),
@@ -110,9 +122,9 @@ def speed_sections(rows: list[Row]) -> list[str]:
     for (data, model), found in groupby(steps, key=lambda row: (row["data"], row["model"])):
         lines += ["", f"### {data}/{model}", *_by_place(list(found), STEPS)]
     lines += ["", "### Parts", *_by_place(parts, PARTS)] if parts else []
-    for peer in PEERS:
+    for peer, name in PEERS.items():
         beside_it = pairs(speed, peer)
-        lines += ["", f"### Beside {peer}", *_by_place(beside_it, beside(peer))] if beside_it else []
+        lines += ["", f"### Beside {name}", *_by_place(beside_it, beside(peer))] if beside_it else []
     published = [row for row in speed if row["model"] == "sasrec-pytorch"]
     lines += ["", "### Beside SASRec.pytorch, in its shape", *_by_place(published, SASREC_PYTORCH)] if published else []
     forecasts = [row for row in rows if row["kind"] == "forecast"]
@@ -147,7 +159,7 @@ def summary(rows: list[Row]) -> list[str]:
         ("model", lambda row: row["model"]),
         ("plain PyTorch, logits at targets", number("targets_per_second_vs_eager", "{:.1f}×")),
         ("plain PyTorch, logits everywhere", number("targets_per_second_vs_eager_all_logits", "{:.1f}×")),
-        *[(peer, number(f"targets_per_second_vs_{peer}", "{:.1f}×")) for peer in PEERS],
+        *[(name, number(f"targets_per_second_vs_{peer}", "{:.1f}×")) for peer, name in PEERS.items()],
     ]
     return table([lines[key] for key in sorted(lines)], columns) if lines else ["Not measured."]
 
