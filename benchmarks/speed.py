@@ -21,7 +21,7 @@ def rows_of(found: dict[str, Any], recipe: str, variant: str, seed: int, protoco
     made = []
     for measured in found["rows"]:
         name = measured["name"]
-        values = {value: measured[value] for value in VALUES if measured.get(value) is not None}
+        values = {value: float(measured[value]) for value in VALUES if measured.get(value) is not None}
         medians = {median: measured[median] for median in MEDIANS}
         proof = None
         if name not in matrix.EAGER:

@@ -200,7 +200,7 @@ def _processor() -> str:
 
 
 def _commit(folder: Path) -> tuple[str | None, bool | None]:
-    """The commit that `folder` is checked out from and whether anything differs; None where git does not hold it."""
+    """The commit that `folder` is checked out from and whether anything but results differs; None where git does not hold it."""
 
     def git(*arguments: str) -> str:
         command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
@@ -209,6 +209,6 @@ def _commit(folder: Path) -> tuple[str | None, bool | None]:
     try:
         # An installed package may lie inside some other project's checkout, whose commit says nothing about it.
         git("ls-files", "--error-unmatch", "log.py")
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", ":/", ":(top,exclude)benchmarks/results"))
     except (OSError, subprocess.SubprocessError):
         return None, None
