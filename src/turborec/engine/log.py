@@ -200,7 +200,7 @@ def _processor() -> str:
 
 
 def _commit(folder: Path) -> tuple[str | None, bool | None]:
-    """The commit that `folder` is checked out from and whether anything but results differs; None where git does not hold it."""
+    """The commit `folder` is checked out from and whether anything but results differs; None where git does not hold it."""
 
     def git(*arguments: str) -> str:
         command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
