@@ -104,6 +104,7 @@ def test_bucketing_is_compared_at_as_many_rows_a_step(store):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch.compile warns of itself
 def test_compiled_layers_are_seen_to_run_and_are_exact(store):
     off, on = (changed(recipe_of("sasrec"), part) for part in (lever("compile").off, lever("compile").on))
     seen = observe(matrix.contestant("with compile", on, store, "cpu"))
