@@ -28,10 +28,10 @@ def rows_of(found: dict[str, Any], recipe: str, variant: str, seed: int, protoco
             # Plain PyTorch has the exact loss whatever the recipe's: the name says where the two losses differ.
             sampled = "sampled_" * (measured["loss"] != "cross_entropy")
             medians |= {f"targets_per_second_{sampled}vs_{other}": ratio for other, ratio in measured["over"].items()}
-        if name.split(" ", 1)[-1] in levers and levers[name.split(" ", 1)[-1]].get("gain"):
+        if name.split(" ", 1)[-1] in levers:
             lever = levers[name.split(" ", 1)[-1]]
-            medians["gain_of_lever"] = lever["gain"]
-            proof = {key: lever[key] for key in ("name", "promise", "proof", "kept", "comparison")}
+            medians |= {"gain_of_lever": lever["gain"]} if lever.get("gain") else {}
+            proof = {key: lever.get(key) for key in ("name", "promise", "proof", "kept", "comparison", "failed")}
         made.append(
             {
                 "kind": "speed",

@@ -65,6 +65,7 @@ STEPS: list[Column] = [
     ("gain of the lever", interval("gain_of_lever")),
     ("promise", told("promise")),
     ("compared", told("comparison")),
+    ("failed", told("failed")),
     ("step, ms", number("step_ms", "{:,.1f}")),
     ("epoch, s", number("epoch_seconds", "{:,.1f}")),
     ("fill", number("fill", "{:.1%}")),

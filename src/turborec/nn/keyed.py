@@ -27,9 +27,27 @@ def mix(x: Tensor) -> Tensor:
 
 def bits(keys: Tensor, site: int, places: Tensor, words: int) -> Tensor:
     """64 random bits for each of `words` words at each place: keys [B], places [L] or [B, L] -> [B, L, words]."""
+    if torch.compiler.is_compiling():
+        # torch's compiler, given the arithmetic itself, makes other bits of it within a larger graph (docs/log.md).
+        opaque: Tensor = _opaque_bits(keys, site, places, words)
+        return opaque
+    return _bits(keys, site, places, words)
+
+
+def _bits(keys: Tensor, site: int, places: Tensor, words: int) -> Tensor:
     row = mix(mix(keys) + site)
     counter = (places[..., None] * words + torch.arange(words, device=keys.device)) * _GOLDEN
     return mix(row[:, None, None] + counter)
+
+
+@torch.library.custom_op("turborec::bits", mutates_args=())
+def _opaque_bits(keys: Tensor, site: int, places: Tensor, words: int) -> Tensor:
+    return _bits(keys, site, places, words)
+
+
+@_opaque_bits.register_fake
+def _(keys: Tensor, site: int, places: Tensor, words: int) -> Tensor:
+    return keys.new_empty(len(keys), places.shape[-1], words)
 
 
 def uniform(keys: Tensor, site: int, length: int) -> Tensor:
