@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +36,7 @@ def trained(words: list[str], folder: Path) -> dict[str, Any]:
     """Seconds of the second epoch and of the validation after it, and the peak of the process, of a training."""
     words = [*words, f"train.epochs={EPOCHS}", "anchors=false", "--out", str(folder)]
     child = subprocess.Popen([sys.executable, "-m", "turborec", "train", *words], stdout=subprocess.DEVNULL)
-    peak = 0
-    while child.poll() is None:  # the system's own record of a child begins with its parent's peak
-        peak = max(peak, hardware.peak_of(child.pid))
-        time.sleep(0.1)
+    peak = hardware.wait_with_peak(child)
     if child.returncode:
         sys.exit("The training failed.")
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

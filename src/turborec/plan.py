@@ -164,12 +164,7 @@ def _run_in_small(assembly: Assembly) -> int:
         recipe.write_text(dump(assembly.recipe), encoding="utf-8")
         command = [sys.executable, "-m", "turborec", "train", str(recipe), "--debug", "--store", str(assembly.store.folder)]
         command += ["--device", str(assembly.device), "--out", str(Path(scratch) / "run")]
-        run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        peak = 0
-        while run.poll() is None:
-            peak = max(peak, hardware.peak_of(run.pid))
-            time.sleep(0.05)
-    return peak
+        return hardware.wait_with_peak(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
 
 
 def _problems(found: Forecast, checkpoints: int) -> tuple[str, ...]:

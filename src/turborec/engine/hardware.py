@@ -2,7 +2,9 @@
 
 import ctypes
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -93,6 +95,15 @@ def peak_of(process: int | str) -> int:
     """The most bytes that a process has held so far; 0 where the system does not say, or when it is gone."""
     peak = [int(line.split()[1]) * 1024 for line in _lines(f"/proc/{process}/status") if line.startswith("VmHWM")]
     return peak[0] if peak else 0
+
+
+def wait_with_peak(process: "subprocess.Popen[bytes]") -> int:
+    """Wait for a process, and say the most bytes it was seen to hold: its `ru_maxrss` would begin with its parent's peak."""
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, peak_of(process.pid))
+        time.sleep(0.05)
+    return peak
 
 
 def _lines(path: str) -> list[str]:
