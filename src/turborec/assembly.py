@@ -12,7 +12,9 @@ from turborec.contract import Counted, Model
 from turborec.data.loader import evaluation_batches
 from turborec.data.store import Part, Store
 from turborec.engine import hardware
+from turborec.engine.loop import Stage
 from turborec.evaluate import Evaluation, Result, evaluate
+from turborec.losses import Criterion
 from turborec.recipe import open_kind
 from turborec.recipes import AnyRecipe
 
@@ -47,20 +49,22 @@ def assemble(recipe: AnyRecipe, store: Store, device: str = "auto") -> Assembly:
     if isinstance(model, Counted):
         chosen = torch.device("cpu")  # counting is sparse work in float64, nothing for an accelerator
     model = model.to(chosen)
-    if recipe.train.compile == "layers":
-        compile_layers(model)
+    compile_parts(model, recipe.train)
     return Assembly(recipe, store, model, chosen)
 
 
-def compile_layers(model: nn.Module) -> None:
-    """Compile each layer of a stack by itself: they share their code, and the names of the weights stay as they are.
+def compile_parts(model: nn.Module, stage: Stage) -> None:
+    """Compile what the stage says, in place: layers of a stack share their code, and the names of the weights stay.
 
-    Shapes are dynamic, so that the widths of batches do not each compile anew.
+    Shapes are dynamic, so that the widths of batches do not each compile anew. A loss is left as it is: its tiles are formed
+    by hand, and what it asks of the numbers on its way would end a graph at each question.
     """
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList):
-            for layer in module:
-                layer.compile(dynamic=True)
+    for module in model.modules() if stage.compile == "model" else ():
+        if isinstance(module, Criterion):
+            module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
+    layers = [layer for module in model.modules() if isinstance(module, nn.ModuleList) for layer in module]
+    for part in {"none": [], "layers": layers, "model": [model]}[stage.compile]:
+        part.compile(dynamic=True, mode=stage.compile_mode)
 
 
 def measure(assembly: Assembly, part: Part, model: Model | None = None, config: Evaluation | None = None) -> Result:

@@ -22,8 +22,11 @@ from turborec.recipe import dump
 STEPS = 20
 """Steps that are tried; the first quarter warms up and does not count."""
 
-USERS = 512
+USERS = 4096
 """Users that are ranked to see how long a validation takes."""
+
+SCORES = 2 * 10**9
+"""Scores that the run in small computes to see what a validation holds: all that there are, if they are no more."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +132,10 @@ def _validation(assembly: Assembly) -> float:
     """Seconds of a whole validation, from that of some users."""
     users = len(assembly.recipe.evaluation.users(assembly.store, "validation"))
     asked = min(USERS, users)
-    some = assembly.recipe.evaluation.without_lists().model_copy(update={"max_users": asked})
+    some = assembly.recipe.evaluation.without_lists()
+    measure(assembly, "validation", config=some.model_copy(update={"max_users": min(256, users)}))  # first touches
     began = time.perf_counter()
-    measure(assembly, "validation", config=some)
+    measure(assembly, "validation", config=some.model_copy(update={"max_users": asked}))
     return (time.perf_counter() - began) * users / max(1, asked)
 
 
@@ -158,11 +162,21 @@ def _sizes(assembly: Assembly, optimizer: torch.optim.Optimizer, activations: in
 
 
 def _run_in_small(assembly: Assembly) -> int:
-    """The most bytes that a run of a few steps holds: training is not all, there are the anchors, the lists, the report."""
+    """The most bytes that a run of a few steps holds: training is not all, there are the anchors, the lists, the report.
+
+    As many users are ranked as can be: the shorter the histories of a batch, the more users it has, and the more scores.
+    """
+    recipe, store = assembly.recipe, assembly.store
+    users = max(1, min(recipe.evaluation.max_users or store.num_users, SCORES // store.num_items))
+    smaller = {
+        "train": recipe.train.model_copy(update={"epochs": 1}),
+        "then": (),
+        "evaluation": recipe.evaluation.model_copy(update={"max_users": users}),
+    }
     with tempfile.TemporaryDirectory() as scratch:
-        recipe = Path(scratch) / "recipe.yaml"
-        recipe.write_text(dump(assembly.recipe), encoding="utf-8")
-        command = [sys.executable, "-m", "turborec", "train", str(recipe), "--debug", "--store", str(assembly.store.folder)]
+        path = Path(scratch) / "recipe.yaml"
+        path.write_text(dump(recipe.model_copy(update=smaller)), encoding="utf-8")
+        command = [sys.executable, "-m", "turborec", "train", str(path), "--steps", str(STEPS), "--store", str(store.folder)]
         command += ["--device", str(assembly.device), "--out", str(Path(scratch) / "run")]
         return hardware.wait_with_peak(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
 

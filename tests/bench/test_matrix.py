@@ -111,7 +111,7 @@ def test_a_lever_is_believed_only_where_it_shows(store, monkeypatch):
     )
     assert bucketing["kept"] and bf16["kept"] and sampled["kept"] is None
     # A lever whose change does nothing fails, and has no gain.
-    monkeypatch.setattr("turborec.assembly.compile_layers", lambda model: None)
+    monkeypatch.setattr("turborec.assembly.compile_parts", lambda model, stage: None)
     off = matrix.run(recipe_of("sasrec"), store, matrix.Plan(("compile",), (), 2, 0.01, False), "cpu")["levers"][0]
     assert off["failed"] == "nothing shows that it was on" and off["gain"] is None
 

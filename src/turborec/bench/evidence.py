@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, addmm_flop, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -16,6 +16,9 @@ from turborec.bench.step import Contestant, Work
 
 REGION = "Torch-Compiled Region"
 """What the profiler calls a call of compiled code."""
+
+REPLAY = "cudaGraphLaunch"
+"""What it calls the replay of recorded kernels."""
 
 PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "_scaled_mm")
 
@@ -48,9 +51,10 @@ class Evidence:
     products: Counter[str] = field(default_factory=Counter)  # operations of matrix products by the type they ran in
     operations: Counter[str] = field(default_factory=Counter)  # calls by name
     cold_start: float = 0.0  # seconds of the first step: compilation, first touches
-    graphs: int = 0  # compiled in the first step
+    graphs: int = 0  # compiled in the first step, unless another contestant has compiled the same code
     breaks: int = 0  # where a graph had to end
     regions: int = 0  # calls of compiled code in the second step
+    replays: int = 0  # of recorded CUDA graphs, in the second step
 
     @property
     def fill(self) -> float:
@@ -72,11 +76,14 @@ def observe(contestant: Contestant) -> Evidence:
     began = time.perf_counter()
     next(contestant.steps)
     cold_start, after = time.perf_counter() - began, _compiled()
-    if after[0] > graphs:
-        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+    if contestant.compiled:
+        with profile() as profiled:
             work = next(contestant.steps)
-        regions = sum(event.count for event in profiled.key_averages() if event.key.startswith(REGION))
-        return Evidence(work, cold_start=cold_start, graphs=after[0] - graphs, breaks=after[1] - breaks, regions=regions)
+        regions, replays = (
+            sum(event.count for event in profiled.key_averages() if event.key.startswith(word)) for word in (REGION, REPLAY)
+        )
+        made = {"graphs": after[0] - graphs, "breaks": after[1] - breaks, "regions": regions, "replays": replays}
+        return Evidence(work, cold_start=cold_start, **made)
     seen, counter = _Watch(), FlopCounterMode(display=False, custom_mapping=FORMULAS)
     with counter, seen:
         work = next(contestant.steps)

@@ -26,6 +26,8 @@ class Lever:
     """Of the evidence (without, with): the words that show that it was on, or None where nothing shows it."""
     widens: bool = False
     """Without it rows are wider, so that as many of them need more tokens a batch."""
+    cuda: bool = False
+    """It is one of CUDA devices alone."""
 
 
 def _fuller(without: Evidence, with_: Evidence) -> str | None:
@@ -47,6 +49,10 @@ def _compiled(without: Evidence, with_: Evidence) -> str | None:
     return told if with_.regions > 0 else None
 
 
+def _replayed(without: Evidence, with_: Evidence) -> str | None:
+    return f"{with_.replays} recordings replayed a step" if with_.replays > 0 else None
+
+
 def _rows_alone(without: Evidence, with_: Evidence) -> str | None:
     made = with_.operations["_coalesce"] - without.operations["_coalesce"]
     return f"{made} gradients of rows alone" if made > 0 else None
@@ -61,6 +67,15 @@ LEVERS = (
     Lever("bucketing", "exact", ("batches.shapes=1",), ("batches.shapes=12",), _fuller, widens=True),
     Lever("bf16", "close", ("train.precision=float32",), ("train.precision=bfloat16",), _in_bfloat16),
     Lever("compile", "exact", ("train.compile=none",), ("train.compile=layers",), _compiled),
+    Lever("whole_model", "exact", ("train.compile=none",), ("train.compile=model",), _compiled),
+    Lever(
+        "cuda_graphs",
+        "exact",
+        ("train.compile=layers", "train.compile_mode=default"),
+        ("train.compile=layers", "train.compile_mode=reduce-overhead"),
+        _replayed,
+        cuda=True,
+    ),
     Lever(
         "rows",
         "changes the mathematics",

@@ -87,8 +87,10 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, device: str = "auto") -> di
 
 
 def named(text: str) -> tuple[str, ...]:
-    """The levers that a comma-separated text names; `all` names every one."""
-    return tuple(one.name for one in levers.LEVERS) if text == "all" else tuple(filter(None, text.split(",")))
+    """The levers that a comma-separated text names; `all` names every one that this machine has."""
+    if text != "all":
+        return tuple(filter(None, text.split(",")))
+    return tuple(one.name for one in levers.LEVERS if torch.cuda.is_available() or not one.cuda)
 
 
 def opponents(text: str) -> tuple[str, ...]:
@@ -105,7 +107,8 @@ def contestant(name: str, recipe: AnyRecipe, store: Store, device: str) -> Conte
     assembly = assemble(recipe, store, device)
     if isinstance(assembly.model, Counted):
         raise UserError(f"{recipe.model.kind} is counted, not trained: it has no step to measure.")
-    return Contestant(name, _steps(name, assembly), assembly.device)
+    compiled = name not in EAGER and recipe.train.compile != "none"
+    return Contestant(name, _steps(name, assembly), assembly.device, compiled)
 
 
 def _steps(name: str, assembly: Assembly) -> Iterator[Work]:

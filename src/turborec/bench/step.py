@@ -42,6 +42,7 @@ class Contestant:
     name: str
     steps: Iterator[Work]
     device: torch.device
+    compiled: bool = False  # by torch.compile, in part or whole
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ def train(
     device: Device = "auto",
     dry: Annotated[bool, typer.Option("--dry", help="check and print the resolved recipe, and leave")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="a few steps of everything, to see that it runs")] = False,
+    steps: Annotated[int | None, typer.Option(min=1, hidden=True, help="of an epoch at most, for a trial")] = None,
     track: Track = None,
     project: Project = "turborec",
     as_json: AsJson = False,
@@ -37,7 +38,8 @@ def train(
     from turborec.recipe import dump
     from turborec.stores import Places
 
-    if resume is not None and debug:
+    steps = steps or (5 if debug else None)
+    if resume is not None and steps:
         raise UserError(
             "--debug takes a few steps of everything, which would spoil the run that is there: leave out one of them."
         )
@@ -55,7 +57,7 @@ def train(
     tracking = Tracking(tuple(track), project) if track else None
     folder = resume or out or _new_folder(str(name))
     try:
-        done, results = run.train(chosen, folder, Places(home, raw, store), device, 5 if debug else None, tracking)
+        done, results = run.train(chosen, folder, Places(home, raw, store), device, steps, tracking)
     except UserError as error:
         if not (resume or out or isinstance(error, InterruptedRunError)):
             _remove_unbegun(folder)

@@ -31,7 +31,12 @@ class Stage(Config):
     accumulate: int = Field(1, ge=1, description="parts a global batch is computed in, to save memory")
     average: float | None = Field(None, gt=0.0, lt=1.0, description="decay per step of the weights' moving average (EMA)")
     precision: Precision = "auto"
-    compile: Literal["none", "layers"] = Field("none", description="layers: torch.compile for each repeated layer")
+    compile: Literal["none", "layers", "model"] = Field(
+        "none", description="what torch.compile is given: each repeated layer, or the whole of a model's forward pass"
+    )
+    compile_mode: Literal["default", "reduce-overhead"] = Field(
+        "default", description="reduce-overhead: CUDA records the kernels of compiled code once and replays them"
+    )
     start: Literal["last", "best"] = Field("last", description="which weights of the stage before it begins with")
     keep_optimizer: bool = Field(False, description="go on with the optimizer state of the stage before")
 
@@ -114,6 +119,8 @@ def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.devi
     losses: dict[str, float] = {"loss": 0.0}
     predicted = targets
     for part in parts:
+        if stage.compile_mode == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()  # what the last replay put out may be overwritten from here on
         with record_function("forward"), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             terms = model(part).terms
         total = torch.zeros((), device=device)

@@ -65,6 +65,12 @@ class Recipe(Config, Generic[SourceConfig, ModelConfig]):
             raise ValueError(_not_measured(self.select, self.evaluation))
         return self
 
+    @model_validator(mode="after")
+    def _compiled_once(self) -> "AnyRecipe":
+        if {stage.compile for stage in self.then} - {"none", self.train.compile}:
+            raise ValueError("then: what is compiled is decided once for a run, by train.compile: leave it out of other stages")
+        return self
+
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages in order, for batches of this size."""
