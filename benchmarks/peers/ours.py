@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from measuring import Budget, Curve, Meter, Stopwatch, peak_mib, prepare_process, serve, versions
 
 from turborec import recipes
@@ -33,7 +32,6 @@ def train(job: OwnJob, assembly: Assembly, meter: Meter, curve: Curve) -> None:
         curve.begin()
         meter.resume()
         plan = batches.epoch(state.position.epoch)
-        assembly.model.begin_epoch(state.position.epoch, torch.Generator().manual_seed(plan.key))
         for record in loop.fit(state, plan, stage, assembly.device):
             if meter.step(record.asked, record.targets):
                 return

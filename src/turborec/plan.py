@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from turborec.assembly import Assembly, measure
 from turborec.contract import Counted
-from turborec.data.loader import Epoch, First, TrainingBatches
+from turborec.data.loader import Epoch, Some, TrainingBatches
 from turborec.engine import hardware, log, loop
 from turborec.errors import UserError
 from turborec.losses import tile_bytes
@@ -84,7 +84,7 @@ def forecast(assembly: Assembly, folder: Path) -> Forecast:
     stage = recipe.stages[0]
     state = loop.start(assembly.model, stage, device)
     activations = _activations(assembly, epoch)
-    tried = list(loop.fit(state, First(epoch, min(STEPS, len(epoch))), stage, device))
+    tried = list(loop.fit(state, Some(epoch, range(min(STEPS, len(epoch)))), stage, device))
     counted = tried[len(tried) // 4 :]
     training = epoch.targets * sum(record.seconds for record in counted) / sum(record.asked for record in counted)
     validation = _validation(assembly)

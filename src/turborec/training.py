@@ -4,11 +4,9 @@ import logging
 import time
 from dataclasses import dataclass
 
-import torch
-
 from turborec.assembly import Run, measure
 from turborec.contract import Counted
-from turborec.data.loader import Epoch, First, TrainingBatches
+from turborec.data.loader import Epoch, Some, TrainingBatches
 from turborec.engine import checkpoint, log, loop
 from turborec.engine.interrupt import Interruption
 from turborec.engine.state import Position, TrainState
@@ -83,14 +81,13 @@ def _epoch(job: _Job, state: TrainState) -> None:
     steps = len(plan) if job.steps is None else min(len(plan), job.steps)
     if not steps:
         raise UserError("There is nothing to train on: no user has two events before the validation part.")
-    run.model.begin_epoch(number, torch.Generator().manual_seed(plan.key))
     began = saved = time.monotonic()
     before, label = position.targets, f"Epoch {position.epoch + 1}/{stage.epochs}"
     epochs = sum(s.epochs for s in run.recipe.stages)
     if not position.global_step:
         logger.info(f"{steps} steps an epoch, {plan.targets:,} events to learn from, {plan.fill:.1%} of the positions filled")
     with task(label, plan.targets, "events") as advance:
-        for record in loop.fit(state, First(plan, steps), stage, run.device):
+        for record in loop.fit(state, Some(plan, range(steps)), stage, run.device):
             left = job.pace.left(position.global_step, steps * (epochs - number) - position.step)
             advance(record.asked, f"loss {record.loss:.4f}, all epochs {left}")
             facts = {"gradient_norm": record.gradient_norm, "lr": record.lr, "epoch": position.epoch + 1}

@@ -12,6 +12,8 @@ CPU = torch.device("cpu")
 
 
 class Batches:
+    key = number = 0
+
     def __init__(self, broken=None):
         self.broken, self.threads, self.made = broken, [], []
 

@@ -54,6 +54,8 @@ class Slope(Model):
 
 
 class Epoch:
+    key = number = 0
+
     def __init__(self, steps, poison=None):
         generator = torch.Generator().manual_seed(0)
         self.batches = [

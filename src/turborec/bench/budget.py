@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from turborec.assembly import Assembly, assemble
-from turborec.data.loader import Epoch, TrainingBatches
+from turborec.data.loader import Some, TrainingBatches
 from turborec.data.store import Store
 from turborec.engine import hardware, loop
 from turborec.errors import UserError
@@ -121,23 +121,8 @@ def _widest_steps(assembly: Assembly) -> None:
         max(range(len(epoch)), key=positions.__getitem__),
     )
     chosen = [most, widest, most]  # the first step makes the optimizer's state
-    for _ in loop.fit(loop.start(assembly.model, stage, assembly.device), _Chosen(epoch, chosen), stage, assembly.device):
+    for _ in loop.fit(loop.start(assembly.model, stage, assembly.device), Some(epoch, chosen), stage, assembly.device):
         pass
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """Some batches of an epoch."""
-
-    epoch: Epoch
-    steps: list[int]
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def batch(self, step: int) -> Any:
-        """The batch of step 0..len - 1."""
-        return self.epoch.batch(self.steps[step])
 
 
 def _limit(size: int) -> None:

@@ -115,6 +115,7 @@ def training(assembly: Assembly, rows: int, logits: Logits, products: Products =
         cuda = device.type == "cuda"
         loader = DataLoader(data, rows, shuffle=True, drop_last=True, num_workers=4 * cuda, pin_memory=cuda)
         for events, following in loader:
+            shown, predicted = int((events > 0).sum()), int((following > 0).sum())  # before the copy: nobody waits for a device
             events, following = events.to(device), following.to(device)
             targets, masked = following, torch.zeros_like(events, dtype=torch.bool)
             if bidirectional:
@@ -133,8 +134,7 @@ def training(assembly: Assembly, rows: int, logits: Logits, products: Products =
                 nn.utils.clip_grad_norm_(model.parameters(), recipe.train.clip_norm)
             optimizer.step()
             loss.item()  # what a training bar shows
-            shown = int((events > 0).sum()) - bidirectional * len(events)  # the event behind a window is a target, not shown
-            yield Work(1, int((targets > 0).sum()), shown, events.numel())
+            yield Work(1, int(masked.sum()) if bidirectional else predicted, shown, events.numel())
         number += 1
 
 

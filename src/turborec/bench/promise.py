@@ -11,7 +11,7 @@ from torch import Tensor
 
 from turborec.assembly import Assembly, assemble, measure
 from turborec.bench.levers import Lever
-from turborec.data.loader import First, TrainingBatches
+from turborec.data.loader import Some, TrainingBatches
 from turborec.data.store import Store
 from turborec.engine import hardware, loop
 from turborec.recipes import AnyRecipe
@@ -87,7 +87,7 @@ def _train_a_little(assembly: Assembly) -> None:
     stage = assembly.recipe.stages[0]
     epoch = TrainingBatches(assembly.store, assembly.recipe.batches, assembly.recipe.seed).epoch(0)
     state = loop.start(assembly.model, stage, assembly.device)
-    for _ in loop.fit(state, First(epoch, min(STEPS, len(epoch))), stage, assembly.device):
+    for _ in loop.fit(state, Some(epoch, range(min(STEPS, len(epoch)))), stage, assembly.device):
         pass
 
 

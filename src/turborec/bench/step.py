@@ -150,6 +150,7 @@ class _Seen:
 
     def __init__(self, batches: Batches) -> None:
         self._batches = batches
+        self.key, self.number = batches.key, batches.number
         self.made: dict[int, tuple[int, int]] = {}
 
     def __len__(self) -> int:

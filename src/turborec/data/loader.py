@@ -3,7 +3,7 @@
 Letters: R rows (windows), B rows of a batch, L its width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,7 @@ class Epoch:
     width: list[int]  # padded width of each batch
     keys: Int64  # [R] random key of each row
     key: int  # random key of the epoch
+    number: int  # from 0
 
     def __len__(self) -> int:
         """Batches, which is optimizer steps."""
@@ -71,15 +72,19 @@ class Epoch:
         return _build(self.store, rows, width, self.keys[chosen], _hash(self.key, step))
 
 
-class First:
-    """The first steps of an epoch, for a trial."""
+class Some:
+    """Some steps of an epoch, for a trial."""
 
-    def __init__(self, epoch: Epoch, steps: int) -> None:
-        self._steps = steps
-        self.batch = epoch.batch
+    def __init__(self, epoch: Epoch, steps: Sequence[int]) -> None:
+        self._epoch, self._steps = epoch, steps
+        self.key, self.number = epoch.key, epoch.number
 
     def __len__(self) -> int:
-        return self._steps
+        return len(self._steps)
+
+    def batch(self, step: int) -> SequenceBatch:
+        """The batch of step 0..len - 1."""
+        return self._epoch.batch(self._steps[step])
 
 
 class TrainingBatches:
@@ -102,14 +107,14 @@ class TrainingBatches:
         shuffled = generator.permutation(len(rows.users))
         shuffled = shuffled[np.argsort(bucket[shuffled], kind="stable")]
         order, width = [], []
-        for number_of, members in enumerate(np.split(shuffled, np.cumsum(np.bincount(bucket, minlength=1))[:-1])):
-            size = max(1, self.config.tokens // int(self.widths[number_of])) if len(members) else 1
+        for place, members in enumerate(np.split(shuffled, np.cumsum(np.bincount(bucket, minlength=1))[:-1])):
+            size = max(1, self.config.tokens // int(self.widths[place])) if len(members) else 1
             for start in range(0, len(members), size):
                 order.append(members[start : start + size])
-                width.append(int(self.widths[number_of]))
+                width.append(int(self.widths[place]))
         turn = generator.permutation(len(order))
         keys = _row_keys(key, rows)
-        return Epoch(self.store, rows, [order[t] for t in turn], [width[t] for t in turn], keys, key)
+        return Epoch(self.store, rows, [order[t] for t in turn], [width[t] for t in turn], keys, key, number)
 
     def _lay(self, generator: np.random.Generator) -> WindowRows:
         config = self.config

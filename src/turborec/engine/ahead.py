@@ -12,6 +12,16 @@ from turborec.contract import Batch
 class Batches(Protocol):
     """An epoch of batches, each a pure function of its number."""
 
+    @property
+    def key(self) -> int:
+        """The epoch's: what is random about it as a whole follows from it."""
+        ...
+
+    @property
+    def number(self) -> int:
+        """The epoch's, from 0 over all stages."""
+        ...
+
     def __len__(self) -> int: ...
 
     def batch(self, step: int) -> Batch:

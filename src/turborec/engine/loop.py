@@ -82,6 +82,7 @@ def start(model: Model, stage: Stage, device: torch.device) -> TrainState:
 def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device) -> Iterator[Record]:
     """Train for the rest of the epoch, from `state.position.step` on; the position moves on before each record."""
     model, position = state.model, state.position
+    model.begin_epoch(batches.number, torch.Generator().manual_seed(batches.key))  # type: ignore[operator]
     model.train()
     coming = ordered(batches, position.step, device)
     while position.step < len(batches):
