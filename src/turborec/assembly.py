@@ -61,7 +61,7 @@ def compile_parts(model: nn.Module, stage: Stage) -> None:
     """
     for module in model.modules() if stage.compile == "model" else ():
         if isinstance(module, Criterion):
-            module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
+            module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign, no-untyped-call]
     layers = [layer for module in model.modules() if isinstance(module, nn.ModuleList) for layer in module]
     for part in {"none": [], "layers": layers, "model": [model]}[stage.compile]:
         part.compile(dynamic=True, mode=stage.compile_mode)

@@ -121,7 +121,8 @@ def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.devi
     predicted = targets
     for part in parts:
         if stage.compile_mode == "reduce-overhead":
-            torch.compiler.cudagraph_mark_step_begin()  # what the last replay put out may be overwritten from here on
+            # What the last replay put out may be overwritten from here on.
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         with record_function("forward"), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             terms = model(part).terms
         total = torch.zeros((), device=device)
