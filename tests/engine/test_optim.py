@@ -112,6 +112,16 @@ def test_row_adam_equals_its_definition():
     assert torch.allclose(model.items.weight.double(), table, atol=1e-6)
 
 
+def test_a_mean_in_bfloat16_takes_half_the_memory_and_nearly_the_same_steps():
+    (wide, _), (narrow, optimizer) = trained(AdamW(lr=0.1, tables="rows")), trained(NARROW)
+    assert optimizer.state[narrow.items.weight]["mean"].dtype == torch.bfloat16
+    moved = (wide.items.weight - Tied().items.weight).detach()
+    apart = (wide.items.weight - narrow.items.weight).detach()
+    assert 0 < apart.norm() < 2**-7 * moved.norm()
+    with pytest.raises(ValueError, match="tables_mean needs tables=rows"):
+        AdamW(tables_mean="bfloat16")
+
+
 def test_a_dense_gradient_is_one_of_all_rows():
     tables = [torch.nn.Parameter(torch.ones(3, 2)) for _ in range(2)]
     for table, sparse in zip(tables, (False, True), strict=True):
@@ -145,7 +155,10 @@ def test_muon_orthogonalises_the_body_and_leaves_the_rest_to_adamw():
     assert isinstance(optimizer, Joined)
 
 
-@pytest.mark.parametrize("config", [Muon(lr=0.1), Muon(lr=0.1, tables="rows"), AdamW(lr=0.1, tables="rows")])
+NARROW = AdamW(lr=0.1, tables="rows", tables_mean="bfloat16")
+
+
+@pytest.mark.parametrize("config", [Muon(lr=0.1), Muon(lr=0.1, tables="rows"), AdamW(lr=0.1, tables="rows"), NARROW])
 def test_several_optimizers_are_saved_and_restored_as_one(config):
     whole, _ = trained(config)
     half, optimizer = trained(config, IDS[:2])
