@@ -1,6 +1,7 @@
 """What a recipe describes, put together: data, model and device side by side, and how well the model ranks."""
 
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from turborec import stores
 from turborec.contract import Counted, Model
 from turborec.data.loader import evaluation_batches
 from turborec.data.store import Part, Store
-from turborec.engine import hardware
+from turborec.engine import hardware, world
 from turborec.engine.loop import Stage
 from turborec.evaluate import Evaluation, Result, evaluate
 from turborec.losses import Criterion
@@ -43,7 +44,7 @@ class Run(Assembly):
 
 def assemble(recipe: AnyRecipe, store: Store, device: str = "auto") -> Assembly:
     """The recipe's model for this store, with freshly drawn weights, on the device it computes on."""
-    chosen = hardware.device_of(device)
+    chosen = hardware.device_of(world.local_device(device))
     torch.manual_seed(recipe.seed)  # the one draw from a global generator: the initial weights
     model = recipe.model.build(stores.spec_of(store, recipe))
     if isinstance(model, Counted):
@@ -68,14 +69,18 @@ def compile_parts(model: nn.Module, stage: Stage) -> None:
 
 
 def measure(assembly: Assembly, part: Part, model: Model | None = None, config: Evaluation | None = None) -> Result:
-    """Rank the part's targets by the assembly's model, or another one on the same data, as the recipe or `config` says."""
+    """Rank the part's targets by the assembly's model, or another one on the same data, as the recipe or `config` says.
+
+    Each process ranks a share of the users, and all of them find the same result: what is counted are whole numbers.
+    """
     model = assembly.model if model is None else model
     model.eval()
     config, shown = config or assembly.recipe.evaluation, assembly.recipe.batches
     batches = evaluation_batches(assembly.store, part, shown, config.users(assembly.store, part))
+    share = islice(batches, world.rank(), None, world.size())
     device = torch.device("cpu") if isinstance(model, Counted) else assembly.device
     with torch.no_grad():
-        result = evaluate(model.scorer(), batches, assembly.store, part, config, device, shown.max_length)
+        result = evaluate(model.scorer(), share, assembly.store, part, config, device, shown.max_length, world.add_up)
     windows = shown.model_dump(include={"max_length", "coverage", "overlap", "seams"})
     return replace(result, card={**result.card, "training_windows": windows})
 

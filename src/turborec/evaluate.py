@@ -4,7 +4,7 @@ Letters: U users, P (user, target) pairs, V items.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -163,10 +163,15 @@ def evaluate(
     config: Evaluation,
     device: torch.device,
     max_length: int,
+    add_up: Callable[[Sequence[Int64]], None] = lambda arrays: None,
 ) -> Result:
-    """Measure `scorer` on `part`; `batches` show the last `max_length` events before it of `config.users(store, part)`."""
+    """Measure `scorer` on `part`; `batches` show the last `max_length` events before it of `config.users(store, part)`.
+
+    Where several processes take a share of the batches each, `add_up` replaces arrays by their sums over all of them.
+    """
     targets = Targets.of(store, part, config.users(store, part))
     tally = count(scorer, batches, store, part, targets, config, device)
+    add_up(tally.arrays())
     return summarise(tally, targets, store, part, config, max_length)
 
 

@@ -1,5 +1,6 @@
 """Progress of long steps: a bar on a terminal, plain lines elsewhere; each with rate and remaining time."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ class Advance(Protocol):
 def task(label: str, total: int | None = None, unit: str = "rows") -> Iterator[Advance]:
     """Show progress on standard error while the block runs; call the yielded function with the work just done."""
     show = _bar if sys.stderr.isatty() and _has_rich() else _lines
+    if int(os.environ.get("RANK", "0")):
+        show = _nothing  # of several processes the first one shows it
     with show(label, total, unit) as advance:
         yield advance
 
@@ -69,6 +72,14 @@ def _bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
             progress.update(handle, advance=amount, note=note)
 
         yield advance
+
+
+@contextmanager
+def _nothing(label: str, total: int | None, unit: str) -> Iterator[Advance]:
+    def advance(amount: int, note: str = "") -> None:
+        """Show nothing."""
+
+    yield advance
 
 
 @contextmanager

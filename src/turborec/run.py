@@ -7,13 +7,15 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from turborec import stores
 from turborec.assembly import Run, anchor, assemble, measure
 from turborec.contract import Counted, Model
 from turborec.data.store import Part
-from turborec.engine import checkpoint, hardware, log
+from turborec.engine import checkpoint, hardware, log, world
 from turborec.engine.interrupt import interruptible
 from turborec.engine.trackers import KINDS, Tracking, remembered
 from turborec.errors import InterruptedRunError, UserError
@@ -44,28 +46,48 @@ def train(
     if tracking:
         tracking.require()
     hardware.keep_freed_memory()
-    with checkpoint.lock(folder), log.logging_to(None), log.logging_to(folder):
-        _claim(folder, recipe)
-        if is_finished(folder):
-            logger.info(f"The run in {folder} is finished: nothing is left to train, its results are computed again")
-        log.write_status(folder, "running")
-        checkpoint.sweep(folder / "checkpoints")
+    with _held(folder):
+        if world.leads():
+            _claim(folder, recipe)
+            if is_finished(folder):
+                logger.info(f"The run in {folder} is finished: nothing is left to train, its results are computed again")
+            log.write_status(folder, "running")
+            checkpoint.sweep(folder / "checkpoints")
+        world.wait()
         try:
             run = _open(folder, recipe, places, device)
-            _describe(run)
+            if world.leads():
+                _describe(run)
             with interruptible() as interruption:
                 fit(run, steps, interruption, tracking)
             results = evaluate(run, "test")
         except (InterruptedRunError, KeyboardInterrupt) as error:
-            log.write_status(folder, "interrupted", str(error))
+            _write_status(folder, "interrupted", str(error))
             if isinstance(error, KeyboardInterrupt):
                 raise InterruptedRunError(f"Stopped. Go on with: turborec train --resume {folder}") from error
             raise
         except BaseException as error:
-            log.write_status(folder, "failed", f"{type(error).__name__}: {error}")
+            _write_status(folder, "failed", f"{type(error).__name__}: {error}")
             raise
-        log.write_status(folder, "finished")
+        _write_status(folder, "finished")
     return run, results
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """The run folder for this run alone, and its log; of several processes the leader holds both, the others tell warnings."""
+    if not world.leads():
+        with log.logging_to(None, logging.WARNING):
+            yield
+        return
+    with checkpoint.lock(folder), log.logging_to(None), log.logging_to(folder):
+        yield
+
+
+def _write_status(folder: Path, state: log.Status, reason: str = "") -> None:
+    """The leader's; of the others one that fails where the leader cannot know why."""
+    if world.leads() or state == "failed":
+        log.write_status(folder, state, f"{reason} (process {world.rank()})" if not world.leads() else reason)
 
 
 def reopen(folder: Path, places: Places, device: str = "auto") -> Run:
@@ -133,9 +155,10 @@ def evaluate(run: Run, part: Part) -> dict[str, Result]:
     results = {}
     for name, model in models.items():
         results[name] = measure(run, part, model)
-        results[name].write(run.folder / "evaluation" / part / name, run.store)
+        if world.leads():
+            results[name].write(run.folder / "evaluation" / part / name, run.store)
     own, *others = ((name, result.values.get(run.recipe.select)) for name, result in results.items())
-    for name, value in others:
+    for name, value in others if world.leads() else ():
         if own[1] is not None and value is not None and own[1] < value:
             logger.warning(
                 f"{own[0]} ranks worse than {name}, which needs no training ({run.recipe.select} {own[1]:.4f} against "
@@ -161,7 +184,10 @@ def main() -> None:
     tracking = Tracking(tuple(chosen.track), chosen.project) if chosen.track else None
     places = Places(home=chosen.store.parent, store=chosen.store)
     try:
-        _, results = train(load(chosen.recipe, chosen.overrides), chosen.out, places, chosen.device, tracking=tracking)
+        with world.joined():
+            _, results = train(load(chosen.recipe, chosen.overrides), chosen.out, places, chosen.device, tracking=tracking)
+            if not world.leads():
+                return
     except UserError as error:
         sys.exit(f"turborec: {error}")
     print(json.dumps({name: {"masked": result.masked, "kept": result.kept} for name, result in results.items()}))

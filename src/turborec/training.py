@@ -1,13 +1,15 @@
 """The training of a run: stages of epochs, each one validated and saved."""
 
 import logging
+import signal as signals
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from turborec.assembly import Run, measure
 from turborec.contract import Counted
 from turborec.data.loader import Epoch, Some, TrainingBatches
-from turborec.engine import checkpoint, log, loop
+from turborec.engine import checkpoint, log, loop, world
 from turborec.engine.interrupt import Interruption
 from turborec.engine.state import Position, TrainState
 from turborec.engine.stopping import StopperState, still_rising
@@ -24,7 +26,7 @@ class _Job:
 
     run: Run
     batches: TrainingBatches
-    metrics: log.MetricsLog
+    metrics: log.Log
     interruption: Interruption
     steps: int | None  # of an epoch at most
     pace: Pace  # over optimizer steps
@@ -35,14 +37,16 @@ def fit(run: Run, steps: int | None, interruption: Interruption, tracking: Track
     saved = checkpoint.load_latest(run.checkpoints)
     if isinstance(run.model, Counted):
         run.model.count(run.store.training())
-        checkpoint.save(run.checkpoints, 0, {"model": run.model.state_dict()}, {"best_step": None})
+        if world.leads():
+            checkpoint.save(run.checkpoints, 0, {"model": run.model.state_dict()}, {"best_step": None})
+        world.wait()
         return
     state = loop.start(run.model, run.recipe.stages[saved.state["position"]["stage"] if saved else 0], run.device)
     if saved:
         state.restore(saved.tensors, saved.state)
         logger.info("Going on after step %d", state.position.global_step)
-    batches = TrainingBatches(run.store, run.recipe.batches, run.recipe.seed)
-    with log.MetricsLog(run.folder, state.position.global_step, tracking) as metrics:
+    batches = TrainingBatches(run.store, run.recipe.batches, run.recipe.seed, (world.rank(), world.size()))
+    with _metrics(run, state, tracking) as metrics:
         job = _Job(run, batches, metrics, interruption, steps, Pace(state.position.global_step))
         for number, stage in enumerate(run.recipe.stages):
             if number > state.position.stage:
@@ -56,7 +60,8 @@ def fit(run: Run, steps: int | None, interruption: Interruption, tracking: Track
                     logger.info("No gain for %d epochs: stopping early", stopping.patience_epochs)
                     break
                 _epoch(job, state)
-    _warn_if_rising(run, state)
+    if world.leads():
+        _warn_if_rising(run, state)
     newest = checkpoint.load_latest(run.checkpoints)
     if newest is not None:
         load_best(run, newest)
@@ -94,10 +99,13 @@ def _epoch(job: _Job, state: TrainState) -> None:
             job.metrics.write("train", position.global_step, {**record.losses, **facts})
             if position.step == steps:
                 break  # the end of the epoch validates first and saves then, so that no record of it comes twice
-            if job.interruption.signal or time.monotonic() - saved > 60 * run.recipe.checkpoints.minutes:
+            # A signal may have reached one process alone, and clocks differ: all of them stop and save after the same step.
+            late = world.leads() and time.monotonic() - saved > 60 * run.recipe.checkpoints.minutes
+            signal, due = world.greatest([int(job.interruption.signal or 0), int(late)])
+            if signal or due:
                 _save(run, state)
                 saved = time.monotonic()
-            _heed(job.interruption, run, position)
+            _heed(int(signal), run, position)
     speed = (position.targets - before) / (time.monotonic() - began)
     values: dict[str, float] = {
         "loss": position.loss / max(1, position.targets),
@@ -112,14 +120,19 @@ def _epoch(job: _Job, state: TrainState) -> None:
         f"(best {state.stopper.best or 0:.4f} in epoch {state.stopper.best_epoch}), {speed:,.0f} targets/s"
     )
     _save(run, state)
-    _heed(job.interruption, run, position)
+    _heed(int(world.greatest([int(job.interruption.signal or 0)])[0]), run, position)
 
 
-def _heed(interruption: Interruption, run: Run, position: Position) -> None:
+def _metrics(run: Run, state: TrainState, tracking: Tracking | None) -> AbstractContextManager[log.Log]:
+    """Where records are written to: of several processes the leader alone writes."""
+    return log.MetricsLog(run.folder, state.position.global_step, tracking) if world.leads() else log.NoLog()
+
+
+def _heed(signal: int, run: Run, position: Position) -> None:
     """End the run if that was asked for; what there is has just been saved."""
-    if interruption.signal:
+    if signal:
         raise InterruptedRunError(
-            f"Stopped by {interruption.signal.name} after step {position.global_step:,}; everything is saved. "
+            f"Stopped by {signals.Signals(signal).name} after step {position.global_step:,}; everything is saved. "
             f"Go on with: turborec train --resume {run.folder}"
         )
 
@@ -137,6 +150,13 @@ def _validate(run: Run, state: TrainState, values: dict[str, float], metrics: lo
 
 
 def _save(run: Run, state: TrainState) -> None:
+    """Write a checkpoint; of several processes the leader does, and all go on when it is there."""
+    if world.leads():
+        _write(run, state)
+    world.wait()
+
+
+def _write(run: Run, state: TrainState) -> None:
     tensors, facts = state.capture()
     checkpoint.save(run.checkpoints, state.position.global_step, tensors, facts)
     # The newest is protected too: past a damaged checkpoint of a later step it is not the one of the highest number.

@@ -34,6 +34,7 @@ def train(
     """Prepare the data, train, evaluate against the anchors, and leave a run folder."""
     from turborec import recipes, run
     from turborec.apply import example
+    from turborec.engine import world
     from turborec.engine.trackers import Tracking
     from turborec.recipe import dump
     from turborec.stores import Places
@@ -55,13 +56,17 @@ def train(
         print(chosen.model_dump_json()) if as_json else console.print(escape(dump(chosen)), end="")
         return
     tracking = Tracking(tuple(track), project) if track else None
-    folder = resume or out or _new_folder(str(name))
-    try:
-        done, results = run.train(chosen, folder, Places(home, raw, store), device, steps, tracking)
-    except UserError as error:
-        if not (resume or out or isinstance(error, InterruptedRunError)):
-            _remove_unbegun(folder)
-        raise
+    with world.joined():
+        # Every process would find another name for a new folder, so the leader does.
+        folder = Path(world.told(str(resume or out or _new_folder(str(name))) if world.leads() else None))
+        try:
+            done, results = run.train(chosen, folder, Places(home, raw, store), device, steps, tracking)
+        except UserError as error:
+            if world.leads() and not (resume or out or isinstance(error, InterruptedRunError)):
+                _remove_unbegun(folder)
+            raise
+        if not world.leads():
+            return
     page = report_or_warn(folder, done)
     if as_json:
         facts = {"folder": str(folder), "results": {name: {"masked": r.masked, "kept": r.kept} for name, r in results.items()}}

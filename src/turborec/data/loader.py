@@ -4,7 +4,7 @@ Letters: R rows (windows), B rows of a batch, L its width.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,6 +35,12 @@ class Batches(Config):
         return self
 
 
+Deal = tuple[int, int]
+"""A process's place among how many: (0, 1) is a process by itself."""
+
+ALONE: Deal = (0, 1)
+
+
 @dataclass(frozen=True)
 class Epoch:
     """One pass over the training targets, planned: which rows form which batch."""
@@ -46,6 +52,7 @@ class Epoch:
     keys: Int64  # [R] random key of each row
     key: int  # random key of the epoch
     number: int  # from 0
+    deal: Deal = ALONE
 
     def __len__(self) -> int:
         """Batches, which is optimizer steps."""
@@ -63,13 +70,21 @@ class Epoch:
         return int((self.rows.end - self.rows.first + 1).sum())
 
     def batch(self, step: int) -> SequenceBatch:
-        """The batch of step 0..len - 1."""
-        return self.batch_of(self.order[step], self.width[step], step)
+        """This process's share of the batch of step 0..len - 1; a row without targets, where there are fewer than processes."""
+        place, processes = self.deal
+        share = self.order[step][place::processes]
+        if len(share):
+            return self.batch_of(share, self.width[step], step)
+        idle = self.order[step][:1]
+        rows = self._rows(idle)
+        return _build(self.store, replace(rows, first=rows.end + 1), self.width[step], self.keys[idle], _hash(self.key, step))
 
     def batch_of(self, chosen: Int64, width: int, step: int) -> SequenceBatch:
         """These rows, by their numbers, as the batch of a step: none of them is longer than `width`."""
-        rows = WindowRows(*(getattr(self.rows, name)[chosen] for name in ("users", "begin", "end", "first")))
-        return _build(self.store, rows, width, self.keys[chosen], _hash(self.key, step))
+        return _build(self.store, self._rows(chosen), width, self.keys[chosen], _hash(self.key, step))
+
+    def _rows(self, chosen: Int64) -> WindowRows:
+        return WindowRows(*(getattr(self.rows, name)[chosen] for name in ("users", "begin", "end", "first")))
 
 
 class Some:
@@ -90,8 +105,9 @@ class Some:
 class TrainingBatches:
     """The training part of a store, planned epoch by epoch."""
 
-    def __init__(self, store: Store, config: Batches, seed: int) -> None:
-        self.store, self.config, self.seed = store, config, seed
+    def __init__(self, store: Store, config: Batches, seed: int, deal: Deal = ALONE) -> None:
+        """Every process plans the same batches; `deal` says which share of each this one takes."""
+        self.store, self.config, self.seed, self.deal = store, config, seed, deal
         users = store.users_of("train")
         self._users, (self._starts, self._ends) = users, store.span("train", users)
         # Of an epoch like any other: where seams move, histories are shorter than they are without.
@@ -114,7 +130,7 @@ class TrainingBatches:
                 width.append(int(self.widths[place]))
         turn = generator.permutation(len(order))
         keys = _row_keys(key, rows)
-        return Epoch(self.store, rows, [order[t] for t in turn], [width[t] for t in turn], keys, key, number)
+        return Epoch(self.store, rows, [order[t] for t in turn], [width[t] for t in turn], keys, key, number, self.deal)
 
     def _lay(self, generator: np.random.Generator) -> WindowRows:
         config = self.config

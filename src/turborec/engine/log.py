@@ -92,6 +92,22 @@ class MetricsLog:
                 log.warning("The last TensorBoard events were not written: %s.", error.strerror)
 
 
+class NoLog:
+    """In place of a `MetricsLog` where another process keeps it."""
+
+    def write(self, kind: str, step: int, values: Mapping[str, Value]) -> None:
+        """Write nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close nothing."""
+
+
+Log = MetricsLog | NoLog
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The records of `metrics.jsonl` in order; a last line that a crash cut short is left out."""
     return [json.loads(line) for line in _whole_lines(folder / METRICS)]
@@ -99,7 +115,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def logging_to(folder: Path | None, level: int = logging.INFO) -> Iterator[None]:
-    """Append turborec's log to `log.txt` in `folder`, or send it to standard error if None, while the block runs."""
+    """Append turborec's log to `log.txt` in `folder`, or send it to standard error if None, while the block runs.
+
+    What is of a lower level is left out.
+    """
     logger = logging.getLogger("turborec")
     if folder:
         folder.mkdir(parents=True, exist_ok=True)

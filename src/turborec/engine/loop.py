@@ -11,9 +11,11 @@ from pydantic import Field, model_validator
 from torch.profiler import record_function
 
 from turborec.contract import Batch, Model
+from turborec.engine import world
 from turborec.engine.ahead import Batches, ordered
 from turborec.engine.hardware import Precision, compute_dtype
 from turborec.engine.optim import AdamW, Constant, Optimizer, Schedule, clip
+from turborec.engine.parallel import Exchange, Shares
 from turborec.engine.scaling import Scaling, clip_rows
 from turborec.engine.state import Position, TrainState
 from turborec.errors import UserError
@@ -26,6 +28,7 @@ class Stage(Config):
     epochs: int = Field(20, ge=1)
     optimizer: Optimizer = AdamW()
     scaling: Scaling = Scaling()
+    exchange: Exchange = Exchange()
     schedule: Schedule = Constant()
     clip_norm: float | None = Field(None, gt=0.0, description="largest norm of the whole gradient")
     accumulate: int = Field(1, ge=1, description="parts a global batch is computed in, to save memory")
@@ -53,7 +56,7 @@ class Stage(Config):
 
 @dataclass(frozen=True)
 class Record:
-    """What one optimizer step did."""
+    """What one optimizer step did, with all processes together."""
 
     position: Position  # after the step
     steps: int  # of the epoch
@@ -76,13 +79,14 @@ def start(model: Model, stage: Stage, device: torch.device) -> TrainState:
     optimizer = stage.optimizer.build(model)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]  # torch's name for the rate that a schedule takes shares of
-    return TrainState(model, optimizer, torch.amp.GradScaler(device.type, enabled=scaled))
+    # After the optimizer, which decides whose gradients are of rows alone.
+    return TrainState(Shares(model, stage.exchange), optimizer, torch.amp.GradScaler(device.type, enabled=scaled))
 
 
 def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device) -> Iterator[Record]:
     """Train for the rest of the epoch, from `state.position.step` on; the position moves on before each record."""
     model, position = state.model, state.position
-    model.begin_epoch(batches.number, torch.Generator().manual_seed(batches.key))  # type: ignore[operator]
+    model.begin_epoch(batches.number, torch.Generator().manual_seed(batches.key))
     model.train()
     coming = ordered(batches, position.step, device)
     while position.step < len(batches):
@@ -94,7 +98,7 @@ def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device)
             group["lr"] = group["initial_lr"] * factor
         with record_function("data"):
             batch = next(coming)
-        losses, norm, predicted = train_step(state, batch, stage, device)
+        losses, norm, predicted, asked = train_step(state, batch, stage, device)
         position.step += 1
         position.global_step += 1
         position.loss += losses["loss"] * predicted
@@ -102,40 +106,50 @@ def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device)
         if stage.average is not None:
             state.update_average(stage.average)
         seconds = time.perf_counter() - began
-        yield Record(
-            replace(position), len(batches), losses, norm, stage.optimizer.lr * factor, predicted, batch.num_targets(), seconds
-        )
+        yield Record(replace(position), len(batches), losses, norm, stage.optimizer.lr * factor, predicted, asked, seconds)
 
 
-def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.device) -> tuple[dict[str, float], float, int]:
-    """One optimizer step on one global batch -> (mean loss of each term, gradient norm before clipping, predictions made).
+def train_step(
+    state: TrainState, batch: Batch, stage: Stage, device: torch.device
+) -> tuple[dict[str, float], float, int, int]:
+    """One optimizer step on this process's share of a global batch -> what came of the whole batch.
 
-    Each term's sum is divided by its count over the whole batch, so neither accumulation nor padding changes the result.
+    Mean loss of each term, norm of the gradient before clipping, predictions made, predictions asked for. Each term's sum is
+    divided by its count over the whole batch, so neither accumulation nor padding nor the number of processes changes them.
     """
-    model: Model = state.model  # type: ignore[assignment]
     parts = batch.split(stage.accumulate) if stage.accumulate > 1 else [batch]
-    named = [model.counts(part) for part in parts]
-    targets = sum(part.num_targets() for part in parts)
+    named = [state.model.counts(part) for part in parts]
+    asked, *counted = map(
+        int,
+        world.totals(
+            [sum(part.num_targets() for part in parts), *(sum(counts[name] for counts in named) for name in named[0])]
+        ),
+    )
+    counts = dict(zip(named[0], counted, strict=True))
     dtype = compute_dtype(stage.precision, device)
     losses: dict[str, float] = {"loss": 0.0}
-    predicted = targets
-    for part in parts:
+    predicted = asked
+    for number, part in enumerate(parts, 1):
         if stage.compile_mode == "reduce-overhead":
             # What the last replay put out may be overwritten from here on.
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        with record_function("forward"), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            terms = model(part).terms
-        total = torch.zeros((), device=device)
-        for number, (name, term) in enumerate(terms.items()):
-            count = sum(counts[name] for counts in named) if name in named[0] else targets
-            predicted = predicted if number else count
-            mean = term.sum.float() / max(1, count)
-            total = total + term.weight * mean
-            losses[name] = losses.get(name, 0.0) + float(mean.detach())
-        losses["loss"] += float(total.detach())
-        _refuse_non_finite(losses, state.position, part)
-        with record_function("backward"):
-            state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        with state.shares.silent(last=number == len(parts)):
+            with record_function("forward"), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                terms = state.shares(part).terms
+            total = torch.zeros((), device=device)
+            means = {}
+            for name, term in terms.items():
+                mean = term.sum.float() / max(1, counts.get(name, asked))
+                total = total + term.weight * mean
+                means[name] = mean.detach()
+            predicted = counts.get(next(iter(terms)), asked)
+            found = world.totals([float(total.detach()), *map(float, means.values())])
+            for name, value in zip(("loss", *means), found, strict=True):
+                losses[name] = losses.get(name, 0.0) + value
+            _refuse_non_finite(losses, state.position, part)
+            with record_function("backward"):
+                state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+    state.shares.exchange_tables()
     state.scaler.unscale_(state.optimizer)  # clipping scaled gradients would clip by the scale, not by the norm
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     limit = stage.clip_norm if stage.clip_norm is not None else math.inf
@@ -152,7 +166,7 @@ def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.devi
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
-    return losses, norm, predicted
+    return losses, norm, predicted, asked
 
 
 def _refuse_non_finite(losses: dict[str, float], position: Position, batch: Batch) -> None:

@@ -1,4 +1,7 @@
-"""Everything of a training that must survive: if it is a field here it is in the checkpoint, and nothing else is."""
+"""Everything of a training that must survive: if it is a field here it is in the checkpoint, and nothing else is.
+
+But for `shares`, which is how the model is called and says nothing about what it has learnt.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -6,8 +9,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from turborec.contract import Model
+from turborec.engine.parallel import Shares
 from turborec.engine.stopping import StopperState
 
 Tensors = dict[str, dict[str, Tensor]]
@@ -29,13 +34,18 @@ class Position:
 class TrainState:
     """The model and all that its training remembers."""
 
-    model: nn.Module
+    shares: Shares
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     position: Position = field(default_factory=Position)
     stopper: StopperState = field(default_factory=StopperState)
     best_step: int | None = None  # global step of the checkpoint with the best validation value of the stage
     average: dict[str, Tensor] | None = None  # exponential moving average of the parameters
+
+    @property
+    def model(self) -> Model:
+        """What is trained."""
+        return self.shares.model
 
     def capture(self) -> tuple[Tensors, dict[str, Any]]:
         """Tensors by file and name, and plain facts: what a checkpoint holds."""

@@ -1,0 +1,127 @@
+"""Gradients of one model in several processes, each with its share of every batch: what is exchanged, and how.
+
+The loss of a share is divided by the count of the whole batch, so the gradients of the shares add up to that of the batch.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
+
+from turborec.contract import Loss, Model, Term
+from turborec.engine import world
+from turborec.recipe import Config
+
+
+class Exchange(Config):
+    """How the processes of a run exchange their gradients; one process has nothing to exchange."""
+
+    bucket_mb: float = Field(25.0, gt=0.0, description="gradients that are sent together, while others are still computed")
+    compress: Literal["none", "bfloat16"] = Field("none", description="what gradients are sent in, where not their own type")
+    static_graph: bool = Field(False, description="promise torch that every step uses the same parameters")
+
+
+class Shares:
+    """The forward pass of a model whose gradients will be those of all shares together."""
+
+    def __init__(self, model: Model, exchange: Exchange) -> None:
+        """Wrap the model where there are several processes; every one of them begins with the leader's weights."""
+        self.model = model
+        self.tables = [p for p in model.parameters() if getattr(p, "_read_by_rows", False)]
+        self._wrapped = _wrap(model, self.tables, exchange) if world.size() > 1 else None
+
+    def __call__(self, batch: Any) -> Loss:
+        """The loss of this process's share."""
+        if self._wrapped is None:
+            loss: Loss = self.model(batch)
+            return loss
+        counts = {"": batch.num_targets(), **self.model.counts(batch)}
+        sums = self._wrapped(batch)
+        return Loss({name: Term(total, counts.get(name, counts[""]), weight) for name, (total, weight) in sums.items()})
+
+    @contextmanager
+    def silent(self, last: bool) -> Iterator[None]:
+        """Gradients of a part are kept until those of the `last` part are exchanged with them."""
+        if self._wrapped is None or last:
+            yield
+        else:
+            with self._wrapped.no_sync():
+                yield
+
+    def exchange_tables(self) -> None:
+        """Add up the gradients of tables of which a step reads few rows: only these rows are sent."""
+        if self._wrapped is None:
+            return
+        with record_function("communication"):
+            for table in self.tables:
+                if table.grad is None:
+                    table.grad = torch.zeros_like(table)  # nobody may be missing where all add up
+                if not table.grad.is_sparse:
+                    dist.all_reduce(table.grad)
+                else:
+                    table.grad = _added_rows(table.grad)
+
+
+class _Sums(nn.Module):
+    """A model whose output is tensors in plain containers, as torch's wrapper wants them."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Any) -> dict[str, tuple[Tensor, float]]:
+        """The sum and the weight of each term."""
+        return {name: (term.sum, term.weight) for name, term in self.model(batch).terms.items()}
+
+
+def _wrap(model: Model, tables: list[nn.Parameter], exchange: Exchange) -> DistributedDataParallel:
+    inner = _Sums(model)
+    apart = [name for name, p in inner.named_parameters() if any(p is table for table in tables)]
+    for table in tables:
+        dist.broadcast(table.detach(), 0)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(inner, apart)
+    wrapped = DistributedDataParallel(
+        inner,
+        bucket_cap_mb=exchange.bucket_mb,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        static_graph=exchange.static_graph,
+    )
+    wrapped.register_comm_hook(exchange.compress, _add)
+    return wrapped
+
+
+def _add(compress: str, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Send a bucket, and put the sum over the processes in its place: torch's own hook would make it a mean."""
+    gradients = bucket.buffer()
+    sent = gradients.bfloat16() if compress == "bfloat16" else gradients
+    work = dist.all_reduce(sent, async_op=True)
+    assert work is not None
+
+    def back(done: torch.futures.Future[Any]) -> Tensor:
+        return gradients if sent is gradients else gradients.copy_(sent)
+
+    future: torch.futures.Future[Tensor] = work.get_future().then(back)
+    return future
+
+
+def _added_rows(gradient: Tensor) -> Tensor:
+    """The sum over the processes of a gradient of rows: ids and rows are sent, never the whole table."""
+    gradient = gradient.coalesce()
+    ids, rows = gradient.indices()[0], gradient.values()
+    counts = [torch.zeros(1, dtype=torch.int64, device=ids.device) for _ in range(world.size())]
+    dist.all_gather(counts, torch.tensor([len(ids)], device=ids.device))
+    room = max(int(count) for count in counts)
+    all_ids = [ids.new_zeros(room) for _ in counts]
+    all_rows = [rows.new_zeros(room, rows.shape[1]) for _ in counts]
+    dist.all_gather(all_ids, torch.cat([ids, ids.new_zeros(room - len(ids))]))
+    dist.all_gather(all_rows, torch.cat([rows, rows.new_zeros(room - len(rows), rows.shape[1])]))
+    found = [(i[: int(n)], r[: int(n)]) for i, r, n in zip(all_ids, all_rows, counts, strict=True)]
+    together = torch.cat([i for i, _ in found])[None], torch.cat([r for _, r in found])
+    return torch.sparse_coo_tensor(*together, size=gradient.shape, is_coalesced=False).coalesce()

@@ -1,0 +1,135 @@
+"""The processes of one run: which of them this is, and what they tell one another. A process that is alone tells nobody.
+
+torchrun starts them and writes into the environment who each of them is. Rank 0 leads: it alone writes files, and whatever
+depends on a clock, a name or a signal is its word.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from turborec.errors import UserError
+
+PATIENCE = timedelta(minutes=10)
+"""How long a process waits for the others before it gives up: longer than any step, validation or checkpoint apart."""
+
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError", "NCCL communicator was aborted")
+
+
+def size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def leads() -> bool:
+    """Whether this is the process that writes files and decides."""
+    return rank() == 0
+
+
+def local_device(name: str) -> str:
+    """The device of this process: with several processes and CUDA, the accelerator of its own."""
+    if size() > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return name
+
+
+@contextmanager
+def joined(patience: timedelta = PATIENCE) -> Iterator[None]:
+    """Be one of the processes that torchrun has started while the block runs, where it has.
+
+    Raises `UserError` where another of them is gone or cannot be reached in time: whatever stopped it is in its own words.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    try:
+        dist.init_process_group(backend, timeout=patience)
+        yield
+    except RuntimeError as error:
+        told = _lost(error)
+        if told is None:
+            raise
+        raise UserError(f"Process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}: {told}") from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def told(value: Any) -> Any:
+    """What the leader says, as plain JSON: every process gets it."""
+    if size() == 1:
+        return value
+    content = json.dumps(value).encode() if leads() else b""
+    length = torch.tensor([len(content)])
+    dist.broadcast(length, 0)
+    letters = torch.frombuffer(bytearray(content), dtype=torch.uint8) if leads() else torch.empty(int(length), dtype=torch.uint8)
+    dist.broadcast(letters, 0)
+    return json.loads(bytes(letters.tolist()))
+
+
+def gathered(value: Any) -> list[Any]:
+    """What each process says, as plain JSON, in order of rank: every process gets it."""
+    if size() == 1:
+        return [value]
+    content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(size())]
+    dist.all_gather(lengths, torch.tensor([len(content)]))
+    room = max(int(length) for length in lengths)
+    parts = [torch.zeros(room, dtype=torch.uint8) for _ in lengths]
+    dist.all_gather(parts, torch.cat([content, content.new_zeros(room - len(content))]))
+    return [json.loads(bytes(part[: int(length)].tolist())) for part, length in zip(parts, lengths, strict=True)]
+
+
+def totals(values: Sequence[float]) -> list[float]:
+    """The sum of each number over the processes, in float64: whole numbers up to 2^53 come out exactly."""
+    return _reduced(values, dist.ReduceOp.SUM) if size() > 1 else list(values)
+
+
+def greatest(values: Sequence[float]) -> list[float]:
+    """The largest of each number among the processes."""
+    return _reduced(values, dist.ReduceOp.MAX) if size() > 1 else list(values)
+
+
+def add_up(arrays: Sequence[NDArray[np.int64]]) -> None:
+    """Replace each array by its sum over the processes."""
+    for array in arrays if size() > 1 else ():
+        dist.all_reduce(torch.from_numpy(array))
+
+
+def wait() -> None:
+    """Go on when every process has come here."""
+    if size() > 1:
+        dist.all_reduce(torch.zeros(1))  # a barrier of nccl would want a device
+
+
+def _reduced(values: Sequence[float], operation: Any) -> list[float]:
+    numbers = torch.tensor(list(values), dtype=torch.float64)
+    dist.all_reduce(numbers, operation)
+    found: list[float] = numbers.tolist()
+    return found
+
+
+def _lost(error: RuntimeError) -> str | None:
+    """What an error of communication means; None for any other error."""
+    words = str(error)
+    if any(word in words for word in _LOST):
+        return "another process has ended, so this one ends as well. What stopped it is in its own output; everything saved is intact."
+    if "timed out" in words.lower() or "timeout" in words.lower():
+        return f"the others were not heard from for {PATIENCE.seconds // 60} minutes. One of them hangs, or the network is down."
+    return None
