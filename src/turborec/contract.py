@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def rows_of(table: Tensor, ids: Tensor) -> Tensor:
-    """The rows of a table: [V + 1, D], int64 [...] -> [..., D]."""
-    note_reads(table, ids)
+def rows_of(table: Tensor, ids: Tensor, shared: bool = False) -> Tensor:
+    """The rows of a table: [V + 1, D], int64 [...] -> [..., D]; `shared` ids are the same in every process of a run."""
+    note_reads(table, ids, shared)
     return F.embedding(ids, table, sparse=getattr(table, "_read_by_rows", False))
 
 
@@ -24,22 +24,29 @@ def read_by_rows(table: nn.Parameter) -> None:
     table._read_by_rows = True  # type: ignore[attr-defined]
 
 
+def read_whole(table: nn.Embedding) -> nn.Embedding:
+    """Mark a table that every step reads whole, padding included, such as that of positions: it is no table to such optimizers."""
+    table._read_whole = True  # type: ignore[assignment]
+    return table
+
+
 def count_reads(table: nn.Parameter) -> None:
     """From now on the ids that training reads of this table are kept, until `reads_of` takes them."""
-    table._reads = []  # type: ignore[attr-defined]
+    table._reads = {False: [], True: []}  # type: ignore[attr-defined]
 
 
-def note_reads(table: Tensor, ids: Tensor) -> None:
+def note_reads(table: Tensor, ids: Tensor, shared: bool = False) -> None:
     """Keep the ids, if that was asked for; rankings, which have no gradient, read nothing in this sense."""
     reads = getattr(table, "_reads", None)
     if reads is not None and torch.is_grad_enabled():
-        reads.append(ids.detach().flatten())
+        reads[shared].append(ids.detach().flatten())
 
 
-def reads_of(table: Tensor) -> Tensor:
-    """How often each row was read since the last time this was asked: int64 [V + 1]."""
-    reads: list[Tensor] = table._reads  # type: ignore[attr-defined]
-    counts = torch.bincount(torch.cat(reads), minlength=len(table)) if reads else torch.zeros(len(table), dtype=torch.int64)
+def reads_of(table: Tensor, shared: bool) -> Tensor:
+    """How often each row was read since the last time this was asked, by shared ids or by others: int64 [V + 1]."""
+    reads: list[Tensor] = table._reads[shared]  # type: ignore[attr-defined]
+    nothing = torch.zeros(len(table), dtype=torch.int64, device=table.device)
+    counts = torch.bincount(torch.cat(reads), minlength=len(table)) if reads else nothing
     reads.clear()
     return counts
 

@@ -193,7 +193,7 @@ class Head:
     def logits(self, targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of targets [N] and of shared negatives [N, K] in float32, and where a negative is the target [N, K]."""
         positive = (self.states.float() * rows_of(self.table, targets).float()).sum(1)
-        negative = (self.states @ rows_of(self.table, negatives).to(self.states.dtype).T).float()
+        negative = (self.states @ rows_of(self.table, negatives, shared=True).to(self.states.dtype).T).float()
         if self.bias is not None:
             positive, negative = positive + self.bias[targets].float(), negative + self.bias[negatives].float()
         return positive, negative, negatives == targets[:, None]

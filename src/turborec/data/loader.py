@@ -70,14 +70,15 @@ class Epoch:
         return int((self.rows.end - self.rows.first + 1).sum())
 
     def batch(self, step: int) -> SequenceBatch:
-        """This process's share of the batch of step 0..len - 1; a row without targets, where there are fewer than processes."""
+        """This process's share of the batch of step 0..len - 1: an empty row, where there are fewer rows than processes."""
         place, processes = self.deal
         share = self.order[step][place::processes]
         if len(share):
             return self.batch_of(share, self.width[step], step)
         idle = self.order[step][:1]
         rows = self._rows(idle)
-        return _build(self.store, replace(rows, first=rows.end + 1), self.width[step], self.keys[idle], _hash(self.key, step))
+        rows = replace(rows, begin=rows.end, first=rows.end + 1)
+        return _build(self.store, rows, self.width[step], self.keys[idle], _hash(self.key, step))
 
     def batch_of(self, chosen: Int64, width: int, step: int) -> SequenceBatch:
         """These rows, by their numbers, as the batch of a step: none of them is longer than `width`."""

@@ -109,9 +109,7 @@ def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device)
         yield Record(replace(position), len(batches), losses, norm, stage.optimizer.lr * factor, predicted, asked, seconds)
 
 
-def train_step(
-    state: TrainState, batch: Batch, stage: Stage, device: torch.device
-) -> tuple[dict[str, float], float, int, int]:
+def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.device) -> tuple[dict[str, float], float, int, int]:
     """One optimizer step on this process's share of a global batch -> what came of the whole batch.
 
     Mean loss of each term, norm of the gradient before clipping, predictions made, predictions asked for. Each term's sum is
@@ -127,7 +125,7 @@ def train_step(
     )
     counts = dict(zip(named[0], counted, strict=True))
     dtype = compute_dtype(stage.precision, device)
-    losses: dict[str, float] = {"loss": 0.0}
+    shares: dict[str, float] = {"loss": 0.0}
     predicted = asked
     for number, part in enumerate(parts, 1):
         if stage.compile_mode == "reduce-overhead":
@@ -137,18 +135,16 @@ def train_step(
             with record_function("forward"), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 terms = state.shares(part).terms
             total = torch.zeros((), device=device)
-            means = {}
             for name, term in terms.items():
                 mean = term.sum.float() / max(1, counts.get(name, asked))
                 total = total + term.weight * mean
-                means[name] = mean.detach()
+                shares[name] = shares.get(name, 0.0) + float(mean.detach())
+            shares["loss"] += float(total.detach())
             predicted = counts.get(next(iter(terms)), asked)
-            found = world.totals([float(total.detach()), *map(float, means.values())])
-            for name, value in zip(("loss", *means), found, strict=True):
-                losses[name] = losses.get(name, 0.0) + value
-            _refuse_non_finite(losses, state.position, part)
             with record_function("backward"):
                 state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+    losses = dict(zip(shares, world.totals(list(shares.values())), strict=True))
+    _refuse_non_finite(losses, state, asked)
     state.shares.exchange_tables()
     state.scaler.unscale_(state.optimizer)  # clipping scaled gradients would clip by the scale, not by the norm
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
@@ -159,9 +155,7 @@ def train_step(
                 clip_rows(group["params"], group["clip_rows"])
         norm = clip(parameters, limit)
     if not math.isfinite(norm) and not state.scaler.is_enabled():  # a scaler leaves such a step out and lowers its scale
-        state.optimizer.zero_grad(set_to_none=True)
-        losses["gradient_norm"] = norm
-        _refuse_non_finite({**losses, "loss": norm}, state.position, batch)
+        _refuse_non_finite({**losses, "loss": norm, "gradient_norm": norm}, state, asked)
     with record_function("optimizer"):
         state.scaler.step(state.optimizer)
         state.scaler.update()
@@ -169,13 +163,15 @@ def train_step(
     return losses, norm, predicted, asked
 
 
-def _refuse_non_finite(losses: dict[str, float], position: Position, batch: Batch) -> None:
-    """Stop before a loss or a gradient that is not a number reaches the weights."""
+def _refuse_non_finite(losses: dict[str, float], state: TrainState, asked: int) -> None:
+    """Stop, all processes together, before a loss or a gradient that is not a number reaches the weights."""
     if math.isfinite(losses["loss"]):
         return
+    state.optimizer.zero_grad(set_to_none=True)
+    position = state.position
     named = ", ".join(f"{name} = {value}" for name, value in losses.items())
     raise UserError(
         f"The loss or its gradient is not finite ({named}) in epoch {position.epoch + 1}, step {position.step + 1}, on a "
-        f"batch with {batch.num_targets()} targets. The weights are those before this step. Lower train.optimizer.lr, set "
+        f"batch with {asked} targets. The weights are those before this step. Lower train.optimizer.lr, set "
         "train.clip_norm, or try train.precision=float32."
     )

@@ -186,7 +186,9 @@ def row_tables(model: nn.Module, counted: bool = False) -> list[nn.Parameter]:
     """The model's tables, from now on with gradients of the rows that were read alone, and with their reads counted."""
     found = []
     for module in model.modules():
-        if isinstance(module, nn.Embedding) and isinstance(module.weight, nn.Parameter) and module.weight.requires_grad:
+        if not isinstance(module, nn.Embedding) or getattr(module, "_read_whole", False):
+            continue
+        if isinstance(module.weight, nn.Parameter) and module.weight.requires_grad:
             module.sparse = True
             read_by_rows(module.weight)
             if counted:

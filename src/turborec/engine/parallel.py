@@ -3,6 +3,7 @@
 The loss of a share is divided by the count of the whole batch, so the gradients of the shares add up to that of the batch.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -86,13 +87,14 @@ def _wrap(model: Model, tables: list[nn.Parameter], exchange: Exchange) -> Distr
     for table in tables:
         dist.broadcast(table.detach(), 0)
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(inner, apart)
-    wrapped = DistributedDataParallel(
-        inner,
-        bucket_cap_mb=exchange.bucket_mb,
-        broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-        static_graph=exchange.static_graph,
-    )
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # what is to come instead is not there in torch 2.11
+        wrapped = DistributedDataParallel(
+            inner,
+            bucket_cap_mb=exchange.bucket_mb,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            static_graph=exchange.static_graph,
+        )
     wrapped.register_comm_hook(exchange.compress, _add)
     return wrapped
 
@@ -124,4 +126,4 @@ def _added_rows(gradient: Tensor) -> Tensor:
     dist.all_gather(all_rows, torch.cat([rows, rows.new_zeros(room - len(rows), rows.shape[1])]))
     found = [(i[: int(n)], r[: int(n)]) for i, r, n in zip(all_ids, all_rows, counts, strict=True)]
     together = torch.cat([i for i, _ in found])[None], torch.cat([r for _, r in found])
-    return torch.sparse_coo_tensor(*together, size=gradient.shape, is_coalesced=False).coalesce()
+    return torch.sparse_coo_tensor(*together, size=gradient.shape, check_invariants=False).coalesce()

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from turborec.contract import reads_of
+from turborec.engine import world
 from turborec.engine.optim import AdamW, Muon
 from turborec.recipe import Config
 
@@ -52,11 +53,11 @@ class Scaling(Config):
 def clip_rows(tables: list[nn.Parameter], ratio: float) -> None:
     """Scale each row of the sparse gradients to a norm of at most `reads * max(ratio * norm of the row, SMALLEST_NORM)`."""
     for table in tables:
-        reads, gradient = reads_of(table), table.grad
+        reads, gradient = world.added(reads_of(table, shared=False)) + reads_of(table, shared=True), table.grad
         if gradient is None or not gradient.is_sparse:
             continue
         gradient = gradient.coalesce()
         rows, values = gradient.indices()[0], gradient.values()
-        limit = reads.to(rows.device)[rows] * (ratio * table.detach()[rows].norm(dim=1)).clamp(min=SMALLEST_NORM)
+        limit = reads[rows] * (ratio * table.detach()[rows].norm(dim=1)).clamp(min=SMALLEST_NORM)
         values.mul_((limit / values.norm(dim=1).clamp(min=1e-30)).clamp(max=1.0)[:, None].to(values.dtype))
         table.grad = gradient

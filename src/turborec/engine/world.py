@@ -21,7 +21,13 @@ from turborec.errors import UserError
 PATIENCE = timedelta(minutes=10)
 """How long a process waits for the others before it gives up: longer than any step, validation or checkpoint apart."""
 
-_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError", "NCCL communicator was aborted")
+_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "ncclRemoteError",
+    "NCCL communicator was aborted",
+)
 
 
 def size() -> int:
@@ -78,7 +84,9 @@ def told(value: Any) -> Any:
     content = json.dumps(value).encode() if leads() else b""
     length = torch.tensor([len(content)])
     dist.broadcast(length, 0)
-    letters = torch.frombuffer(bytearray(content), dtype=torch.uint8) if leads() else torch.empty(int(length), dtype=torch.uint8)
+    letters = (
+        torch.frombuffer(bytearray(content), dtype=torch.uint8) if leads() else torch.empty(int(length), dtype=torch.uint8)
+    )
     dist.broadcast(letters, 0)
     return json.loads(bytes(letters.tolist()))
 
@@ -106,6 +114,13 @@ def greatest(values: Sequence[float]) -> list[float]:
     return _reduced(values, dist.ReduceOp.MAX) if size() > 1 else list(values)
 
 
+def added(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over the processes, in its place."""
+    if size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
 def add_up(arrays: Sequence[NDArray[np.int64]]) -> None:
     """Replace each array by its sum over the processes."""
     for array in arrays if size() > 1 else ():
@@ -131,5 +146,7 @@ def _lost(error: RuntimeError) -> str | None:
     if any(word in words for word in _LOST):
         return "another process has ended, so this one ends as well. What stopped it is in its own output; everything saved is intact."
     if "timed out" in words.lower() or "timeout" in words.lower():
-        return f"the others were not heard from for {PATIENCE.seconds // 60} minutes. One of them hangs, or the network is down."
+        return (
+            f"the others were not heard from for {PATIENCE.seconds // 60} minutes. One of them hangs, or the network is down."
+        )
     return None

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from turborec.contract import DotProduct, Loss, Model, Term
+from turborec.contract import DotProduct, Loss, Model, Term, read_whole
 from turborec.data.batch import DataSpec, SequenceBatch
 from turborec.losses import CatalogueLoss, CrossEntropy
 from turborec.nn.attention import Attention, Block, Shape
@@ -74,7 +74,8 @@ class BERT4Rec(Model):
         self.config = config
         width, length = config.width, spec.max_length + 1
         self.items = nn.Embedding(spec.items + 1, width)  # row 0: MASK
-        self.positions = nn.Embedding(length, width) if config.positions == "learned" else Sinusoids(length, width)
+        learned = config.positions == "learned"
+        self.positions = read_whole(nn.Embedding(length, width)) if learned else Sinusoids(length, width)
         self.embedding_norm = nn.LayerNorm(width) if config.embedding_norm else nn.Identity()
         self.dropout = Dropout(config.dropout, site=4 * config.layers)
         shape = Shape(width, config.heads, config.hidden, config.dropout, config.norm)
@@ -191,7 +192,7 @@ class Sinusoids(nn.Module):
 def places(masked: Tensor) -> tuple[Tensor, Tensor]:
     """Where each row's masked events are, in order, and which of these places are real: int64 and bool [B, M]."""
     count = masked.sum(1)
-    most = int(count.max())
+    most = max(1, int(count.max()))  # of no place the shapes of what follows could not be told
     at = (~masked).to(torch.int8).sort(dim=1, stable=True).indices[:, :most]
     return at, torch.arange(most, device=masked.device) < count[:, None]
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from turborec.contract import DotProduct, Loss, Model, Term
+from turborec.contract import DotProduct, Loss, Model, Term, read_whole
 from turborec.data.batch import DataSpec, SequenceBatch
 from turborec.losses import CatalogueLoss, CrossEntropy
 from turborec.nn.attention import Block, Shape
@@ -55,7 +55,7 @@ class SASRec(Model):
         super().__init__()
         self.config = config
         self.items = nn.Embedding(spec.items + 1, config.width, padding_idx=0)
-        self.positions = nn.Embedding(spec.max_length, config.width)
+        self.positions = read_whole(nn.Embedding(spec.max_length, config.width))
         self.dropout = Dropout(config.dropout, site=4 * config.layers)
         self.blocks = nn.ModuleList(
             Block(Shape(config.width, config.heads, config.hidden, config.dropout), causal=True, site=site)
