@@ -25,7 +25,7 @@ def read_by_rows(table: nn.Parameter) -> None:
 
 
 def read_whole(table: nn.Embedding) -> nn.Embedding:
-    """Mark a table that every step reads whole, padding included, such as that of positions: it is no table to such optimizers."""
+    """Mark a table that every step reads whole, padding included, such as that of positions: no optimizer goes by its rows."""
     table._read_whole = True  # type: ignore[assignment]
     return table
 

@@ -137,7 +137,7 @@ def _heed(signal: int, run: Run, position: Position) -> None:
         )
 
 
-def _validate(run: Run, state: TrainState, values: dict[str, float], metrics: log.MetricsLog) -> None:
+def _validate(run: Run, state: TrainState, values: dict[str, float], metrics: log.Log) -> None:
     """Rank the validation targets with the averaged weights, where there are any, and remember whether it is the best."""
     with state.averaged():
         result = measure(run, "validation", config=run.recipe.evaluation.without_lists())

@@ -86,7 +86,7 @@ def _wrap(model: Model, tables: list[nn.Parameter], exchange: Exchange) -> Distr
     apart = [name for name, p in inner.named_parameters() if any(p is table for table in tables)]
     for table in tables:
         dist.broadcast(table.detach(), 0)
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(inner, apart)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(inner, apart)  # type: ignore[no-untyped-call]
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # what is to come instead is not there in torch 2.11
         wrapped = DistributedDataParallel(
             inner,
@@ -99,15 +99,17 @@ def _wrap(model: Model, tables: list[nn.Parameter], exchange: Exchange) -> Distr
     return wrapped
 
 
-def _add(compress: str, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _add(compress: str, bucket: Any) -> torch.futures.Future[Tensor]:
     """Send a bucket, and put the sum over the processes in its place: torch's own hook would make it a mean."""
-    gradients = bucket.buffer()
+    gradients: Tensor = bucket.buffer()
     sent = gradients.bfloat16() if compress == "bfloat16" else gradients
     work = dist.all_reduce(sent, async_op=True)
     assert work is not None
 
     def back(done: torch.futures.Future[Any]) -> Tensor:
-        return gradients if sent is gradients else gradients.copy_(sent)
+        if sent is not gradients:
+            gradients.copy_(sent)
+        return gradients
 
     future: torch.futures.Future[Tensor] = work.get_future().then(back)
     return future

@@ -144,7 +144,7 @@ def _lost(error: RuntimeError) -> str | None:
     """What an error of communication means; None for any other error."""
     words = str(error)
     if any(word in words for word in _LOST):
-        return "another process has ended, so this one ends as well. What stopped it is in its own output; everything saved is intact."
+        return "another process has ended, so this one ends too. What stopped it is in its own output; what is saved is intact."
     if "timed out" in words.lower() or "timeout" in words.lower():
         return (
             f"the others were not heard from for {PATIENCE.seconds // 60} minutes. One of them hangs, or the network is down."
