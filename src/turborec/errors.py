@@ -9,7 +9,12 @@ class UserError(Exception):
 
 
 class InterruptedRunError(UserError):
-    """The run was asked to stop; its state is saved."""
+    """The run was asked to stop; its state is saved. The command line exits with `code`."""
+
+    def __init__(self, message: str, code: int = 130) -> None:
+        """`code`: 130 where somebody pressed Ctrl-C, 75 (try again later) where the system wanted the machine back."""
+        super().__init__(message)
+        self.code = code
 
 
 def closest(name: str, known: list[str] | tuple[str, ...]) -> str:

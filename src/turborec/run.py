@@ -16,7 +16,7 @@ from turborec.assembly import Run, anchor, assemble, measure
 from turborec.contract import Counted, Model
 from turborec.data.store import Part
 from turborec.engine import checkpoint, hardware, log, world
-from turborec.engine.interrupt import interruptible
+from turborec.engine.interrupt import interruptible, leaving_at_once
 from turborec.engine.trackers import KINDS, Tracking, remembered
 from turborec.errors import InterruptedRunError, UserError
 from turborec.evaluate import Result
@@ -55,19 +55,21 @@ def train(
             checkpoint.sweep(folder / "checkpoints")
         world.wait()
         try:
-            run = _open(folder, recipe, places, device)
-            if world.leads():
-                _describe(run)
-            with interruptible() as interruption:
-                fit(run, steps, interruption, tracking)
-            results = evaluate(run, "test")
+            with leaving_at_once():
+                run = _open(folder, recipe, places, device)
+                if world.leads():
+                    _describe(run)
+                with interruptible() as interruption:
+                    fit(run, steps, interruption, tracking)
+                results = evaluate(run, "test")
         except (InterruptedRunError, KeyboardInterrupt) as error:
-            _write_status(folder, "interrupted", str(error))
+            code = error.code if isinstance(error, InterruptedRunError) else 130
+            _write_status(folder, "interrupted", str(error), code)
             if isinstance(error, KeyboardInterrupt):
                 raise InterruptedRunError(f"Stopped. Go on with: turborec train --resume {folder}") from error
             raise
         except BaseException as error:
-            _write_status(folder, "failed", f"{type(error).__name__}: {error}")
+            _write_status(folder, "failed", f"{type(error).__name__}: {error}", 1)
             raise
         _write_status(folder, "finished")
     return run, results
@@ -84,10 +86,10 @@ def _held(folder: Path) -> Iterator[None]:
         yield
 
 
-def _write_status(folder: Path, state: log.Status, reason: str = "") -> None:
+def _write_status(folder: Path, state: log.Status, reason: str = "", code: int = 0) -> None:
     """The leader's; of the others one that fails where the leader cannot know why."""
     if world.leads() or state == "failed":
-        log.write_status(folder, state, f"{reason} (process {world.rank()})" if not world.leads() else reason)
+        log.write_status(folder, state, reason if world.leads() else f"{reason} (process {world.rank()})", code)
 
 
 def reopen(folder: Path, places: Places, device: str = "auto") -> Run:

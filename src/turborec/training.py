@@ -10,7 +10,7 @@ from turborec.assembly import Run, measure
 from turborec.contract import Counted
 from turborec.data.loader import Epoch, Some, TrainingBatches
 from turborec.engine import checkpoint, log, loop, world
-from turborec.engine.interrupt import Interruption
+from turborec.engine.interrupt import Interruption, code_of
 from turborec.engine.state import Position, TrainState
 from turborec.engine.stopping import StopperState, still_rising
 from turborec.engine.trackers import Tracking
@@ -133,7 +133,8 @@ def _heed(signal: int, run: Run, position: Position) -> None:
     if signal:
         raise InterruptedRunError(
             f"Stopped by {signals.Signals(signal).name} after step {position.global_step:,}; everything is saved. "
-            f"Go on with: turborec train --resume {run.folder}"
+            f"Go on with: turborec train --resume {run.folder}",
+            code_of(signal),
         )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from turborec import __version__
-from turborec.cli import bench, data, recipes, reports, runs
+from turborec.cli import bench, data, launch, recipes, reports, runs
 from turborec.cli._show import console
 from turborec.errors import InterruptedRunError, UserError
 from turborec.shown import visible
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.add_typer(runs.app)
 app.add_typer(reports.app)
 app.add_typer(bench.app)
+app.add_typer(launch.app, name="launch")
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipe")
 
@@ -36,7 +37,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="print the vers
 
 
 def main() -> None:
-    """Run a command; a user's mistake is one paragraph and exit code 2, an interrupted run 130."""
+    """Run a command; a user's mistake is one paragraph and exit code 2, an interrupted run 130 or 75."""
     if "OMP_WAIT_POLICY" not in os.environ:
         # Before torch is loaded: threads that wait give way soon. Beside other work on the machine, waiting threads that
         # spin for long made training nine times slower (docs/log.md).
@@ -46,7 +47,7 @@ def main() -> None:
     except InterruptedRunError as error:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is saved: one more Ctrl-C would only disturb the leaving
         print(f"\n{visible(str(error))}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(error.code)
     except UserError as error:
         print(f"turborec: {visible(str(error))}", file=sys.stderr)
         sys.exit(2)

@@ -58,7 +58,7 @@ def train(
     tracking = Tracking(tuple(track), project) if track else None
     with world.joined():
         # Every process would find another name for a new folder, so the leader does.
-        folder = Path(world.told(str(resume or out or _new_folder(str(name))) if world.leads() else None))
+        folder = Path(world.told(str(resume or out or new_folder(str(name))) if world.leads() else None))
         try:
             done, results = run.train(chosen, folder, Places(home, raw, store), device, steps, tracking)
         except UserError as error:
@@ -162,7 +162,7 @@ def _remove_unbegun(folder: Path) -> None:
         folder.rmdir()
 
 
-def _new_folder(name: str) -> Path:
+def new_folder(name: str) -> Path:
     """A run folder nobody has yet."""
     stem = Path(name).with_suffix("").as_posix().strip("./").replace("/", "-")
     for number in range(1, 10**6):

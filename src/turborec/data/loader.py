@@ -70,7 +70,7 @@ class Epoch:
         return int((self.rows.end - self.rows.first + 1).sum())
 
     def batch(self, step: int) -> SequenceBatch:
-        """The share of this process of the batch of step 0..len - 1; an empty row, where there are fewer rows than processes."""
+        """The share of this process of the batch of step 0..len - 1; an empty row where there are too few for all."""
         place, processes = self.deal
         share = self.order[step][place::processes]
         if len(share):

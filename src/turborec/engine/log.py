@@ -135,9 +135,9 @@ def logging_to(folder: Path | None, level: int = logging.INFO) -> Iterator[None]
         handler.close()
 
 
-def write_status(folder: Path, state: Status, reason: str = "") -> None:
+def write_status(folder: Path, state: Status, reason: str = "", code: int = 0) -> None:
     """Replace `status.json` in one step; failing to is a warning, so that it cannot hide the reason it was to tell."""
-    facts = {"state": state, "reason": reason, "pid": os.getpid(), "host": socket.gethostname(), "time": _now()}
+    facts = {"state": state, "reason": reason, "code": code, "pid": os.getpid(), "host": socket.gethostname(), "time": _now()}
     try:
         write_whole(folder / STATUS, json.dumps(facts, indent=1))
     except UserError as error:

@@ -99,7 +99,7 @@ def _wrap(model: Model, tables: list[nn.Parameter], exchange: Exchange) -> Distr
     return wrapped
 
 
-def _add(compress: str, bucket: Any) -> torch.futures.Future[Tensor]:
+def _add(compress: str, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
     """Send a bucket, and put the sum over the processes in its place: torch's own hook would make it a mean."""
     gradients: Tensor = bucket.buffer()
     sent = gradients.bfloat16() if compress == "bfloat16" else gradients

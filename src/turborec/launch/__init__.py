@@ -1,0 +1,1 @@
+"""Trainings in several processes: on this machine, and as jobs of clusters."""

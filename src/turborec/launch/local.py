@@ -1,0 +1,56 @@
+"""Several processes on this machine, by torchrun's own engine, with what it needs to restart them and to pass signals on."""
+
+import logging
+import os
+import signal
+import sys
+
+from turborec.errors import UserError
+
+HANDED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+"""Signals that are passed to the processes, which save and end; the launcher would otherwise die of some."""
+
+SETTINGS = {
+    # Restarted processes would otherwise meet at the address of those before them, and hang (pytorch issue 135712).
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+}
+
+
+def run(processes: int, words: list[str], restarts: int = 0) -> int:
+    """Train in so many processes: 0 if all ended well, else the exit code of the first that did not.
+
+    `words` are those of `turborec train`. All start anew, up to `restarts` times, when one fails.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    if processes < 1:
+        raise UserError(f"The processes must be at least 1, got {processes}.")
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+    for name, value in {**SETTINGS, **threads}.items():
+        os.environ.setdefault(name, value)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id="turborec",
+        max_restarts=restarts,
+        monitor_interval=0.2,
+        signals_to_handle=HANDED_ON,
+    )
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its lines say no more than ours
+    try:
+        elastic_launch(config, sys.executable)("-m", "turborec", "train", *words)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            return failure.exitcode  # it has said itself what was wrong
+        name = signal.Signals(-failure.exitcode).name
+        print(f"turborec: process {rank} was killed by {name}, and the others were stopped.", file=sys.stderr)
+        return 128 - failure.exitcode
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0
