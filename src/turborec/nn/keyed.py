@@ -48,7 +48,7 @@ def _opaque_bits(keys: Tensor, site: Tensor, places: Tensor, words: int) -> Tens
 
 @_opaque_bits.register_fake
 def _(keys: Tensor, site: Tensor, places: Tensor, words: int) -> Tensor:
-    return keys.new_empty(len(keys), places.shape[-1], words)
+    return keys.new_empty(keys.shape[0], places.shape[-1], words)  # `len` would tie the code to one size
 
 
 def uniform(keys: Tensor, site: int, length: int) -> Tensor:
