@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measured import arguments, chosen_by, command, prepared
+from measured import arguments, chosen_by, command, prepared, told
 from rows import write
 from turborec.bench import step
 from turborec.engine import hardware, log
@@ -22,8 +22,10 @@ EPOCHS = 2
 def planned(words: list[str]) -> dict[str, Any]:
     """The forecast for one epoch."""
     done = subprocess.run(
-        [sys.executable, "-m", "turborec", "plan", *words, "--json"], stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, "-m", "turborec", "plan", *words, "--json"], stdout=subprocess.PIPE, text=True, check=False
     )
+    if done.returncode:
+        sys.exit(done.returncode)
     found = json.loads(done.stdout)
     return {
         "epoch_seconds": found["times"]["epoch"],
@@ -49,10 +51,10 @@ def trained(words: list[str], folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and write."""
-    parser = arguments(main.__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     chosen = chosen_by(parser)
-    busy, environment = step.busy(), log.environment()
+    busy, environment = hardware.busy(), log.environment()
     environment["command"] = command(parser.prog)
     recipe, store = prepared(chosen)
     words = [chosen.recipe, *chosen.overrides, "--store", str(store.folder)]
@@ -82,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

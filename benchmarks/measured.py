@@ -4,6 +4,7 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from turborec import recipes, stores
 from turborec.cli._options import DEFAULT_HOME
 from turborec.data.store import Store
+from turborec.errors import UserError
 from turborec.recipes import AnyRecipe
 from turborec.stores import Places
 
@@ -38,6 +40,14 @@ def prepared(chosen: argparse.Namespace) -> tuple[AnyRecipe, Store]:
     recipe = recipes.load(chosen.recipe, chosen.overrides)
     home = Path(os.environ.get("TURBOREC_HOME", DEFAULT_HOME))
     return recipe, stores.of_recipe(recipe, Places(home, None, chosen.store))
+
+
+def told(main: Callable[[], None]) -> None:
+    """Run a script's `main`; a mistake of the user's is one paragraph."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 
 def command(script: str) -> str:

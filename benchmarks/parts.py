@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from measured import arguments, chosen_by, command, prepared
+from measured import arguments, chosen_by, command, prepared, told
 from rows import Row, write
 from turborec.bench import eager, step
 from turborec.bench.step import Contestant, Work
@@ -92,12 +92,12 @@ def one_by_one(store: Store, batches: Batches) -> Iterator[Work]:
 
 def main() -> None:
     """Measure and write."""
-    parser = arguments(main.__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=2.0)
     chosen = chosen_by(parser)
     hardware.keep_freed_memory()
-    busy, environment = step.busy(), log.environment()
+    busy, environment = hardware.busy(), log.environment()
     environment["command"] = command(parser.prog)
     (recipe, store), data = prepared(chosen), chosen.recipe.split("/")[0]
     steps = {
@@ -140,4 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

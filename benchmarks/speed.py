@@ -5,7 +5,7 @@ Rows go to results/speed/<data>-<model>[-<name>].json. Ratios are of targets a p
 
 from typing import Any
 
-from measured import arguments, chosen_by, command, prepared
+from measured import arguments, chosen_by, command, prepared, told
 from rows import Row, write
 from turborec.bench import matrix, promise
 
@@ -51,7 +51,7 @@ def rows_of(found: dict[str, Any], recipe: str, variant: str, seed: int, protoco
 
 def main() -> None:
     """Measure and write."""
-    parser = arguments(main.__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--levers", default="all")
     parser.add_argument("--against", default="eager,eager_all_logits,eager_bf16")
     parser.add_argument("--rounds", type=int, default=6)
@@ -88,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -7,7 +7,7 @@ import torch
 from stores import store_of
 from turborec import recipes
 from turborec.assembly import assemble
-from turborec.bench import levers, matrix
+from turborec.bench import levers, matrix, step
 from turborec.bench.evidence import observe
 from turborec.data.loader import TrainingBatches
 
@@ -45,6 +45,10 @@ def test_what_is_compiled_computes_the_same_and_is_seen_to_be_compiled(store, wh
         work = matrix.contestant("recipe", chosen, store, "cpu")
         seen = observe(work)
         assert (seen.graphs > 0) == (chosen is compiled) and (seen.breaks == 0 or what == "model")
+        graphs = step.compiled()[0]
+        for _ in range(10):
+            next(work.steps)  # of other sizes
+        assert step.compiled()[0] == graphs
         epoch = TrainingBatches(store, batch, 1).epoch(0)
         losses.append(float(assembly.model(epoch.batch(0)).terms["next_item"].sum.detach()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

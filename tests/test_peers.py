@@ -39,19 +39,19 @@ def case(variant="default"):
 @pytest.mark.parametrize("peer", jobs.PEERS)
 def test_a_peer_is_given_the_recipe_s_shape(model, peer):
     recipe = recipes.load(f"ml-1m/{model}")
-    job = measuring.Job(**jobs.peer_job(recipe, peer, "events.csv", {"threads": 2, "epochs": 0}, "float32"))
+    job = measuring.Job(**jobs.peer_job(recipe, peer, "ml-1m", "events.csv", {"threads": 2, "epochs": 0}, "float32"))
     assert (job.width, job.hidden, job.layers, job.max_length) == (64, recipe.model.hidden, recipe.model.layers, 200)
     assert job.dropout == recipe.model.dropout and job.threads == 2 and job.loss == "softmax"
     assert job.mask_share == (0.4 if model == "bert4rec" else 0.0)
 
 
 def test_a_sampled_softmax_is_asked_for_with_its_negatives():
-    job = jobs.peer_job(recipes.load("amazon-beauty-2014/sasrec"), "replay", "events.csv", {}, "float32")
+    job = jobs.peer_job(recipes.load("amazon-beauty-2014/sasrec"), "replay", "amazon-beauty-2014", "events.csv", {}, "float32")
     assert (job["loss"], job["negatives"]) == ("sampled_softmax", 512)
 
 
 def test_a_job_is_plain_data():
-    job = jobs.peer_job(recipes.load("ml-1m/sasrec"), "recbole", "events.csv", {}, "float32")
+    job = jobs.peer_job(recipes.load("ml-1m/sasrec"), "recbole", "ml-1m", "events.csv", {}, "float32")
     assert json.loads(json.dumps(job)) == job
     assert job.keys() <= {f.name for f in fields(measuring.Job)}
 

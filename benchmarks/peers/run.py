@@ -22,8 +22,7 @@ import jobs
 from jobs import PEERS, Answer, Case
 
 from turborec import recipes
-from turborec.bench import step
-from turborec.engine import log
+from turborec.engine import hardware, log
 from turborec.recipes import AnyRecipe
 
 HERE = Path(__file__).resolve().parent
@@ -61,7 +60,7 @@ def main() -> None:
         "command": shlex.join(["python", "benchmarks/peers/run.py", *sys.argv[1:]]),
         "threads": chosen.threads,
     }
-    if (busy := step.busy()) and not chosen.busy:
+    if (busy := hardware.busy()) and not chosen.busy:
         sys.exit(f"{busy} Nothing was measured; --busy measures all the same.")
     interpreters = {peer: interpreter(peer, chosen.home) for peer in chosen.peers}
     cases = [f"{data}/{model}" for data in chosen.data for model in chosen.models]
@@ -86,6 +85,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=0, help="time to quality instead: so many, with a validation after each")
     parser.add_argument("--own-epochs", type=int, help="with --epochs: turborec's, instead of the recipe's")
     parser.add_argument("--limit-seconds", type=float, default=3600.0, help="with --epochs: begin none after so long")
+    parser.add_argument("--batch-size", type=int, help="rows of the peers' batches, instead of what was found to suit them")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--home", type=Path, default=Path.home() / ".cache" / "turborec", help="where environments are built")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -145,7 +145,10 @@ class Comparison:
         own = {"epochs": (chosen.own_epochs or recipe.train.epochs) if chosen.epochs else 0}
         place = {"store": str(self.data.store), "recipe": self.recipe, "overrides": self._overrides()}
         place["precision"] = chosen.precision
-        peers = {p: jobs.peer_job(recipe, p, str(self.data.events), budget, chosen.precision) for p in self.interpreters}
+        name, events = self.recipe.split("/")[0], str(self.data.events)
+        peers = {
+            p: jobs.peer_job(recipe, p, name, events, budget, chosen.precision, chosen.batch_size) for p in self.interpreters
+        }
         return {"turborec": place | budget | own, **peers}
 
     def _recipe(self) -> AnyRecipe:
@@ -161,6 +164,7 @@ class Comparison:
         chosen, measured, shipped = self.chosen, self._recipe(), recipes.load(self.recipe)
         words = [f"max_length={measured.batches.max_length}"] if measured.batches != shipped.batches else []
         words += ["exact loss"] if measured.model != shipped.model else []
+        words += [f"batches of {chosen.batch_size}"] if chosen.batch_size else []
         words += [f"{chosen.threads} threads"] if chosen.threads > 1 else []
         words += ["default allocator"] if chosen.allocator == "default" else []
         words += [chosen.precision] if chosen.precision != "float32" else []

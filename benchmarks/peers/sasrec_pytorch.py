@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     chosen = chosen_by(parser)
     hardware.keep_freed_memory()
-    busy, environment = step.busy(), log.environment()
+    busy, environment = hardware.busy(), log.environment()
     told, store = prepared(chosen)
     tree: Tree = told.model_dump(mode="json")
     recipe = from_tree(override(tree, SHAPE), "The recipe in SASRec.pytorch's shape")

@@ -31,6 +31,18 @@ def write_whole(path: Path, text: str) -> None:
         raise UserError(f"{path} was not written: {error.strerror}. Free some space or choose another folder.") from error
 
 
+def require_writable(path: Path) -> None:
+    """Make the folders of a file that is still to be written, and find out now whether it will be possible."""
+    there = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}. Name another file.") from error
+    if not there:
+        path.unlink()
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, have reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -69,6 +69,7 @@ class Forecast:
     free_memory: int
     free_disk: int
     environment: dict[str, object]
+    warning: str | None = None  # why the times say little
     problems: tuple[str, ...] = ()
 
 
@@ -76,6 +77,7 @@ def forecast(assembly: Assembly, folder: Path) -> Forecast:
     """Try some steps and a part of a validation, and reckon from them. `folder` is where the run would be written."""
     if isinstance(assembly.model, Counted):
         raise UserError(f"{assembly.recipe.model.kind} is counted in one pass: there is nothing to plan.")
+    warning = hardware.busy()
     hardware.keep_freed_memory()
     recipe, device = assembly.recipe, assembly.device
     epoch = TrainingBatches(assembly.store, recipe.batches, recipe.seed).epoch(0)
@@ -102,6 +104,7 @@ def forecast(assembly: Assembly, folder: Path) -> Forecast:
         free_memory=hardware.free_memory(device),
         free_disk=shutil.disk_usage(_existing(folder)).free,
         environment=log.environment(),
+        warning=warning,
     )
     return replace(found, problems=_problems(found, recipe.checkpoints.keep + 2))
 

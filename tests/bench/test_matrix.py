@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from stores import store_of
 from turborec import recipes
 from turborec.assembly import assemble
-from turborec.bench import eager, flops, levers, matrix, profile, step
+from turborec.bench import eager, flops, levers, matrix, profile
 from turborec.bench.evidence import observe
 from turborec.data.loader import TrainingBatches
+from turborec.engine import hardware
 from turborec.errors import UserError
 
 TREE = {"data": {"source": {"kind": "online_retail"}}, "batches": {"max_length": 12, "tokens": 192}}
@@ -48,7 +49,7 @@ def test_useful_work_is_what_runs_where_nothing_is_padded(even_store, kind):
     epoch = TrainingBatches(even_store, recipe.batches, recipe.seed).epoch(0)
     rows = epoch.rows.lengths[epoch.order[0]]
     seen = observe(matrix.contestant("recipe", recipe, even_store, "cpu"))
-    useful = flops.useful(recipe.model, 300, rows, seen.work.targets)
+    useful = flops.useful(recipe.model, 300, np.full(seen.work.events // 12, 12), seen.work.targets)
     assert set(rows.tolist()) == {12}
     # What runs beyond it: causal attention's other half, and rows with fewer masks than the fullest of their batch.
     assert 0.75 * seen.flops < useful <= 1.001 * seen.flops
@@ -163,4 +164,4 @@ def test_a_profile_names_the_parts_of_a_step(store, tmp_path):
     assert len(memory.mib) == len(memory.milliseconds) <= profile.MOST_POINTS and max(memory.mib) > 0
     assert max(memory.highest.values()) == pytest.approx(max(memory.mib)) and memory.highest["forward"] > 0
     assert list(memory.milliseconds) == sorted(memory.milliseconds)
-    assert step.busy() is None or "busy" in step.busy()
+    assert hardware.busy() is None or "busy" in hardware.busy()

@@ -38,7 +38,7 @@ def test_the_interval_is_no_wider_than_it_must_be():
 def test_contestants_take_turns_in_an_alternating_order():
     order = []
     contestants = [Contestant(name, spinning(0.001, order, name), CPU) for name in "ab"]
-    step.compete(contestants, rounds=4, seconds=0.002, warm_up=2)
+    step.compete(contestants, rounds=4, seconds=0.03, warm_up=2)
     turns = [name for name, _ in itertools.groupby(order[4:])]
     assert order[:4] == ["a", "a", "b", "b"]
     assert turns == ["a", "b", "a", "b", "a"]  # a b | b a | a b | b a, neighbours merged

@@ -27,12 +27,31 @@ def tree_of(**train):
     }
 
 
-@pytest.mark.parametrize(("rule", "rate"), [("none", 0.01), ("linear", 0.04), ("square_root", 0.02)])
+@pytest.mark.parametrize(("rule", "rate"), [("linear", 0.04), ("square_root", 0.02)])
 @pytest.mark.parametrize("optimizer", [AdamW(lr=0.01), Muon(lr=0.01)])
 def test_the_rate_follows_the_batch(rule, rate, optimizer):
     scaled = Stage(optimizer=optimizer, scaling=Scaling(rule=rule, tokens=1024)).at(4096)
     assert scaled.optimizer.lr == pytest.approx(rate)
     assert scaled.at(10**9) == scaled  # once applied it is done
+
+
+def test_a_rate_of_the_tables_follows_too_but_by_cowclip():
+    apart = AdamW(lr=0.01, tables="rows", tables_lr=0.005, tables_weight_decay=0.3, clip_rows=0.5)
+    linear = Scaling(rule="linear", tokens=1024).applied(apart, 4096)
+    assert (linear.lr, linear.tables_lr, linear.tables_weight_decay) == pytest.approx((0.04, 0.02, 0.3))
+    cowclip = Scaling(rule="cowclip", tokens=1024).applied(apart, 4096)
+    assert (cowclip.lr, cowclip.tables_lr, cowclip.tables_weight_decay) == pytest.approx((0.02, 0.005, 1.2))
+    assert cowclip.clip_rows == 0.5
+
+
+def test_what_would_change_nothing_is_refused():
+    with pytest.raises(ValueError, match="tokens without a rule changes nothing"):
+        Scaling(tokens=1024)
+    table = nn.Parameter(torch.ones(3, 2))
+    count_reads(table)
+    table.grad = torch.ones(3, 2)
+    with pytest.raises(UserError, match="need a sampled loss"):
+        clip_rows([table], 1.0)
 
 
 def test_cowclip_leaves_the_tables_rate_alone():
@@ -46,14 +65,14 @@ def test_cowclip_leaves_the_tables_rate_alone():
 
 
 def test_rows_are_clipped_by_their_norm_and_their_reads():
-    table = nn.Parameter(torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0], [1.0, 0.0]]))
-    rows, values = torch.tensor([0, 1, 1, 2]), torch.tensor([[30.0, 40.0], [30.0, 40.0], [30.0, 40.0], [3.0, 4.0]])
+    table = nn.Parameter(torch.tensor([[3.0, 4.0], [3.0, 4.0], [0.3, 0.4], [0.0, 0.0], [1.0, 0.0]]))
+    rows, values = torch.tensor([1, 2, 2, 3]), torch.tensor([[30.0, 40.0], [30.0, 40.0], [30.0, 40.0], [3.0, 4.0]])
     count_reads(table)
     note_reads(table, rows)
     table.grad = torch.sparse_coo_tensor(rows[None], values, table.shape, check_invariants=True)
     clip_rows([table], ratio=0.5)
     norms = table.grad.to_dense().norm(dim=1)
-    assert norms.tolist() == pytest.approx([0.5 * 5, 2 * 0.5 * 0.5, 1e-5, 0.0])
+    assert norms.tolist() == pytest.approx([0.0, 0.5 * 5, 2 * 0.5 * 0.5, 1e-5, 0.0])
     small = table.grad.to_dense()
     note_reads(table, rows)
     clip_rows([table], ratio=100.0)

@@ -14,17 +14,18 @@ from turborec.errors import UserError
 def main() -> None:
     """Print the measurements of a recipe on a prepared store as one JSON object."""
     parser = argparse.ArgumentParser(prog="python -m turborec.bench", description=main.__doc__)
-    parser.add_argument("recipe", nargs="?", help="a shipped recipe's name, or a file")
-    parser.add_argument("overrides", nargs="*", metavar="A.B=VALUE")
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="a shipped recipe's name, or a file")
+    parser.add_argument("overrides", nargs="*", metavar="A.B=VALUE", help="change values of the recipe")
     parser.add_argument("--store", type=Path, required=True, help="a prepared store")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--levers", default="", help=f"comma-separated: {', '.join(one.name for one in levers.LEVERS)}; or all")
     parser.add_argument("--against", default="", help=f"comma-separated: {', '.join(matrix.EAGER)}")
-    parser.add_argument("--rounds", type=int, default=matrix.Plan.rounds)
-    parser.add_argument("--seconds", type=float, default=matrix.Plan.seconds, help="of each contestant in each round")
+    parser.add_argument("--rounds", type=int, default=matrix.Plan.rounds, help="turns of each contestant (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=matrix.Plan.seconds, help="length of a turn (%(default)s)")
     parser.add_argument(
         "--gate", type=int, default=0, help="epochs after which levers that change the mathematics are compared"
     )
+    parser.add_argument("--seeds", type=int, default=promise.Gate.seeds, help="of each such comparison (%(default)s)")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     parser.add_argument("--trial", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -38,14 +39,17 @@ def main() -> None:
             recipe = recipes.from_tree(json.loads(sys.stdin.read()), "The recipe")
             print(json.dumps({"peak": budget.trial(recipe, store, chosen.device)}))
             return
-        if chosen.recipe is None:
+        if chosen.recipe is None or "=" in chosen.recipe:
             parser.error("a recipe is needed")
+        if chosen.rounds < 1 or not chosen.seconds >= 0 or chosen.gate < 0 or chosen.seeds < 1:
+            parser.error("rounds and seeds must be at least 1, seconds and gate at least 0")
         levers_, against = matrix.named(chosen.levers), matrix.opponents(chosen.against)
-        plan = matrix.Plan(levers_, against, chosen.rounds, chosen.seconds, gate=promise.Gate(chosen.gate))
+        plan = matrix.Plan(levers_, against, chosen.rounds, chosen.seconds, gate=promise.Gate(chosen.gate, chosen.seeds))
         found = matrix.run(recipes.load(chosen.recipe, chosen.overrides), store, plan, chosen.device)
         print(json.dumps({"recipe": chosen.recipe, **found}))
     except UserError as error:
-        sys.exit(f"turborec: {error}")
+        print(f"turborec: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

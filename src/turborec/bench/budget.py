@@ -14,7 +14,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -70,9 +69,11 @@ def largest(recipe: AnyRecipe, store: Store, device: str, home: Path) -> Budget:
             logger.info(f"Tried {tokens:,} tokens a batch: {said}")
         return trials[tokens].peak is not None
 
-    if key in remembered and fits(remembered[key]["tokens"]):  # less memory may be free than there was
-        return Budget(remembered[key]["tokens"], remembered[key]["whole"], tuple(trials.values()), remembered=True)
-    good, bad = min(recipe.batches.tokens, everything), None
+    if (known := remembered.get(key)) and fits(known):  # less memory may be free than there was, or more
+        if known >= everything or not fits(min(round(CLOSE * known), everything)):
+            return Budget(known, known >= everything, tuple(trials.values()), remembered=True)
+        known = min(round(CLOSE * known), everything)
+    good, bad = known or min(recipe.batches.tokens, everything), None
     while not fits(good):
         if good <= recipe.batches.max_length:
             raise UserError("Not even one row fits into memory: lower batches.max_length or model.width.")
@@ -85,7 +86,7 @@ def largest(recipe: AnyRecipe, store: Store, device: str, home: Path) -> Budget:
         good, bad = (tried, bad) if fits(tried) else (good, tried)
     found = Budget(good, good >= everything, tuple(trials.values()))
     home.mkdir(parents=True, exist_ok=True)
-    write_whole(home / FILE, json.dumps({**remembered, key: {"tokens": found.tokens, "whole": found.whole}}, indent=1))
+    write_whole(home / FILE, json.dumps({**remembered, key: found.tokens}, indent=1))
     return found
 
 
@@ -158,9 +159,10 @@ def _key(recipe: AnyRecipe, store: Store, device: str) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def _remembered(home: Path) -> dict[str, Any]:
+def _remembered(home: Path) -> dict[str, int]:
+    """Budgets by key."""
     try:
         found = json.loads((home / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return {key: value for key, value in found.items() if isinstance(value, int)} if isinstance(found, dict) else {}

@@ -1,6 +1,5 @@
 """What really ran in a step: the types of its matrix products, the operations, the graphs that were compiled."""
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, addmm_flop, sdpa_backward_flop_count, sdpa_flop_count
 
+from turborec.bench import step
 from turborec.bench.step import Contestant, Work
 
 REGION = "Torch-Compiled Region"
@@ -19,6 +19,9 @@ REGION = "Torch-Compiled Region"
 
 REPLAY = "cudaGraphLaunch"
 """What it calls the replay of recorded kernels."""
+
+STEPS, SECONDS = 24, 5.0
+"""How many steps are looked at, and for how long at most."""
 
 PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "_scaled_mm")
 
@@ -44,12 +47,12 @@ FORMULAS = {
 
 @dataclass
 class Evidence:
-    """What was seen in one step."""
+    """What was seen in some steps."""
 
     work: Work
     flops: float = 0.0  # executed, matrix products and attention alone
     products: Counter[str] = field(default_factory=Counter)  # operations of matrix products by the type they ran in
-    operations: Counter[str] = field(default_factory=Counter)  # calls by name
+    operations: Counter[str] = field(default_factory=Counter)  # calls by name, of all the steps
     cold_start: float = 0.0  # seconds of the first step: compilation, first touches
     graphs: int = 0  # compiled in the first step, unless another contestant has compiled the same code
     breaks: int = 0  # where a graph had to end
@@ -61,21 +64,25 @@ class Evidence:
         """The share of positions that hold an event."""
         return self.work.events / max(1, self.work.positions)
 
+    def calls(self, name: str) -> float:
+        """Calls of an operation a step."""
+        return self.operations[name] / max(1, self.work.steps)
+
     def main_type(self) -> str:
         """The type that most of the arithmetic of matrix products ran in."""
         return self.products.most_common(1)[0][0] if self.products else "none"
 
 
 def observe(contestant: Contestant) -> Evidence:
-    """Take steps of the contestant and look at them: the first, which compiles, and for all else the second.
+    """Take steps of the contestant and look at them: the first, which compiles, and for all else those after it.
 
     Under a mode that watches the dispatcher torch runs the plain code in place of the compiled, so a contestant that compiles
     is watched by the profiler, which sees the calls of compiled code and not the operations within.
     """
-    graphs, breaks = _compiled()
+    graphs, breaks = step.compiled()
     began = time.perf_counter()
     next(contestant.steps)
-    cold_start, after = time.perf_counter() - began, _compiled()
+    cold_start, after = time.perf_counter() - began, step.compiled()
     if contestant.compiled:
         with profile() as profiled:
             work = next(contestant.steps)
@@ -85,8 +92,12 @@ def observe(contestant: Contestant) -> Evidence:
         made = {"graphs": after[0] - graphs, "breaks": after[1] - breaks, "regions": regions, "replays": replays}
         return Evidence(work, cold_start=cold_start, **made)
     seen, counter = _Watch(), FlopCounterMode(display=False, custom_mapping=FORMULAS)
+    began = time.perf_counter()
     with counter, seen:
         work = next(contestant.steps)
+        # Batches differ in width and in targets, so one of them says little of the arithmetic of a target.
+        while work.steps < STEPS and time.perf_counter() - began < SECONDS:
+            work = work + next(contestant.steps)
     evidence = Evidence(work, float(counter.get_total_flops()), seen.products, seen.operations)
     evidence.cold_start = cold_start
     return evidence
@@ -107,11 +118,3 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             left, right = [arg for arg in args if isinstance(arg, torch.Tensor)][-2:]
             self.products[str(left.dtype).removeprefix("torch.")] += 2 * left.numel() * right.shape[-1]
         return func(*args, **(kwargs or {}))
-
-
-def _compiled() -> tuple[int, int]:
-    """Graphs compiled so far by this process, and the breaks between them."""
-    compiler: Any = sys.modules.get("torch._dynamo.utils")
-    if not compiler:
-        return 0, 0
-    return int(compiler.counters["stats"]["unique_graphs"]), sum(compiler.counters["graph_break"].values())

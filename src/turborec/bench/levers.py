@@ -1,5 +1,6 @@
 """Levers: named changes of a recipe that are meant to make it faster, what each promises, and how it shows that it was on."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -14,14 +15,31 @@ Promise = Literal["exact", "close", "changes the mathematics"]
 objective or optimizer."""
 
 
+Change = Callable[[AnyRecipe], tuple[str, ...]] | tuple[str, ...]
+"""Overrides, or what makes them of a recipe."""
+
+
+def _optimizer(kind: str) -> Callable[[AnyRecipe], tuple[str, ...]]:
+    """Another optimizer with the rate and the decay of the recipe's own."""
+
+    def change(recipe: AnyRecipe) -> tuple[str, ...]:
+        own = recipe.train.optimizer
+        if own.kind == kind:
+            return ()
+        kept = own.model_dump(mode="json", include={"lr", "weight_decay", "tables"})
+        return (f"train.optimizer={json.dumps({'kind': kind, **kept})}",)
+
+    return change
+
+
 @dataclass(frozen=True)
 class Lever:
     """One change, as overrides of a recipe without it and with it."""
 
     name: str
     promise: Promise
-    off: tuple[str, ...]
-    on: tuple[str, ...]
+    off: Change
+    on: Change
     proof: Callable[[Evidence, Evidence], str | None]
     """Of the evidence (without, with): the words that show that it was on, or None where nothing shows it."""
     widens: bool = False
@@ -54,13 +72,13 @@ def _replayed(without: Evidence, with_: Evidence) -> str | None:
 
 
 def _rows_alone(without: Evidence, with_: Evidence) -> str | None:
-    made = with_.operations["_coalesce"] - without.operations["_coalesce"]
-    return f"{made} gradients of rows alone" if made > 0 else None
+    made = with_.calls("_coalesce") - without.calls("_coalesce")
+    return f"{made:.0f} gradients of rows alone a step" if made > 0 else None
 
 
 def _orthogonalised(without: Evidence, with_: Evidence) -> str | None:
-    new, old = (seen.operations["mm"] + seen.operations["addmm"] for seen in (with_, without))
-    return f"{new - old} more matrix products a step, of Newton-Schulz" if new > old else None
+    new, old = (seen.calls("mm") + seen.calls("addmm") for seen in (with_, without))
+    return f"{new - old:.0f} more matrix products a step, of Newton-Schulz" if new > old else None
 
 
 LEVERS = (
@@ -86,8 +104,8 @@ LEVERS = (
     Lever(
         "muon",
         "changes the mathematics",
-        (),
-        ("train.optimizer={kind: muon}",),
+        _optimizer("adamw"),
+        _optimizer("muon"),
         _orthogonalised,
     ),
     Lever(
@@ -108,7 +126,8 @@ def lever(name: str) -> Lever:
     return known[name]
 
 
-def changed(recipe: AnyRecipe, assignments: tuple[str, ...]) -> AnyRecipe:
+def changed(recipe: AnyRecipe, change: Change) -> AnyRecipe:
     """The recipe with these overrides."""
+    assignments = change if isinstance(change, tuple) else change(recipe)
     tree: Tree = recipe.model_dump(mode="json")
     return from_tree(override(tree, assignments), "The recipe with " + " ".join(assignments))

@@ -57,12 +57,13 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, device: str = "auto") -> di
     """Measure the recipe on the store: plain data, ready to be written as JSON."""
     hardware.keep_freed_memory()
     chosen = [levers.lever(name) for name in plan.levers]
+    if hardware.device_of(device).type != "cuda" and (cuda := [one.name for one in chosen if one.cuda]):
+        raise UserError(f"The lever {cuda[0]} is one of CUDA devices, and this is a {hardware.device_of(device).type}.")
     variants = _variants(recipe, store, chosen, plan.against, hardware.device_of(device))
-    warning = step.busy()
+    warning, before = hardware.busy(), log.environment()
+    contestants = [contestant(name, variant, store, device) for name, variant in variants.items()]
     if warning:
         logger.warning(warning)
-    before = log.environment()
-    contestants = [contestant(name, variant, store, device) for name, variant in variants.items()]
     evidence = {one.name: observe(one) for one in contestants}
     measured = {m.name: m for m in step.compete(contestants, plan.rounds, plan.seconds)}
     ceilings = _ceilings(recipe, store, {seen.main_type() for seen in evidence.values()}, contestants[0].device)
@@ -89,13 +90,13 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, device: str = "auto") -> di
 def named(text: str) -> tuple[str, ...]:
     """The levers that a comma-separated text names; `all` names every one that this machine has."""
     if text != "all":
-        return tuple(filter(None, text.split(",")))
+        return tuple(filter(None, map(str.strip, text.split(","))))
     return tuple(one.name for one in levers.LEVERS if torch.cuda.is_available() or not one.cuda)
 
 
 def opponents(text: str) -> tuple[str, ...]:
     """The opponents that a comma-separated text names."""
-    chosen = tuple(filter(None, text.split(",")))
+    chosen = tuple(filter(None, map(str.strip, text.split(","))))
     for name in chosen:
         if name not in EAGER:
             raise UserError(f"There is no opponent {name!r}{closest(name, list(EAGER))}.")
@@ -180,18 +181,19 @@ def _row(
     row: dict[str, Any] = {
         "name": name,
         "loss": "cross_entropy" if name in EAGER else recipe.model.loss.kind,
-        "step_ms": 1e3 * measurement.seconds() / total.steps,
-        "step_cpu_ms": 1e3 * measurement.seconds("cpu") / total.steps,
+        "step_ms": 1e3 / step.median(measurement.per_second("steps")).value,
+        "step_cpu_ms": 1e3 / step.median(measurement.per_second("steps", "cpu")).value,
         "targets_per_second": asdict(rate),
         "targets_per_cpu_second": asdict(step.median(measurement.per_second("targets", "cpu"))),
         "events_per_second": asdict(events),
         "epoch_seconds": shown / events.value,
         "cold_start_seconds": seen.cold_start,
-        "fill": total.events / total.positions,
+        "fill": total.events / total.positions if name in EAGER else epoch.fill,
         "rounds": len(measurement.samples),
         "main_type": products,
         "graphs": seen.graphs,
         "graph_breaks": seen.breaks,
+        "recompiled": measurement.recompiled,
         "vs_recipe": asdict(_ratio(measured["recipe"], measurement)) if name != "recipe" else None,
         "over": {other: asdict(_ratio(measurement, measured[other])) for other in EAGER if other in measured},
     }

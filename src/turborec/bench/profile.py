@@ -11,7 +11,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from turborec.assembly import Assembly
 from turborec.bench import step
+from turborec.contract import Counted
 from turborec.engine import hardware
+from turborec.errors import UserError
 
 PARTS = ("data", "forward", "head", "backward", "clip", "optimizer", "communication")
 """The scopes that the training loop and the losses name; `head` lies inside `forward` and is taken out of it."""
@@ -54,6 +56,8 @@ class Profile:
 
 def take(assembly: Assembly, steps: int = 10, top: int = 25, trace: Path | None = None) -> Profile:
     """Look at some steps of a recipe; `trace` gets a file for chrome://tracing or Perfetto, memory included."""
+    if isinstance(assembly.model, Counted):
+        raise UserError(f"{assembly.recipe.model.kind} is counted, not trained: it has no step to look at.")
     hardware.keep_freed_memory()
     work = step.training(assembly)
     for _ in range(3):

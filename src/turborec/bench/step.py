@@ -4,11 +4,12 @@ A step is everything from the store to the changed weights: batch, forward, back
 """
 
 import math
-import os
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -18,8 +19,8 @@ from turborec.data.loader import TrainingBatches
 from turborec.engine import loop
 from turborec.engine.ahead import Batches
 
-LOAD = 0.2
-"""Other work a processor may have before wall time says little: a load average of this much per core."""
+SETTLED = 10
+"""Steps in a row without a new graph, after which compilation counts as done."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Measurement:
     name: str
     device: torch.device
     samples: list[Sample] = field(default_factory=list)
+    recompiled: int = 0  # graphs compiled while it was measured, after its warm-up
 
     def per_second(self, quantity: str, clock: str = "wall") -> list[float]:
         """Targets, events, positions or steps a second of each round."""
@@ -94,17 +96,39 @@ def compete(contestants: list[Contestant], rounds: int = 6, seconds: float = 2.0
     """
     measured = []
     for contestant in contestants:
-        began = time.perf_counter()
-        for _ in range(warm_up):
-            next(contestant.steps)
-            if time.perf_counter() - began > 2 * seconds * warm_up:
-                break  # a step this long needs no more of them
+        _warm(contestant, warm_up, 2 * seconds * warm_up)
         measured.append(Measurement(contestant.name, contestant.device))
     for number in range(rounds):
         turn = list(zip(contestants, measured, strict=True))
         for contestant, measurement in turn if number % 2 == 0 else reversed(turn):
+            graphs = compiled()[0]
             measurement.samples.append(_turn(contestant, seconds))
+            measurement.recompiled += compiled()[0] - graphs
     return measured
+
+
+def _warm(contestant: Contestant, steps: int, seconds: float) -> None:
+    """Some steps, fewer where one is long; of a compiled contestant as many as it takes until nothing more is compiled."""
+    if contestant.compiled:
+        quiet = 0
+        while quiet < SETTLED:
+            graphs = compiled()[0]
+            next(contestant.steps)
+            quiet = quiet + 1 if compiled()[0] == graphs else 0
+        return
+    began = time.perf_counter()
+    for _ in range(steps):
+        next(contestant.steps)
+        if time.perf_counter() - began > seconds:
+            break
+
+
+def compiled() -> tuple[int, int]:
+    """Graphs compiled so far by this process, and the breaks between them."""
+    compiler: Any = sys.modules.get("torch._dynamo.utils")
+    if not compiler:
+        return 0, 0
+    return int(compiler.counters["stats"]["unique_graphs"]), sum(compiler.counters["graph_break"].values())
 
 
 def median(values: list[float]) -> Median:
@@ -118,17 +142,13 @@ def median(values: list[float]) -> Median:
 
 
 def ratio(fast: Measurement, slow: Measurement, quantity: str = "targets", clock: str = "cpu") -> Median:
-    """How many times the rate of `slow` that of `fast` is, from the rounds in pairs."""
+    """How many times the rate of `slow` that of `fast` is, from the rounds in pairs.
+
+    The median is taken of logarithms, so that the ratio the other way round is one over it.
+    """
     pairs = zip(fast.per_second(quantity, clock), slow.per_second(quantity, clock), strict=True)
-    return median([a / b for a, b in pairs])
-
-
-def busy() -> str | None:
-    """Why wall times of this moment say little; None on an idle machine."""
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if load <= LOAD * cores:
-        return None
-    return f"The machine is busy (load average {load:.1f} on {cores} cores): compare processor seconds, not wall time."
+    found = median([math.log(a / b) for a, b in pairs])
+    return Median(math.exp(found.value), math.exp(found.low), math.exp(found.high))
 
 
 def training(assembly: Assembly) -> Iterator[Work]:

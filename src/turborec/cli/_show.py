@@ -107,13 +107,29 @@ def _difference(one: "Difference") -> list[str]:
 
 def bench_tables(found: "dict[str, Any]") -> None:
     """What a benchmark measured: contestants, then levers with the proof that they were on."""
-    table = Table(title=f"training steps on {found['device']}, medians of {found['plan']['rounds']} rounds")
-    for name in ("", "targets/s", "a CPU second", "recipe is", "step", "epoch", "fill", "useful work", "peak", "cold start"):
-        table.add_column(name, justify="right" if name else "left")
+    rounds = found["plan"]["rounds"]
+    table = Table(
+        title=f"training steps on {found['device']}, medians of {counted(rounds, 'round')}; in brackets {_bracket(rounds)}"
+    )
+    for name in (
+        "",
+        "loss",
+        "targets/s",
+        "a CPU second",
+        "recipe is",
+        "step",
+        "epoch",
+        "fill",
+        "useful work",
+        "peak",
+        "cold start",
+    ):
+        table.add_column(name, justify="right" if name not in ("", "loss") else "left")
     for row in found["rows"]:
         useful, peak, ratio = row.get("useful_flop_utilisation"), row.get("peak_mib"), row["vs_recipe"]
         table.add_row(
             row["name"],
+            row["loss"],
             f"{row['targets_per_second']['value']:,.0f}",
             f"{row['targets_per_cpu_second']['value']:,.0f}",
             f"{ratio['value']:.2f}x ({ratio['low']:.2f}-{ratio['high']:.2f})" if ratio else "",
@@ -134,15 +150,28 @@ def bench_tables(found: "dict[str, Any]") -> None:
                 one["name"], shown, one.get("promise", ""), one.get("proof") or "", one["failed"] or one["comparison"]
             )
         console.print(table)
+    console.print(
+        "“a CPU second”: targets a processor second; a target is a prediction in the loss. “recipe is”: how many times that "
+        "rate the recipe has. “useful work”: the arithmetic a step cannot do without, as a share of the best product in its "
+        "type:"
+    )
     for name, limit in found["limits"].items():
         product, copy = limit["flops"] / 1e9, limit["bandwidth"] / 1e9
         console.print(f"The machine at its best: {product:,.0f} GFLOP/s of {name} products, copies at {copy:.1f} GB/s")
 
 
+def _bracket(rounds: int) -> str:
+    """What an interval over so many rounds is (the sign test)."""
+    return "intervals of at least 95 %" if rounds >= 6 else "all that was seen, which is no 95 % interval"
+
+
 def profile_tables(found: "Profile") -> None:
     """Where the time of a step went."""
-    console.print(f"A step takes {found.milliseconds:,.1f} ms under the profiler ({found.steps} steps)")
-    console.print(", ".join(f"{name} {share:.0%}" for name, share in found.parts.items() if share >= 0.005))
+    console.print(f"A step takes {found.milliseconds:,.1f} ms under the profiler ({counted(found.steps, 'step')})")
+    console.print(
+        ", ".join(f"{name} {share:.0%}" for name, share in found.parts.items() if share >= 0.005)
+        + " (forward without the head)"
+    )
     if highest := found.memory.highest:
         console.print("held at most: " + ", ".join(f"{name} {mib:,.1f} MiB" for name, mib in highest.items()))
     table = Table("operation")
@@ -170,3 +199,5 @@ def forecast_lines(found: "Forecast") -> None:
     }
     for name, line in lines.items():
         console.print(f"{name:<11} {line}")
+    if found.warning:
+        console.print(found.warning)

@@ -51,8 +51,16 @@ def plan(
 def bench(
     recipe: RecipeName,
     overrides: Overrides = None,
-    levers: Annotated[str, typer.Option(help="levers to measure on and off, comma-separated, or all")] = "",
-    against: Annotated[str, typer.Option(help="plain PyTorch beside it: eager, eager_all_logits, eager_bf16, eager_tf32")] = "",
+    levers: Annotated[
+        str,
+        typer.Option(
+            help="measure on and off, comma-separated, or all: "
+            "bucketing, bf16, compile, whole_model, cuda_graphs, rows, muon, sampled"
+        ),
+    ] = "",
+    against: Annotated[
+        str, typer.Option(help="plain PyTorch beside it, comma-separated: eager, eager_all_logits, eager_bf16, eager_tf32")
+    ] = "",
     rounds: Annotated[int, typer.Option(min=1, help="turns of each contestant; six give a 95 % interval")] = 6,
     seconds: Annotated[float, typer.Option(min=0.0, help="length of a turn")] = 2.0,
     gate: Annotated[int, typer.Option(min=0, help="epochs after which levers that change the mathematics are compared")] = 0,
@@ -67,22 +75,24 @@ def bench(
 ) -> None:
     """Measure a recipe's training step, its levers one by one, and plain PyTorch beside it, in turns."""
     from turborec.bench import matrix, promise
-    from turborec.files import write_whole
+    from turborec.files import require_writable, write_whole
 
+    for path in filter(None, (out, page)):
+        require_writable(path)
     chosen, opened = _opened(recipe, overrides, home, raw, store)
     judged = promise.Gate(gate, seeds)
     plan = matrix.Plan(matrix.named(levers), matrix.opponents(against), rounds, seconds, gate=judged)
     found = {"recipe": recipe, **matrix.run(chosen, opened, plan, device)}
+    if as_json:
+        print(json.dumps(found))
+    else:
+        bench_tables(found)
     if out is not None:
         write_whole(out, json.dumps(found, indent=1))
     if page is not None:
         from turborec.report.bench_page import write_bench
 
         write_bench(found, page)
-    if as_json:
-        print(json.dumps(found))
-    else:
-        bench_tables(found)
 
 
 @app.command()
@@ -103,34 +113,40 @@ def profile(
     from turborec.assembly import assemble
     from turborec.bench import profile as profiling
     from turborec.engine import log
+    from turborec.files import require_writable
 
+    for path in filter(None, (trace, page)):
+        require_writable(path)
     chosen, opened = _opened(recipe, overrides, home, raw, store)
     environment = log.environment()
     found = profiling.take(assemble(chosen, opened, device), steps, top, trace)
+    if as_json:
+        print(json.dumps(asdict(found)))
+    else:
+        profile_tables(found)
     if page is not None:
         from turborec.report.profile_page import write_profile
 
         write_profile(recipe, found, environment, page)
-    if as_json:
-        print(json.dumps(asdict(found)))
-        return
-    profile_tables(found)
-    if trace is not None:
+    if trace is not None and not as_json:
         console.print(f"\nThe trace is [bold]{trace}[/bold]: open it in chrome://tracing or ui.perfetto.dev")
 
 
 def _largest_batch(recipe: "AnyRecipe", store: "Store", device: str, home: Path, as_json: bool) -> None:
     from turborec.bench import budget
+    from turborec.engine import log
 
-    found, stated = budget.largest(recipe, store, device, home), recipe.batches.tokens
+    with log.logging_to(None):  # each trial is told when it is done
+        found, stated = budget.largest(recipe, store, device, home), recipe.batches.tokens
     if as_json:
         print(json.dumps(asdict(found)))
         return
     why = "a whole epoch in one batch" if found.whole else "more does not fit"
     console.print(f"The largest batches have about {found.tokens:,} tokens ({why}{'; remembered' * found.remembered}).")
+    rule = f" 'train.scaling={{rule: square_root, tokens: {stated}}}'" if recipe.train.scaling.rule == "none" else ""
     console.print(
-        f"The recipe has {stated:,}. Another size changes what is learnt, and a rate follows it by a rule:\n"
-        f"  batches.tokens={found.tokens} 'train.scaling={{rule: square_root, tokens: {stated}}}'"
+        f"The recipe has {stated:,}. Another size changes what is learnt, and the rate follows it by a rule"
+        f"{'' if rule else ', which the recipe has'}:\n  batches.tokens={found.tokens}{rule}"
     )
 
 

@@ -15,6 +15,10 @@ from turborec.errors import UserError
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+LOAD = 0.2
+"""Other work a processor may have before wall time says little: a load average of this much per core."""
+
+
 def device_of(name: str = "auto") -> torch.device:
     """The device a run uses: the named one, or the first accelerator, or the processor."""
     if name == "auto":
@@ -79,6 +83,14 @@ def free_memory(device: torch.device) -> int:
     machine = sum(free + held) or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = next(iter(_lines("/sys/fs/cgroup/memory.max")), "max")
     return min(machine, int(limit)) if limit.isdecimal() else machine
+
+
+def busy() -> str | None:
+    """Why wall times of this moment say little; None on an idle machine."""
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if load <= LOAD * cores:
+        return None
+    return f"The machine is busy (load average {load:.1f} on {cores} cores): compare processor seconds, not wall time."
 
 
 def peak_memory() -> int:

@@ -42,6 +42,10 @@ class AdamW(Config):
     def _tables_are_apart(self) -> Self:
         apart = ("tables_lr", "tables_weight_decay", "clip_rows", "tables_mean")
         said = [name for name in apart if getattr(self, name) is not None]
+        if self.tables_mean == "bfloat16" and self.beta1 > 0.99:
+            raise ValueError(
+                f"tables_mean bfloat16 has eight bits: steps of 1 - beta1 = {1 - self.beta1:g} would be lost in it"
+            )
         if said and self.tables != "rows":
             raise ValueError(f"{said[0]} needs tables=rows: only then are tables updated apart from the rest")
         return self
@@ -135,7 +139,7 @@ class RowAdam(torch.optim.Optimizer):
 
     The second moment is one number a row, the mean over the row (the partial row-wise Adam of FBGEMM); decay, too, reaches
     the rows that were read. Bias is corrected by the steps of the table, not of the row. The first moment, which is the rest of
-    the memory, may be kept in bfloat16 (`mean`): its steps of a tenth are far from the last of eight bits.
+    the memory, may be kept in bfloat16 (`mean`): with a beta1 of .9 its steps of a tenth are far from the last of eight bits.
     """
 
     def __init__(

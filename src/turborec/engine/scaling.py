@@ -9,6 +9,7 @@ from torch import nn
 from turborec.contract import reads_of
 from turborec.engine import world
 from turborec.engine.optim import AdamW, Muon
+from turborec.errors import UserError
 from turborec.recipe import Config
 
 SMALLEST_NORM = 1e-5
@@ -30,6 +31,10 @@ class Scaling(Config):
     def _knows_its_batch(self) -> Self:
         if self.rule != "none" and self.tokens is None:
             raise ValueError(f"rule {self.rule} needs tokens: the batches.tokens that the optimizer's rate is meant for")
+        if self.rule == "none" and self.tokens is not None:
+            raise ValueError(
+                "tokens without a rule changes nothing: state rule linear, square_root or cowclip, or leave it out"
+            )
         return self
 
     def applied(self, optimizer: AdamW | Muon, tokens: int) -> AdamW | Muon:
@@ -37,9 +42,17 @@ class Scaling(Config):
         if self.rule == "none" or self.tokens is None:
             return optimizer
         k = tokens / self.tokens
-        changes = {"lr": optimizer.lr * (k if self.rule == "linear" else math.sqrt(k))}
-        if self.rule == "cowclip" and isinstance(optimizer, AdamW):
-            changes |= {"tables_lr": optimizer.lr, "tables_weight_decay": optimizer.weight_decay * k, "clip_rows": 1.0}
+        factor = k if self.rule == "linear" else math.sqrt(k)
+        changes = {"lr": optimizer.lr * factor}
+        if isinstance(optimizer, AdamW) and self.rule == "cowclip":
+            decay = optimizer.weight_decay if optimizer.tables_weight_decay is None else optimizer.tables_weight_decay
+            changes |= {
+                "tables_lr": optimizer.tables_lr or optimizer.lr,
+                "tables_weight_decay": decay * k,
+                "clip_rows": optimizer.clip_rows or 1.0,
+            }
+        elif isinstance(optimizer, AdamW) and optimizer.tables_lr is not None:
+            changes["tables_lr"] = optimizer.tables_lr * factor
         return optimizer.model_copy(update=changes)
 
     def told(self, optimizer: AdamW | Muon, tokens: int) -> str | None:
@@ -54,10 +67,16 @@ def clip_rows(tables: list[nn.Parameter], ratio: float) -> None:
     """Scale each row of the sparse gradients to a norm of at most `reads * max(ratio * norm of the row, SMALLEST_NORM)`."""
     for table in tables:
         reads, gradient = world.added(reads_of(table, shared=False)) + reads_of(table, shared=True), table.grad
-        if gradient is None or not gradient.is_sparse:
+        if gradient is None:
             continue
+        if not gradient.is_sparse:
+            raise UserError(
+                "Rows are clipped by how often they are read, and the loss over all items reads every row: "
+                "cowclip and clip_rows need a sampled loss, such as model.loss={kind: sampled_softmax}."
+            )
         gradient = gradient.coalesce()
         rows, values = gradient.indices()[0], gradient.values()
-        limit = reads[rows] * (ratio * table.detach()[rows].norm(dim=1)).clamp(min=SMALLEST_NORM)
+        limit = reads.to(rows.device)[rows] * (ratio * table.detach()[rows].norm(dim=1)).clamp(min=SMALLEST_NORM)
+        limit[rows == 0] = math.inf  # padding's, or a mask's: how wide a batch is decides how often it is read
         values.mul_((limit / values.norm(dim=1).clamp(min=1e-30)).clamp(max=1.0)[:, None].to(values.dtype))
         table.grad = gradient

@@ -25,29 +25,30 @@ def mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def bits(keys: Tensor, site: int, places: Tensor, words: int) -> Tensor:
+def bits(keys: Tensor, site: int | Tensor, places: Tensor, words: int) -> Tensor:
     """64 random bits for each of `words` words at each place: keys [B], places [L] or [B, L] -> [B, L, words]."""
     if torch.compiler.is_compiling():
+        site = torch.as_tensor(site, device=keys.device)
         # torch's compiler, given the arithmetic itself, makes other bits of it within a larger graph (docs/log.md).
         opaque: Tensor = _opaque_bits(keys, site, places, words)
         return opaque
     return _bits(keys, site, places, words)
 
 
-def _bits(keys: Tensor, site: int, places: Tensor, words: int) -> Tensor:
+def _bits(keys: Tensor, site: int | Tensor, places: Tensor, words: int) -> Tensor:
     row = mix(mix(keys) + site)
     counter = (places[..., None] * words + torch.arange(words, device=keys.device)) * _GOLDEN
     return mix(row[:, None, None] + counter)
 
 
 @torch.library.custom_op("turborec::bits", mutates_args=())
-def _opaque_bits(keys: Tensor, site: int, places: Tensor, words: int) -> Tensor:
+def _opaque_bits(keys: Tensor, site: Tensor, places: Tensor, words: int) -> Tensor:
     return _bits(keys, site, places, words)
 
 
 @_opaque_bits.register_fake
-def _(keys: Tensor, site: int, places: Tensor, words: int) -> Tensor:
-    return keys.new_empty(len(keys), places.shape[-1], words)
+def _(keys: Tensor, site: Tensor, places: Tensor, words: int) -> Tensor:
+    return keys.new_empty(keys.shape[0], places.shape[-1], words)  # `len` would tie the code to one size
 
 
 def uniform(keys: Tensor, site: int, length: int) -> Tensor:
@@ -59,10 +60,13 @@ def uniform(keys: Tensor, site: int, length: int) -> Tensor:
 class Dropout(nn.Module):
     """Dropout keyed by row. The rate is rounded to 1/256 and the scale follows the rounded rate, so the mean is exact."""
 
+    site: Tensor
+
     def __init__(self, rate: float, site: int) -> None:
         """`site` tells the places of a model apart; two places with one site would drop the same channels."""
         super().__init__()
-        self.site = site
+        # A tensor, since a compiler would make other code of each layer for a number that differs.
+        self.register_buffer("site", torch.tensor(site), persistent=False)
         self.threshold = round(rate * 256)
         if not 0 <= self.threshold < 256:
             raise ValueError(f"expected a dropout rate in [0, 1), got {rate}")
