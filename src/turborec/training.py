@@ -3,7 +3,7 @@
 import logging
 import signal as signals
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from turborec.assembly import Run, measure
@@ -26,7 +26,7 @@ class _Job:
 
     run: Run
     batches: TrainingBatches
-    metrics: log.Log
+    metrics: log.MetricsLog | None  # None where another process keeps it
     interruption: Interruption
     steps: int | None  # of an epoch at most
     pace: Pace  # over optimizer steps
@@ -96,7 +96,8 @@ def _epoch(job: _Job, state: TrainState) -> None:
             left = job.pace.left(position.global_step, steps * (epochs - number) - position.step)
             advance(record.asked, f"loss {record.loss:.4f}, all epochs {left}")
             facts = {"gradient_norm": record.gradient_norm, "lr": record.lr, "epoch": position.epoch + 1}
-            job.metrics.write("train", position.global_step, {**record.losses, **facts})
+            if job.metrics:
+                job.metrics.write("train", position.global_step, {**record.losses, **facts})
             if position.step == steps:
                 break  # the end of the epoch validates first and saves then, so that no record of it comes twice
             # A signal may have reached one process alone, and clocks differ: all of them stop and save after the same step.
@@ -123,9 +124,9 @@ def _epoch(job: _Job, state: TrainState) -> None:
     _heed(int(world.greatest([int(job.interruption.signal or 0)])[0]), run, position)
 
 
-def _metrics(run: Run, state: TrainState, tracking: Tracking | None) -> AbstractContextManager[log.Log]:
+def _metrics(run: Run, state: TrainState, tracking: Tracking | None) -> AbstractContextManager[log.MetricsLog | None]:
     """Where records are written to: of several processes the leader alone writes."""
-    return log.MetricsLog(run.folder, state.position.global_step, tracking) if world.leads() else log.NoLog()
+    return log.MetricsLog(run.folder, state.position.global_step, tracking) if world.leads() else nullcontext()
 
 
 def _heed(signal: int, run: Run, position: Position) -> None:
@@ -138,7 +139,7 @@ def _heed(signal: int, run: Run, position: Position) -> None:
         )
 
 
-def _validate(run: Run, state: TrainState, values: dict[str, float], metrics: log.Log) -> None:
+def _validate(run: Run, state: TrainState, values: dict[str, float], metrics: log.MetricsLog | None) -> None:
     """Rank the validation targets with the averaged weights, where there are any, and remember whether it is the best."""
     with state.averaged():
         result = measure(run, "validation", config=run.recipe.evaluation.without_lists())
@@ -147,7 +148,8 @@ def _validate(run: Run, state: TrainState, values: dict[str, float], metrics: lo
     state.stopper = run.recipe.stopping.update(state.stopper, epoch, values[run.recipe.select])
     if state.stopper.best_epoch == epoch:
         state.best_step = state.position.global_step
-    metrics.write("epoch", state.position.global_step, {"epoch": epoch, **values})
+    if metrics:
+        metrics.write("epoch", state.position.global_step, {"epoch": epoch, **values})
 
 
 def _save(run: Run, state: TrainState) -> None:

@@ -17,7 +17,7 @@ FLOORS = (
     {"stores"},
     {"assembly"},
     {"training"},
-    {"bench", "plan", "run"},
+    {"bench", "launch", "plan", "run"},
     {"apply", "contestants"},
     {"compare"},
     {"report"},

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from turborec.cli import runs
+from turborec.cli._options import DEFAULT_HOME, Home, Overrides, Raw, RecipeName, StoreFolder
+from turborec.cli._show import counted
 from turborec.errors import UserError
 
 app = typer.Typer(help="Train in several processes.", no_args_is_help=True)
@@ -40,6 +42,34 @@ def local(
         folder = runs.new_folder(chosen["name"])
         words += ["--out", str(folder)]
     raise typer.Exit(_code(folder, launcher.run(processes, words, restarts)))
+
+
+def verify_resume(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=4, help="about how many to train")] = 40,
+    kills: Annotated[int, typer.Option(min=1, help="how often, at random moments")] = 3,
+    processes: Annotated[int, typer.Option(min=1, help="that share each batch")] = 1,
+    seed: Annotated[int, typer.Option(help="of the moments")] = 0,
+    home: Home = DEFAULT_HOME,
+    raw: Raw = None,
+    store: StoreFolder = None,
+) -> None:
+    """Train a little twice, once killed and resumed, and compare the weights to the bit. Exit code 1 if they differ."""
+    from turborec import recipes, stores
+    from turborec.launch.verify import verify
+    from turborec.stores import Places
+
+    chosen = recipes.load(recipe, overrides or ())
+    opened = stores.of_recipe(chosen, Places(home, raw, store))
+    found = verify(chosen, opened.folder, steps, kills, processes, seed)
+    told = ", ".join(map(str, found.kills))
+    print(f"{counted(found.steps, 'step')} in {counted(processes, 'process')}, killed after {told} and resumed each time:")
+    for name, value in found.hashes.items():
+        print(f"  {'differs' if name in found.differing else 'the same'}  {value}  {name}")
+    if not found.equal:
+        raise typer.Exit(1)
+    print("Killed and resumed equals never stopped.")
 
 
 def _of_train(words: list[str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,10 @@ from turborec.cli._options import DEFAULT_HOME, AsJson, Device, Home, Overrides,
 from turborec.cli._show import console, counted, escape, example_list, results_table
 from turborec.cli.reports import report_or_warn
 from turborec.errors import InterruptedRunError, UserError
+
+if TYPE_CHECKING:
+    from turborec.assembly import Run
+    from turborec.evaluate import Result
 
 app = typer.Typer()
 
@@ -33,14 +37,13 @@ def train(
 ) -> None:
     """Prepare the data, train, evaluate against the anchors, and leave a run folder."""
     from turborec import recipes, run
-    from turborec.apply import example
     from turborec.engine import world
     from turborec.engine.trackers import Tracking
     from turborec.recipe import dump
     from turborec.stores import Places
 
     steps = steps or (5 if debug else None)
-    if resume is not None and steps:
+    if resume is not None and debug:
         raise UserError(
             "--debug takes a few steps of everything, which would spoil the run that is there: leave out one of them."
         )
@@ -67,6 +70,13 @@ def train(
             raise
         if not world.leads():
             return
+    _tell(folder, done, results, as_json)
+
+
+def _tell(folder: Path, done: "Run", results: "dict[str, Result]", as_json: bool) -> None:
+    """The results of a run, an example of its recommendations and where its report is."""
+    from turborec.apply import example
+
     page = report_or_warn(folder, done)
     if as_json:
         facts = {"folder": str(folder), "results": {name: {"masked": r.masked, "kept": r.kept} for name, r in results.items()}}

@@ -92,22 +92,6 @@ class MetricsLog:
                 log.warning("The last TensorBoard events were not written: %s.", error.strerror)
 
 
-class NoLog:
-    """In place of a `MetricsLog` where another process keeps it."""
-
-    def write(self, kind: str, step: int, values: Mapping[str, Value]) -> None:
-        """Write nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close nothing."""
-
-
-Log = MetricsLog | NoLog
-
-
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The records of `metrics.jsonl` in order; a last line that a crash cut short is left out."""
     return [json.loads(line) for line in _whole_lines(folder / METRICS)]
