@@ -37,13 +37,13 @@ def place(tmp_path_factory):
     return folder
 
 
-def launched(place, run, *words, processes=2, resume=False):
+def launched(place, run, *words, processes=2, resume=False, **environment):
     """`turborec launch local`, under way."""
     what = ["--resume", str(place / run)] if resume else [str(place / "recipe.yaml"), "--out", str(place / run)]
     command = [sys.executable, "-m", "turborec", "launch", "local", "--processes", str(processes), *what]
     command += ["--store", str(place / "store"), "--json", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    given = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=given)
 
 
 def ended(process):
@@ -158,3 +158,49 @@ def test_any_number_of_processes_goes_on(place, before, after):
 def test_a_mistake_is_told_once(place):
     code, said = ended(launched(place, "mistaken", "train.epochs=many"))
     assert code == 2 and said.count("train.epochs") == 1
+
+
+def test_a_process_that_hangs_is_not_waited_for(place):
+    process = launched(place, "hung", TURBOREC_PATIENCE="4")
+    when(place, "hung", process, 7)
+    os.kill(ranks_of(process)[1], signal.SIGSTOP)
+    code, said = ended(process)
+    assert code == 2 and "not heard from for 4 s" in said and "Traceback" not in said, said
+    assert ended(launched(place, "hung", resume=True))[0] == 0
+    assert outcome(place / "hung") == outcome(place / "whole")
+
+
+def test_a_loss_that_is_not_a_number_stops_all(place):
+    code, said = ended(launched(place, "diverged", "train.optimizer.lr=1e30", "train.clip_norm=null", "train.average=null"))
+    assert code == 2 and "not finite" in said and "Traceback" not in said, said
+
+
+def test_tokens_of_each_process_make_a_batch_of_all(place):
+    each = ("batches.tokens=96", "batches.tokens_of=process")
+    code, said = ended(launched(place, "each", *each))
+    assert code == 0, said
+    assert outcome(place / "each") == outcome(place / "whole")
+    process = launched(place, "each, on", *each)
+    when(place, "each, on", process, 7)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 75
+    code, said = ended(launched(place, "each, on", processes=1, resume=True))
+    assert code == 2 and "go on with 2 processes" in said
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_verify_resume(place, processes):
+    command = [sys.executable, "-m", "turborec", "verify-resume", str(place / "recipe.yaml"), "--store", str(place / "store")]
+    command += ["--steps", "20", "--kills", "2", "--processes", str(processes)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0 and "Killed and resumed equals never stopped." in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_hundred_kills_lose_nothing(place, processes):
+    command = [sys.executable, "-m", "turborec", "verify-resume", str(place / "recipe.yaml"), "--store", str(place / "store")]
+    command += ["--steps", "200", "--kills", "50", "--processes", str(processes), "batches.tokens=24"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

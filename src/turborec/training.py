@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from turborec.assembly import Run, measure
 from turborec.contract import Counted
 from turborec.data.loader import Epoch, Some, TrainingBatches
-from turborec.engine import checkpoint, log, loop, world
+from turborec.engine import checkpoint, hardware, log, loop, world
 from turborec.engine.interrupt import Interruption, code_of
 from turborec.engine.state import Position, TrainState
 from turborec.engine.stopping import StopperState, still_rising
@@ -18,6 +18,9 @@ from turborec.errors import InterruptedRunError, UserError
 from turborec.progress import Pace, task
 
 logger = logging.getLogger("turborec")
+
+WORTH = 0.25
+"""Share of a step that the exchange between processes may take before the run says that it does not pay."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ def fit(run: Run, steps: int | None, interruption: Interruption, tracking: Track
         return
     state = loop.start(run.model, run.recipe.stages[saved.state["position"]["stage"] if saved else 0], run.device)
     if saved:
+        _refuse_other_batches(run, saved.state.get("tokens", run.recipe.batches.tokens))
         state.restore(saved.tensors, saved.state)
         logger.info("Going on after step %d", state.position.global_step)
     batches = TrainingBatches(run.store, run.recipe.batches, run.recipe.seed, (world.rank(), world.size()))
@@ -52,7 +56,7 @@ def fit(run: Run, steps: int | None, interruption: Interruption, tracking: Track
             if number > state.position.stage:
                 state = _next_stage(run, state, number)
             stated = (run.recipe.train, *run.recipe.then)[number]
-            if told := stated.scaling.told(stated.optimizer, run.recipe.batches.tokens):
+            if told := stated.scaling.told(stated.optimizer, run.recipe.batches.total(world.size())):
                 logger.info(told)
             stopping = run.recipe.stopping
             while state.position.stage == number and state.position.epoch < stage.epochs:
@@ -65,6 +69,16 @@ def fit(run: Run, steps: int | None, interruption: Interruption, tracking: Track
     newest = checkpoint.load_latest(run.checkpoints)
     if newest is not None:
         load_best(run, newest)
+
+
+def _refuse_other_batches(run: Run, tokens: int) -> None:
+    """A position within an epoch means nothing where its batches are others."""
+    each = run.recipe.batches.tokens
+    if (now := run.recipe.batches.total(world.size())) != tokens:
+        raise UserError(
+            f"The run in {run.folder} has batches of {tokens:,} tokens, and {world.size()} processes with {each:,} each would "
+            f"make it {now:,}: go on with {tokens // each} processes."
+        )
 
 
 def _warn_if_rising(run: Run, state: TrainState) -> None:
@@ -115,6 +129,8 @@ def _epoch(job: _Job, state: TrainState) -> None:
     }
     position.epoch, position.step, position.loss, position.targets = position.epoch + 1, 0, 0.0, 0
     _validate(run, state, values, job.metrics)
+    if world.size() > 1:
+        _tell_processes(state, (time.monotonic() - began) / max(1, steps), run.recipe.batches.total(world.size()))
     logger.info(
         f"{label}: step {position.global_step:,} of about {epochs * steps:,} ({(number + 1) / epochs:.0%}), "
         f"loss {values['loss']:.4f}, validation {run.recipe.select} {values[run.recipe.select]:.4f} "
@@ -122,6 +138,23 @@ def _epoch(job: _Job, state: TrainState) -> None:
     )
     _save(run, state)
     _heed(int(world.greatest([int(job.interruption.signal or 0)])[0]), run, position)
+
+
+def _tell_processes(state: TrainState, step_seconds: float, tokens: int) -> None:
+    """What each process holds, and what their exchange costs: where it is much, the batches that would be worth it."""
+    held = world.gathered(round(hardware.peak_memory() / 2**20))
+    exchange = state.shares.exchange_seconds()
+    share = exchange / step_seconds
+    mib = state.shares.nbytes / 2**20
+    logger.info(
+        f"{world.size()} processes hold {' + '.join(f'{part:,}' for part in held)} MiB; to exchange {mib:,.1f} MiB of "
+        f"gradients takes {1e3 * exchange:,.1f} ms by itself, a step {1e3 * step_seconds:,.1f} ms ({share:.0%})"
+    )
+    if share > WORTH:
+        logger.warning(
+            "The processes' shares of a batch are too small to pay for their exchange: with "
+            f"batches.tokens={round(tokens * share / WORTH):,} they would, or use fewer processes."
+        )
 
 
 def _metrics(run: Run, state: TrainState, tracking: Tracking | None) -> AbstractContextManager[log.MetricsLog | None]:
@@ -161,6 +194,7 @@ def _save(run: Run, state: TrainState) -> None:
 
 def _write(run: Run, state: TrainState) -> None:
     tensors, facts = state.capture()
+    facts["tokens"] = run.recipe.batches.total(world.size())
     checkpoint.save(run.checkpoints, state.position.global_step, tensors, facts)
     # The newest is protected too: past a damaged checkpoint of a later step it is not the one of the highest number.
     needed = {state.position.global_step} | ({state.best_step} if state.best_step is not None else set())

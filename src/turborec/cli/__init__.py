@@ -51,7 +51,7 @@ def main() -> None:
         print(f"\n{visible(str(error))}", file=sys.stderr)
         sys.exit(error.code)
     except UserError as error:
-        print(f"turborec: {visible(str(error))}", file=sys.stderr)
+        print(f"turborec{_process()}: {visible(str(error))}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -66,6 +66,11 @@ def main() -> None:
         if "allocate memory" not in str(error) and "out of memory" not in str(error):
             raise
         _out_of_memory(error)
+
+
+def _process() -> str:
+    """Which one speaks, where a run has several."""
+    return f" (process {rank})" if (rank := os.environ.get("RANK", "0")) != "0" else ""
 
 
 def _out_of_memory(error: Exception) -> NoReturn:

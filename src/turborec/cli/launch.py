@@ -63,8 +63,8 @@ def verify_resume(
     chosen = recipes.load(recipe, overrides or ())
     opened = stores.of_recipe(chosen, Places(home, raw, store))
     found = verify(chosen, opened.folder, steps, kills, processes, seed)
-    told = ", ".join(map(str, found.kills))
-    print(f"{counted(found.steps, 'step')} in {counted(processes, 'process')}, killed after {told} and resumed each time:")
+    told, several = ", ".join(map(str, found.kills)), f"{processes} process{'es' * (processes > 1)}"
+    print(f"{counted(found.steps, 'step')} in {several}, killed after {told} and resumed each time:")
     for name, value in found.hashes.items():
         print(f"  {'differs' if name in found.differing else 'the same'}  {value}  {name}")
     if not found.equal:

@@ -5,6 +5,7 @@ Letters: R rows (windows), B rows of a batch, L its width.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ class Batches(Config):
     """How histories become batches."""
 
     max_length: int = Field(50, ge=1, description="events a row shows at most, in training and in evaluation")
-    tokens: int = Field(8192, ge=1, description="padded positions of a global batch: the budget it is filled to")
+    tokens: int = Field(8192, ge=1, description="padded positions of a batch: the budget it is filled to")
+    tokens_of: Literal["run", "process"] = Field("run", description="whose tokens are: of all processes together, or of each")
     coverage: Coverage = Field("all", description="all: every target once an epoch; newest: the last window alone")
     overlap: int = Field(0, ge=0, description="events a window shows for context before its first target")
     seams: Seams = Field("long", description="histories whose windows are laid anew in every epoch: fixed (none), long, all")
@@ -33,6 +35,10 @@ class Batches(Config):
         if self.overlap >= self.max_length:
             raise ValueError(f"overlap {self.overlap} must be smaller than max_length {self.max_length}")
         return self
+
+    def total(self, processes: int) -> int:
+        """Tokens of a global batch."""
+        return self.tokens * (processes if self.tokens_of == "process" else 1)
 
 
 Deal = tuple[int, int]
@@ -125,7 +131,7 @@ class TrainingBatches:
         shuffled = shuffled[np.argsort(bucket[shuffled], kind="stable")]
         order, width = [], []
         for place, members in enumerate(np.split(shuffled, np.cumsum(np.bincount(bucket, minlength=1))[:-1])):
-            size = max(1, self.config.tokens // int(self.widths[place])) if len(members) else 1
+            size = max(1, self.config.total(self.deal[1]) // int(self.widths[place])) if len(members) else 1
             for start in range(0, len(members), size):
                 order.append(members[start : start + size])
                 width.append(int(self.widths[place]))

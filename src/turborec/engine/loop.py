@@ -142,7 +142,7 @@ def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.devi
             shares["loss"] += float(total.detach())
             predicted = counts.get(next(iter(terms)), asked)
             with record_function("backward"):
-                state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+                state.shares.backward(state.scaler.scale(total))
     losses = dict(zip(shares, world.totals(list(shares.values())), strict=True))
     _refuse_non_finite(losses, state, asked)
     state.shares.exchange_tables()

@@ -3,6 +3,7 @@
 The loss of a share is divided by the count of the whole batch, so the gradients of the shares add up to that of the batch.
 """
 
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,10 @@ class Shares:
         self.tables = [p for p in model.parameters() if getattr(p, "_read_by_rows", False)]
         self._wrapped = _wrap(model, self.tables, exchange) if world.size() > 1 else None
 
+    def backward(self, total: Tensor) -> None:
+        """Add the gradient of a share's loss to that of all; torch takes the mean over the processes, but the sum is wanted."""
+        (total * world.size()).backward()  # type: ignore[no-untyped-call]
+
     def __call__(self, batch: Any) -> Loss:
         """The loss of this process's share."""
         if self._wrapped is None:
@@ -45,6 +50,26 @@ class Shares:
         counts = {"": batch.num_targets(), **self.model.counts(batch)}
         sums = self._wrapped(batch)
         return Loss({name: Term(total, counts.get(name, counts[""]), weight) for name, (total, weight) in sums.items()})
+
+    @property
+    def nbytes(self) -> int:
+        """Of the gradients that every step exchanges whole."""
+        return sum(
+            p.nbytes for p in self.model.parameters() if p.requires_grad and not any(p is table for table in self.tables)
+        )
+
+    def exchange_seconds(self, times: int = 3) -> float:
+        """How long the processes need to add up so many bytes, with nothing else to do: the best of some trials."""
+        device = next(self.model.parameters()).device
+        gradient = torch.zeros(max(1, self.nbytes // 4), device=device)
+        found = []
+        for _ in range(times):
+            world.wait()
+            began = time.perf_counter()
+            dist.all_reduce(gradient)
+            gradient[0].item()  # beside an accelerator the call itself returns at once
+            found.append(time.perf_counter() - began)
+        return world.greatest([min(found)])[0]
 
     @contextmanager
     def silent(self, last: bool) -> Iterator[None]:
@@ -63,10 +88,11 @@ class Shares:
             for table in self.tables:
                 if table.grad is None:
                     table.grad = torch.zeros_like(table)  # nobody may be missing where all add up
-                if not table.grad.is_sparse:
-                    dist.all_reduce(table.grad)
-                else:
+                if table.grad.is_sparse:
                     table.grad = _added_rows(table.grad)
+                else:
+                    dist.all_reduce(table.grad)
+                table.grad /= world.size()
 
 
 class _Sums(nn.Module):
@@ -95,24 +121,11 @@ def _wrap(model: Model, tables: list[nn.Parameter], exchange: Exchange) -> Distr
             gradient_as_bucket_view=True,
             static_graph=exchange.static_graph,
         )
-    wrapped.register_comm_hook(exchange.compress, _add)
+    if exchange.compress == "bfloat16":
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+        wrapped.register_comm_hook(None, bf16_compress_hook)
     return wrapped
-
-
-def _add(compress: str, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    """Send a bucket, and put the sum over the processes in its place: torch's own hook would make it a mean."""
-    gradients: Tensor = bucket.buffer()
-    sent = gradients.bfloat16() if compress == "bfloat16" else gradients
-    work = dist.all_reduce(sent, async_op=True)
-    assert work is not None
-
-    def back(done: torch.futures.Future[Any]) -> Tensor:
-        if sent is not gradients:
-            gradients.copy_(sent)
-        return gradients
-
-    future: torch.futures.Future[Tensor] = work.get_future().then(back)
-    return future
 
 
 def _added_rows(gradient: Tensor) -> Tensor:

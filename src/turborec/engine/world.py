@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from turborec.errors import UserError
 
-PATIENCE = timedelta(minutes=10)
-"""How long a process waits for the others before it gives up: longer than any step, validation or checkpoint apart."""
+PATIENCE = timedelta(seconds=float(os.environ.get("TURBOREC_PATIENCE", "600")))
+"""How long a process waits for the others before it gives up: longer than their steps, validations and checkpoints differ."""
 
 _LOST = (
     "Connection closed by peer",
@@ -53,7 +53,7 @@ def local_device(name: str) -> str:
 
 
 @contextmanager
-def joined(patience: timedelta = PATIENCE) -> Iterator[None]:
+def joined() -> Iterator[None]:
     """Be one of the processes that torchrun has started while the block runs, where it has.
 
     Raises `UserError` where another of them is gone or cannot be reached in time: whatever stopped it is in its own words.
@@ -65,13 +65,12 @@ def joined(patience: timedelta = PATIENCE) -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
-        dist.init_process_group(backend, timeout=patience)
+        dist.init_process_group(backend, timeout=PATIENCE)
         yield
     except RuntimeError as error:
-        told = _lost(error)
-        if told is None:
+        if (why := _lost(error)) is None:
             raise
-        raise UserError(f"Process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}: {told}") from error
+        raise UserError(why) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -144,9 +143,10 @@ def _lost(error: RuntimeError) -> str | None:
     """What an error of communication means; None for any other error."""
     words = str(error)
     if any(word in words for word in _LOST):
-        return "another process has ended, so this one ends too. What stopped it is in its own output; what is saved is intact."
+        return "Another process has ended, so this one ends too. What stopped it is in its own output; what is saved is intact."
     if "timed out" in words.lower() or "timeout" in words.lower():
         return (
-            f"the others were not heard from for {PATIENCE.seconds // 60} minutes. One of them hangs, or the network is down."
+            f"The other processes were not heard from for {PATIENCE.total_seconds():,.0f} s: one of them hangs, or the network "
+            "is down. Everything saved is intact; TURBOREC_PATIENCE=<seconds> waits longer."
         )
     return None

@@ -53,7 +53,8 @@ def verify(recipe: AnyRecipe, store: Path, steps: int, kills: int, processes: in
         whole, killed = Path(scratch) / "whole", Path(scratch) / "killed"
         _finish(_started([str(path), "--out", str(whole), *words], processes))
         total = _steps(whole)
-        draw, after = random.Random(seed), []
+        draw = random.Random(seed)
+        after: list[int] = []
         began = ["--resume", str(killed)]
         for moment in sorted(draw.uniform(1, total) for _ in range(kills)):
             process = _started([*(began if after else [str(path), "--out", str(killed)]), *words], processes)

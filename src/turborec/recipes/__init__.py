@@ -9,6 +9,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 from turborec.data.loader import Batches
 from turborec.data.prepare import Prepare
 from turborec.data.split import LeaveOneOut, Split
+from turborec.engine import world
 from turborec.engine.loop import Stage
 from turborec.engine.stopping import EarlyStopping
 from turborec.errors import UserError, closest
@@ -73,8 +74,8 @@ class Recipe(Config, Generic[SourceConfig, ModelConfig]):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The stages in order, for batches of this size."""
-        return tuple(stage.at(self.batches.tokens) for stage in (self.train, *self.then))
+        """The stages in order, for batches of the size that they have in this many processes."""
+        return tuple(stage.at(self.batches.total(world.size())) for stage in (self.train, *self.then))
 
 
 AnyRecipe = Recipe[Any, Any]
