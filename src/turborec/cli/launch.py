@@ -1,6 +1,8 @@
 """The commands that start trainings in several processes, here or on a cluster."""
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,14 +11,9 @@ import typer
 from turborec.cli import runs
 from turborec.cli._options import DEFAULT_HOME, Home, Overrides, Raw, RecipeName, StoreFolder
 from turborec.cli._show import counted
-from turborec.errors import UserError
+from turborec.errors import UserError, closest
 
 app = typer.Typer(help="Train in several processes.", no_args_is_help=True)
-
-
-@app.callback()
-def launch() -> None:
-    """Train in several processes."""
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -42,6 +39,66 @@ def local(
         folder = runs.new_folder(chosen["name"])
         words += ["--out", str(folder)]
     raise typer.Exit(_code(folder, launcher.run(processes, words, restarts)))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def slurm(
+    context: typer.Context,
+    preset: Annotated[str, typer.Option(help="a kind of node: none or 4xh100")] = "none",
+    job: Annotated[
+        list[str] | None, typer.Option(help="what is asked of the cluster, such as nodes=2 or partition=gpu; --keys lists all")
+    ] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="list what --job can say, and leave")] = False,
+    script: Annotated[Path | None, typer.Option(help="write the script to this file; by default it is printed")] = None,
+    submit: Annotated[bool, typer.Option("--submit", help="hand it to sbatch")] = False,
+) -> None:
+    """Write the sbatch script of a training, which goes on after preemptions: the other words are those of `turborec train`."""
+    from turborec import recipes
+    from turborec.cli.recipes import tell_keys
+    from turborec.files import write_whole
+    from turborec.launch import slurm as rendering
+    from turborec.recipe import override, validate
+
+    if keys:
+        tell_keys(rendering.Job)
+        return
+    chosen = _of_train(context.args)
+    if chosen["name"] is None or chosen["out"] is None:
+        raise UserError("A job needs a recipe and a run folder that stays the same when it starts again: RECIPE --out RUN.")
+    recipes.load(chosen["name"], chosen["overrides"])
+    if preset not in ("none", *rendering.PRESETS):
+        raise UserError(f"There is no preset {preset!r}{closest(preset, list(rendering.PRESETS))}.")
+    tree = override(dict(rendering.PRESETS.get(preset, {})), job or ())
+    asked = validate(rendering.Job, tree, "The job")
+    for one in asked.array:
+        recipes.load(chosen["name"], [*(chosen["overrides"] or ()), one])
+    text = rendering.script(asked, _without_out(context.args), str(chosen["out"]))
+    if script is not None:
+        write_whole(script, text)
+    if submit:
+        raise typer.Exit(_sbatch(text))
+    if script is None:
+        print(text, end="")
+
+
+def _sbatch(text: str) -> int:
+    """Hand a script to Slurm, and say what it answers."""
+    if shutil.which("sbatch") is None:
+        raise UserError("There is no sbatch on this machine: write the script with --script, and submit it on the cluster.")
+    return subprocess.run(["sbatch"], input=text, text=True, check=False).returncode
+
+
+def _without_out(words: list[str]) -> list[str]:
+    """The words of `train` but for the run folder, which the script names itself."""
+    kept, skip = [], False
+    for word in words:
+        if skip or word.startswith("--out="):
+            skip = False
+        elif word == "--out":
+            skip = True
+        else:
+            kept.append(word)
+    return kept
 
 
 def verify_resume(

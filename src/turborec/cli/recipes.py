@@ -1,12 +1,15 @@
 """The commands about recipes."""
 
 from itertools import takewhile
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from turborec.cli._options import Overrides, RecipeName
 from turborec.cli._show import console, escape
+
+if TYPE_CHECKING:
+    from turborec.recipe import Config
 
 app = typer.Typer(help="The recipes that ship with turborec.", no_args_is_help=True)
 
@@ -38,9 +41,15 @@ def keys(
 ) -> None:
     """Tell what may stand in a recipe: every key with its values, its default and its meaning."""
     from turborec import recipes
+
+    tell_keys(type(recipes.load(name)), below)
+
+
+def tell_keys(kind: "type[Config]", below: str = "") -> None:
+    """Every key of a config whose path begins so, with its values, its default and its meaning."""
     from turborec.recipe import keys
 
-    for key in keys(type(recipes.load(name))):
+    for key in keys(kind):
         if not key.path.startswith(below):
             continue
         default = f" [dim]= {escape(key.default)}[/dim]" if key.default else ""

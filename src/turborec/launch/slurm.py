@@ -1,0 +1,74 @@
+"""A training as a job of a Slurm cluster: the recipe's command in, one sbatch script out. Nothing here runs anything.
+
+The script lives through preemptions: Slurm warns it some time before the end, it has the training saved, and puts itself back
+into the queue, where it goes on from its checkpoint.
+"""
+
+import shlex
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from turborec.launch.local import HANDED_ON, SETTINGS
+from turborec.recipe import Config
+
+
+class Job(Config):
+    """What is asked of the cluster."""
+
+    name: str = Field("turborec", pattern=r"^[A-Za-z0-9._-]+$", description="of the job, and of its log")
+    nodes: int = Field(1, ge=1)
+    gpus: int = Field(0, ge=0, description="of each node; each has a process of its own")
+    processes: int | None = Field(None, ge=1, description="of each node, where they are not as many as its GPUs")
+    cpus: int = Field(8, ge=1, description="of each node")
+    memory: str = Field("32G", pattern=r"^[0-9]+[KMGT]$", description="of each node")
+    time: str = Field("24:00:00", pattern=r"^([0-9]+-)?[0-9]{1,2}:[0-9]{2}:[0-9]{2}$", description="days-hours:minutes:seconds")
+    partition: str | None = Field(None, pattern=r"^[A-Za-z0-9._,-]+$")
+    account: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]+$")
+    warning: int = Field(
+        180, ge=30, description="seconds before the end at which Slurm warns the training; it sends it up to a minute early"
+    )
+    requeue: bool = Field(True, description="go on in a job of the same number when the time is over or the machine is wanted")
+    modules: tuple[str, ...] = Field((), description="environment modules to load")
+    activate: str | None = Field(
+        ".venv/bin/activate", description="the virtual environment's script, from the folder of the job"
+    )
+    container: str | None = Field(None, description="an image to run in (Apptainer), in place of a virtual environment")
+    folder: str | None = Field(None, description="where the job runs; by default where it is submitted")
+    after: str | None = Field(
+        None, pattern=r"^[0-9]+$", description="the job that must have ended well first, such as the preparation"
+    )
+    array: tuple[str, ...] = Field((), description="one override for each job of an array: a sweep")
+
+    @model_validator(mode="after")
+    def _one_environment(self) -> "Job":
+        if self.container and self.modules:
+            raise ValueError("container brings its own software: leave out modules, or the container")
+        return self
+
+    @property
+    def processes_a_node(self) -> int:
+        """Processes of the training on each node."""
+        return self.processes or self.gpus or 1
+
+
+PRESETS = {"4xh100": {"gpus": 4, "cpus": 32, "memory": "480G", "time": "24:00:00"}}
+"""A node of four H100, as the clusters that have them hand it out."""
+
+
+def script(job: Job, words: list[str], out: str) -> str:
+    """The sbatch script that runs `turborec train` with these words, writing to the run folder `out`."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    folder = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=folder, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    # Every word is quoted for the shell here; the template holds no value of the user's that is not checked or quoted.
+    return environment.get_template("slurm.sh.j2").render(
+        job=job,
+        words=shlex.join(words),
+        out=shlex.quote(out),
+        overrides=[shlex.quote(one) for one in job.array],
+        quote=shlex.quote,
+        settings=SETTINGS,
+        signals=HANDED_ON,
+    )
