@@ -93,11 +93,9 @@ def results(run):
 
 
 def test_two_processes_find_what_one_finds(place):
-    done = subprocess.run(
-        [sys.executable, "-m", "turborec", "train", str(place / "recipe.yaml"), "--out", str(place / "one")]
-        + ["--store", str(place / "store"), "--json"],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "turborec", "train", str(place / "recipe.yaml"), "--out", str(place / "one"), "--json"]
+    command += ["--store", str(place / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert json.loads(done.stdout)["results"]
     one, two = results(place / "one"), results(place / "whole")
     assert one == pytest.approx(two, rel=1e-3)

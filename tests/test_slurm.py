@@ -60,13 +60,8 @@ def test_hostile_words_stay_words(tmp_path):
     # All up to the start of the training, with its two commands replaced by echoes.
     head = text.split("srun --kill")[0].replace("scontrol show hostnames", "echo")
     environment = {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "here", "PATH": "/usr/bin:/bin"}
-    said = subprocess.run(
-        ["bash", "-c", head + 'printf "%s\\n" "$out" "${words[@]}"'],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    told = head + 'printf "%s\\n" "$out" "${words[@]}"'
+    said = subprocess.run(["bash", "-c", told], env=environment, capture_output=True, text=True, check=True)
     assert said.stdout.splitlines()[-2:] == [hostile, hostile]
     assert list(tmp_path.iterdir()) == []
     for wrong in ({"name": "a\n#SBATCH --uid=0"}, {"partition": "gpu; rm"}, {"memory": "all"}, {"time": "tomorrow"}):

@@ -26,17 +26,17 @@ class Job(Config):
     partition: str | None = Field(None, pattern=r"^[A-Za-z0-9._,-]+$")
     account: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]+$")
     warning: int = Field(
-        180, ge=30, description="seconds before the end at which Slurm warns the training; it sends it up to a minute early"
+        180, ge=30, description="seconds before the end at which Slurm warns the training, or a minute earlier"
     )
-    requeue: bool = Field(True, description="go on in a job of the same number when the time is over or the machine is wanted")
+    requeue: bool = Field(True, description="go on as the same job when the time is over or the machine is wanted")
     modules: tuple[str, ...] = Field((), description="environment modules to load")
     activate: str | None = Field(
-        ".venv/bin/activate", description="the virtual environment's script, from the folder of the job"
+        ".venv/bin/activate", description="the virtual environment's script, as seen from the job's folder"
     )
     container: str | None = Field(None, description="an image to run in (Apptainer), in place of a virtual environment")
     folder: str | None = Field(None, description="where the job runs; by default where it is submitted")
     after: str | None = Field(
-        None, pattern=r"^[0-9]+$", description="the job that must have ended well first, such as the preparation"
+        None, pattern=r"^[0-9]+$", description="a job that must have ended well before, such as a preparation"
     )
     array: tuple[str, ...] = Field((), description="one override for each job of an array: a sweep")
 
