@@ -3,11 +3,13 @@
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from turborec import recipes
-from turborec.bench import budget, levers, matrix, promise
+from turborec.bench import budget, levers, matrix, promise, scaling
 from turborec.data.store import open_store
+from turborec.engine import world
 from turborec.errors import UserError
 
 
@@ -28,6 +30,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=promise.Gate.seeds, help="of each such comparison (%(default)s)")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     parser.add_argument("--trial", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--scaling-of", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     try:
         store = open_store(chosen.store)
@@ -38,6 +41,13 @@ def main() -> None:
         if chosen.trial:
             recipe = recipes.from_tree(json.loads(sys.stdin.read()), "The recipe")
             print(json.dumps({"peak": budget.trial(recipe, store, chosen.device)}))
+            return
+        if chosen.scaling_of:
+            recipe = recipes.from_tree(json.loads(chosen.scaling_of.read_text(encoding="utf-8")), "The recipe")
+            with world.joined():
+                sample = scaling.work(recipe, store, chosen.device, chosen.seconds)
+                if world.leads():
+                    print(json.dumps(asdict(sample)))
             return
         if chosen.recipe is None or "=" in chosen.recipe:
             parser.error("a recipe is needed")

@@ -146,8 +146,12 @@ def ratio(fast: Measurement, slow: Measurement, quantity: str = "targets", clock
 
     The median is taken of logarithms, so that the ratio the other way round is one over it.
     """
-    pairs = zip(fast.per_second(quantity, clock), slow.per_second(quantity, clock), strict=True)
-    found = median([math.log(a / b) for a, b in pairs])
+    return ratio_of(fast.per_second(quantity, clock), slow.per_second(quantity, clock))
+
+
+def ratio_of(rates: list[float], others: list[float]) -> Median:
+    """The median of one list of rates over another, round by round."""
+    found = median([math.log(a / b) for a, b in zip(rates, others, strict=True)])
     return Median(math.exp(found.value), math.exp(found.low), math.exp(found.high))
 
 

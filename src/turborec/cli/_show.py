@@ -160,6 +160,37 @@ def bench_tables(found: "dict[str, Any]") -> None:
         console.print(f"The machine at its best: {product:,.0f} GFLOP/s of {name} products, copies at {copy:.1f} GB/s")
 
 
+def scaling_table(found: "dict[str, Any]") -> None:
+    """How the rate of training grows with processes."""
+    rounds = found["plan"]["rounds"]
+    table = Table(title=f"processes of one thread, medians of {counted(rounds, 'round')}; in brackets {_bracket(rounds)}")
+    for name in ("processes", "batch", "tokens", "targets/s", "speed-up", "step", "exchange by itself"):
+        table.add_column(name, justify="left" if name == "batch" else "right")
+    for row in found["rows"]:
+        speedup = row["speedup"]
+        alone = row["processes"] == 1
+        table.add_row(
+            str(row["processes"]),
+            "" if alone else {"strong": "shared out", "weak": "one for each"}[row["mode"]],
+            f"{row['tokens']:,}",
+            f"{row['targets_per_second']['value']:,.0f}",
+            "" if alone else f"{speedup['value']:.2f}x ({speedup['low']:.2f}-{speedup['high']:.2f})",
+            f"{row['step_ms']:.1f} ms",
+            "" if alone else f"{row['communication_share']:.1%} of a step, {row['exchanged_mib']:.1f} MiB",
+        )
+    console.print(table)
+    if found["predicted"]:
+        console.print(
+            "Predicted, not measured: a batch for each, steps as long as one process's here, nothing of the exchange hidden:"
+        )
+    for name in dict.fromkeys(one["interconnect"] for one in found["predicted"]):
+        speedups = [one for one in found["predicted"] if one["interconnect"] == name]
+        told = ", ".join(f"{one['processes']} processes {one['speedup']:.2f}x" for one in speedups)
+        console.print(f"  {name}: {told}")
+    if found["warning"]:
+        console.print(found["warning"])
+
+
 def _bracket(rounds: int) -> str:
     """What an interval over so many rounds is (the sign test)."""
     return "intervals of at least 95 %" if rounds >= 6 else "all that was seen, which is no 95 % interval"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from turborec.cli._options import DEFAULT_HOME, AsJson, Device, Home, Overrides, Raw, RecipeName, StoreFolder
-from turborec.cli._show import bench_tables, console, forecast_lines, profile_tables
+from turborec.cli._show import bench_tables, console, forecast_lines, profile_tables, scaling_table
 from turborec.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,6 +93,40 @@ def bench(
         from turborec.report.bench_page import write_bench
 
         write_bench(found, page)
+
+
+@app.command("scaling")
+def scale(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    processes: Annotated[str, typer.Option(help="numbers of processes, comma-separated, the first of them 1")] = "1,2",
+    rounds: Annotated[int, typer.Option(min=1, help="trainings of each; six give a 95 % interval")] = 6,
+    seconds: Annotated[float, typer.Option(min=0.1, help="length of a training, after its warm-up")] = 10.0,
+    out: Annotated[Path | None, typer.Option(help="also write the measurements to this JSON file")] = None,
+    home: Home = DEFAULT_HOME,
+    raw: Raw = None,
+    store: StoreFolder = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure how training speeds up with processes of one thread each: the same batch shared out, and a batch for each."""
+    from turborec.bench import scaling
+    from turborec.files import require_writable, write_whole
+
+    if out:
+        require_writable(out)
+    try:
+        numbers = [int(word) for word in processes.split(",")]
+    except ValueError as error:
+        raise UserError(f"--processes is a list of whole numbers such as 1,2,4, got {processes!r}.") from error
+    chosen, opened = _opened(recipe, overrides, home, raw, store)
+    found = {"recipe": recipe, **scaling.measure(chosen, opened, numbers, rounds, seconds, device)}
+    if as_json:
+        print(json.dumps(found))
+    else:
+        scaling_table(found)
+    if out:
+        write_whole(out, json.dumps(found, indent=1))
 
 
 @app.command()
