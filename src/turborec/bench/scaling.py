@@ -69,12 +69,12 @@ def measure(recipe: AnyRecipe, store: Store, processes: list[int], rounds: int, 
         raise UserError(f"The numbers of processes must begin with 1, which the others are compared with: got {processes}.")
     warning, before = hardware.busy(), log.environment()
     modes: tuple[Mode, ...] = ("strong", "weak")
-    cases = [(1, "strong"), *((n, mode) for mode in modes for n in processes[1:])]
-    samples: dict[tuple[int, str], list[Sample]] = {case: [] for case in cases}
+    cases: list[tuple[int, Mode]] = [(1, "strong"), *((n, mode) for mode in modes for n in processes[1:])]
+    samples: dict[tuple[int, Mode], list[Sample]] = {case: [] for case in cases}
     for number in range(rounds):
         for count, mode in cases if number % 2 == 0 else reversed(cases):
             samples[count, mode].append(_trained(_batches(recipe, count, mode), store, count, seconds, device))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (count, mode), some in samples.items():
         rates = [sample.targets / sample.seconds for sample in some]
         alone = [sample.targets / sample.seconds for sample in samples[1, "strong"]]

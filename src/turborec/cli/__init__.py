@@ -24,7 +24,7 @@ app.add_typer(runs.app)
 app.add_typer(reports.app)
 app.add_typer(bench.app)
 app.add_typer(launch.app, name="launch")
-app.command()(launch.verify_resume)
+app.add_typer(launch.verifying)
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipe")
 

@@ -14,6 +14,7 @@ from turborec.cli._show import counted
 from turborec.errors import UserError, closest
 
 app = typer.Typer(help="Train in several processes.", no_args_is_help=True)
+verifying = typer.Typer()
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -101,6 +102,7 @@ def _without_out(words: list[str]) -> list[str]:
     return kept
 
 
+@verifying.command()
 def verify_resume(
     recipe: RecipeName,
     overrides: Overrides = None,
