@@ -48,7 +48,7 @@ def test_what_is_compiled_computes_the_same_and_is_seen_to_be_compiled(store, wh
         graphs = step.compiled()[0]
         for _ in range(10):
             next(work.steps)  # of other sizes
-        assert step.compiled()[0] == graphs
+        assert step.compiled()[0] <= graphs + 2  # one row, or one event, is a case of its own
         epoch = TrainingBatches(store, batch, 1).epoch(0)
         losses.append(float(assembly.model(epoch.batch(0)).terms["next_item"].sum.detach()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
