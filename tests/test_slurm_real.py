@@ -86,9 +86,8 @@ def cluster(tmp_path_factory):
     munge = [f"--{name}={folder / file}" for name, file in (("key-file", "munge.key"), ("socket", "munge.socket"))]
     munge += [f"--{name}={folder / ('munge.' + name)}" for name in ("pid-file", "log-file", "seed-file")]
     daemons = [
-        subprocess.Popen(["munged", "--foreground", "--force", *munge]),
-        subprocess.Popen(["slurmctld", "-D"], env=environment),
-        subprocess.Popen(["slurmd", "-D"], env=environment),
+        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for command in (["munged", "--foreground", "--force", *munge], ["slurmctld", "-D"], ["slurmd", "-D"])
     ]
     try:
         waited = time.monotonic()
@@ -131,7 +130,7 @@ def test_three_preemptions_change_nothing(cluster, tmp_path):
         processes=2, cpus=os.cpu_count(), memory="1G", time="00:30:00", activate=str(activate), folder=str(tmp_path)
     )
     (tmp_path / "job.sh").write_text(slurm.script(job, words, str(tmp_path / "job")))
-    said = asked(cluster, "sbatch", "--parsable", str(tmp_path / "job.sh"))
+    said = asked(cluster, "sbatch", "--parsable", f"--chdir={tmp_path}", str(tmp_path / "job.sh"))
     assert said.isdecimal(), said
     for preemption in (1, 2, 3):
         until(lambda part=preemption: steps_done(tmp_path / "job") > part * total // 5, cluster, said, tmp_path)
