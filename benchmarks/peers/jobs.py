@@ -17,7 +17,7 @@ PEERS = ("recbole", "rectools", "replay")
 BATCH_SIZE = {"recbole": 512, "rectools": 128, "replay": 64}
 """Rows of a batch: prefixes, or sequences."""
 
-BEST_BATCH_SIZE = {("replay", "amazon-beauty-2014"): 8}
+BEST_BATCH_SIZE = {("replay", "amazon-beauty-2014", "sasrec"): 8}
 """Where another size makes a peer faster: RePlay takes like lengths together, so that small batches are narrow ones."""
 
 LEARNING_RATE = 1e-3
@@ -73,7 +73,7 @@ def peer_job(
         "hidden": model.hidden,
         "max_length": recipe.batches.max_length,
         "dropout": model.dropout,
-        "batch_size": batch_size or BEST_BATCH_SIZE.get((peer, data), BATCH_SIZE[peer]),
+        "batch_size": batch_size or BEST_BATCH_SIZE.get((peer, data, model.kind), BATCH_SIZE[peer]),
         "loss": "sampled_softmax" if sampled else "softmax",
         "negatives": model.loss.negatives if sampled else 0,
         "mask_share": getattr(model, "mask_share", 0.0),
