@@ -95,6 +95,19 @@ FORECASTS: list[Column] = [
 ]
 
 
+BATCH = {"strong": "shared out", "weak": "one for each"}
+
+SCALING: list[Column] = [
+    ("recipe", lambda row: row["recipe"]),
+    ("processes", lambda row: "1" if row["variant"] == "default" else row["variant"].split(" ")[0]),
+    ("batch", lambda row: BATCH[row["protocol"]["mode"]] if row["variant"] != "default" else ""),
+    ("tokens", lambda row: f"{row['protocol']['tokens']:,}"),
+    ("targets a second", number("targets_per_second")),
+    ("× one process", lambda row: interval("two_process_speedup")(row) or interval("process_speedup")(row)),
+    ("exchange by itself", number("communication_share", "{:.1%} of a step")),
+]
+
+
 def beside(peer: str) -> list[Column]:
     """The columns of a comparison with a peer."""
     return [
@@ -132,6 +145,10 @@ def speed_sections(rows: list[Row]) -> list[str]:
     if forecasts:
         told = "What `turborec plan` forecast, as a share of what whole runs then took, median of three runs."
         lines += ["", "### Forecasts", "", told, *_by_place(forecasts, FORECASTS)]
+    scaling = [row for row in rows if row["kind"] == "scaling"]
+    if scaling:
+        told = "Processes of one thread each (gloo), against one such process, by wall time."
+        lines += ["", "### Several processes", "", told, *_by_place(scaling, SCALING)]
     return lines
 
 
