@@ -23,7 +23,7 @@ checkpoints: {minutes: 0.003, keep: 3}
 anchors: false
 """
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def launched(place, run, *words, processes=2, resume=False, **environment):
 
 def ended(process):
     """The exit code and what was said on standard error."""
-    said = process.communicate(timeout=120)[1]
+    said = process.communicate(timeout=240)[1]
     return process.returncode, said
 
 
@@ -59,7 +59,7 @@ def steps_done(run):
 
 def when(place, run, process, steps):
     """Wait until the run has done so many steps."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while steps_done(place / run) < steps and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     assert steps_done(place / run) >= steps, process.communicate()[1]
@@ -126,7 +126,7 @@ def test_a_killed_process_takes_the_run_down_and_it_goes_on(place, rank):
     began = time.monotonic()
     os.kill(ranks_of(process)[rank], signal.SIGKILL)
     code, said = ended(process)
-    assert code == 128 + signal.SIGKILL and time.monotonic() - began < 45
+    assert code == 128 + signal.SIGKILL and time.monotonic() - began < 100
     assert f"process {rank} was killed by SIGKILL" in said and "Traceback" not in said, said
     assert ended(launched(place, run, resume=True))[0] == 0
     assert outcome(place / run) == outcome(place / "whole")
@@ -159,11 +159,11 @@ def test_a_mistake_is_told_once(place):
 
 
 def test_a_process_that_hangs_is_not_waited_for(place):
-    process = launched(place, "hung", TURBOREC_PATIENCE="4")
+    process = launched(place, "hung", TURBOREC_PATIENCE="15")
     when(place, "hung", process, 7)
     os.kill(ranks_of(process)[1], signal.SIGSTOP)
     code, said = ended(process)
-    assert code == 2 and "not heard from for 4 s" in said and "Traceback" not in said, said
+    assert code == 2 and "not heard from for 15 s" in said and "Traceback" not in said, said
     assert ended(launched(place, "hung", resume=True))[0] == 0
     assert outcome(place / "hung") == outcome(place / "whole")
 

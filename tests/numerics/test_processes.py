@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).with_name("shares.py")
 def torchrun(processes, *words, **environment):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *words]
     given = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), **environment}
-    return subprocess.run(command, env=given, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, env=given, capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.fixture(scope="module")
