@@ -141,5 +141,5 @@ def _trained(recipe: AnyRecipe, store: Store, processes: int, seconds: float, de
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"A training in {processes} processes failed: {done.stderr.strip()[-1500:]}")
+        raise UserError(f"A training in {processes} processes failed: {done.stderr.strip()[:1500]}")
     return Sample(**json.loads(done.stdout.strip().splitlines()[-1]))

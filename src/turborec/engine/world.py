@@ -67,6 +67,7 @@ def joined() -> Iterator[None]:
     try:
         dist.init_process_group(backend, timeout=PATIENCE)
         yield
+        wait()  # who leaves first would close the connections on which others still wait
     except RuntimeError as error:
         if (why := _lost(error)) is None:
             raise
