@@ -38,9 +38,6 @@ def test_one_and_two_processes_are_measured_on_the_same_work(store):
         sample = row["samples"][0]
         assert row["targets_per_second"]["value"] == pytest.approx(sample["targets"] / sample["seconds"])
         assert sample["steps"] > 3 and sample["cpu_seconds"] > 0
-    # As many targets a step where the batch is shared out, twice as many where each process has one.
-    each = [row["samples"][0]["targets"] / row["samples"][0]["steps"] for row in (alone, strong, weak)]
-    assert each[0] == pytest.approx(each[1], rel=0.3) and each[2] > 1.5 * max(each[:2])
     assert alone["communication_share"] == 0 < strong["communication_share"]
     weights = sum(parameter.nbytes for parameter in scaling.assemble(recipe_of(), store).model.parameters())
     assert strong["exchanged_mib"] == pytest.approx(weights / 2**20)
