@@ -118,7 +118,7 @@ def test_a_signal_saves_and_asks_to_be_started_again(place, number):
     assert outcome(place / run) == outcome(place / "whole")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_process_takes_the_run_down_and_it_goes_on(place, rank):
     run = f"killed-{rank}"
     process = launched(place, run)
@@ -141,7 +141,7 @@ def test_a_killed_process_is_started_anew(place):
     assert outcome(place / "restarted") == outcome(place / "whole")
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), pytest.param(2, 3, marks=pytest.mark.slow)])
 def test_any_number_of_processes_goes_on(place, before, after):
     run = f"from-{before}-to-{after}"
     process = launched(place, run, processes=before)
@@ -186,7 +186,7 @@ def test_tokens_of_each_process_make_a_batch_of_all(place):
     assert code == 2 and "go on with 2 processes" in said
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_verify_resume(place, processes):
     command = [sys.executable, "-m", "turborec", "verify-resume", str(place / "recipe.yaml"), "--store", str(place / "store")]
     command += ["--steps", "20", "--kills", "2", "--processes", str(processes)]

@@ -28,7 +28,7 @@ def recipe_of(tokens=192):
 @pytest.mark.timeout(200)
 def test_one_and_two_processes_are_measured_on_the_same_work(store):
     found = scaling.measure(recipe_of(), store, [1, 2], rounds=1, seconds=0.3, device="cpu")
-    alone, strong, weak = found["rows"]
+    alone, strong, _ = found["rows"]
     assert [(row["processes"], row["mode"], row["tokens"]) for row in found["rows"]] == [
         (1, "strong", 192),
         (2, "strong", 192),
