@@ -101,7 +101,7 @@ def _epoch(job: _Job, state: TrainState) -> None:
     if not steps:
         raise UserError("There is nothing to train on: no user has two events before the validation part.")
     began = saved = time.monotonic()
-    before, label = position.targets, f"Epoch {position.epoch + 1}/{stage.epochs}"
+    before, first, label = position.targets, position.step, f"Epoch {position.epoch + 1}/{stage.epochs}"
     epochs = sum(s.epochs for s in run.recipe.stages)
     if not position.global_step:
         logger.info(f"{steps} steps an epoch, {plan.targets:,} events to learn from, {plan.fill:.1%} of the positions filled")
@@ -121,7 +121,8 @@ def _epoch(job: _Job, state: TrainState) -> None:
                 _save(run, state)
                 saved = time.monotonic()
             _heed(int(signal), run, position)
-    speed = (position.targets - before) / (time.monotonic() - began)
+    took, done = time.monotonic() - began, position.step - first
+    speed = (position.targets - before) / took
     values: dict[str, float] = {
         "loss": position.loss / max(1, position.targets),
         "fill": plan.fill,
@@ -130,7 +131,7 @@ def _epoch(job: _Job, state: TrainState) -> None:
     position.epoch, position.step, position.loss, position.targets = position.epoch + 1, 0, 0.0, 0
     _validate(run, state, values, job.metrics)
     if world.size() > 1:
-        _tell_processes(state, (time.monotonic() - began) / max(1, steps), run.recipe.batches.total(world.size()))
+        _tell_processes(state, took / max(1, done), run.recipe.batches.total(world.size()))
     logger.info(
         f"{label}: step {position.global_step:,} of about {epochs * steps:,} ({(number + 1) / epochs:.0%}), "
         f"loss {values['loss']:.4f}, validation {run.recipe.select} {values[run.recipe.select]:.4f} "

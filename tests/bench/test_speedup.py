@@ -53,6 +53,7 @@ def test_a_prediction_is_a_ring_of_messages():
 def test_what_cannot_be_compared_is_refused(store):
     with pytest.raises(UserError, match="must begin with 1"):
         scaling.measure(recipe_of(), store, [2, 4], 1, 0.1, "cpu")
-    command = [sys.executable, "-m", "turborec", "scaling", "online-retail/sasrec", "--processes", "1,two"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 2 and "whole numbers" in done.stderr
+    command = [sys.executable, "-m", "turborec", "bench", "online-retail/sasrec", "--store", str(store.folder)]
+    for words, told in ((("--processes", "1,two"), "whole numbers"), (("--processes", "1,2", "--levers", "bf16"), "leave out")):
+        done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 2 and told in done.stderr

@@ -65,6 +65,7 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0.0, help="length of a turn")] = 2.0,
     gate: Annotated[int, typer.Option(min=0, help="epochs after which levers that change the mathematics are compared")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="of each such comparison")] = 3,
+    processes: Annotated[str, typer.Option(help="instead: the speed-up by numbers of processes, such as 1,2,4")] = "",
     out: Annotated[Path | None, typer.Option(help="also write the measurements to this JSON file")] = None,
     page: Annotated[Path | None, typer.Option(help="also write an HTML page to this file")] = None,
     home: Home = DEFAULT_HOME,
@@ -74,59 +75,30 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure a recipe's training step, its levers one by one, and plain PyTorch beside it, in turns."""
-    from turborec.bench import matrix, promise
+    from turborec.bench import matrix, promise, scaling
     from turborec.files import require_writable, write_whole
 
     for path in filter(None, (out, page)):
         require_writable(path)
     chosen, opened = _opened(recipe, overrides, home, raw, store)
-    judged = promise.Gate(gate, seeds)
-    plan = matrix.Plan(matrix.named(levers), matrix.opponents(against), rounds, seconds, gate=judged)
-    found = {"recipe": recipe, **matrix.run(chosen, opened, plan, device)}
+    if processes:
+        numbers = _numbers(processes, unfit=bool(levers or against or gate or page))
+        measured = scaling.measure(chosen, opened, numbers, rounds, seconds, device)
+    else:
+        named, others = matrix.named(levers), matrix.opponents(against)
+        plan = matrix.Plan(named, others, rounds, seconds, gate=promise.Gate(gate, seeds))
+        measured = matrix.run(chosen, opened, plan, device)
+    found = {"recipe": recipe, **measured}
     if as_json:
         print(json.dumps(found))
     else:
-        bench_tables(found)
+        (scaling_table if processes else bench_tables)(found)
     if out is not None:
         write_whole(out, json.dumps(found, indent=1))
     if page is not None:
         from turborec.report.bench_page import write_bench
 
         write_bench(found, page)
-
-
-@app.command("scaling")
-def scale(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    processes: Annotated[str, typer.Option(help="numbers of processes, comma-separated, the first of them 1")] = "1,2",
-    rounds: Annotated[int, typer.Option(min=1, help="trainings of each; six give a 95 % interval")] = 6,
-    seconds: Annotated[float, typer.Option(min=0.1, help="length of a training, after its warm-up")] = 10.0,
-    out: Annotated[Path | None, typer.Option(help="also write the measurements to this JSON file")] = None,
-    home: Home = DEFAULT_HOME,
-    raw: Raw = None,
-    store: StoreFolder = None,
-    device: Device = "auto",
-    as_json: AsJson = False,
-) -> None:
-    """Measure how training speeds up with processes of one thread each: the same batch shared out, and a batch for each."""
-    from turborec.bench import scaling
-    from turborec.files import require_writable, write_whole
-
-    if out:
-        require_writable(out)
-    try:
-        numbers = [int(word) for word in processes.split(",")]
-    except ValueError as error:
-        raise UserError(f"--processes is a list of whole numbers such as 1,2,4, got {processes!r}.") from error
-    chosen, opened = _opened(recipe, overrides, home, raw, store)
-    found = {"recipe": recipe, **scaling.measure(chosen, opened, numbers, rounds, seconds, device)}
-    if as_json:
-        print(json.dumps(found))
-    else:
-        scaling_table(found)
-    if out:
-        write_whole(out, json.dumps(found, indent=1))
 
 
 @app.command()
@@ -164,6 +136,16 @@ def profile(
         write_profile(recipe, found, environment, page)
     if trace is not None and not as_json:
         console.print(f"\nThe trace is [bold]{trace}[/bold]: open it in chrome://tracing or ui.perfetto.dev")
+
+
+def _numbers(text: str, unfit: bool) -> list[int]:
+    """The numbers of processes that a comma-separated text names; `unfit`: options are given that have no meaning with them."""
+    if unfit:
+        raise UserError("--processes measures the recipe as it is: leave out --levers, --against, --gate and --page.")
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--processes is a list of whole numbers such as 1,2,4, got {text!r}.") from error
 
 
 def _largest_batch(recipe: "AnyRecipe", store: "Store", device: str, home: Path, as_json: bool) -> None:
