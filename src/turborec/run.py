@@ -87,9 +87,11 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _write_status(folder: Path, state: log.Status, reason: str = "", code: int = 0) -> None:
-    """The leader's; of the others one that fails where the leader cannot know why."""
-    if world.leads() or state == "failed":
-        log.write_status(folder, state, reason if world.leads() else f"{reason} (process {world.rank()})", code)
+    """The leader's word, or that of another process that fails while the leader has not said why."""
+    if world.leads():
+        log.write_status(folder, state, reason, code)
+    elif state == "failed" and _state(folder) == "running":
+        log.write_status(folder, state, f"{reason} (process {world.rank()})", code)
 
 
 def reopen(folder: Path, places: Places, device: str = "auto") -> Run:
@@ -104,10 +106,15 @@ def reopen(folder: Path, places: Places, device: str = "auto") -> Run:
 
 def is_finished(folder: Path) -> bool:
     """Whether the run in `folder` came to its end."""
+    return _state(folder) == "finished"
+
+
+def _state(folder: Path) -> str | None:
+    """What `status.json` says, where it can be read."""
     try:
-        return bool(json.loads((folder / "status.json").read_text(encoding="utf-8"))["state"] == "finished")
+        return str(json.loads((folder / "status.json").read_text(encoding="utf-8"))["state"])
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None
 
 
 def recipe_of(folder: Path) -> AnyRecipe:
