@@ -14,6 +14,7 @@ from turborec.data.loader import evaluation_batches
 from turborec.data.store import Part, Store
 from turborec.engine import hardware, world
 from turborec.engine.loop import Stage
+from turborec.engine.sharding import whole_model
 from turborec.evaluate import Evaluation, Result, evaluate
 from turborec.losses import Criterion
 from turborec.recipe import open_kind
@@ -49,6 +50,7 @@ def assemble(recipe: AnyRecipe, store: Store, device: str = "auto") -> Assembly:
     model = recipe.model.build(stores.spec_of(store, recipe))
     if isinstance(model, Counted):
         chosen = torch.device("cpu")  # counting is sparse work in float64, nothing for an accelerator
+    recipe.train.exchange.apply(model)  # before it goes to a device, which may have no room for all of it
     model = model.to(chosen)
     compile_parts(model, recipe.train)
     return Assembly(recipe, store, model, chosen)
@@ -73,16 +75,22 @@ def measure(assembly: Assembly, part: Part, model: Model | None = None, config: 
 
     Each process ranks a share of the users, and all of them find the same result: what is counted are whole numbers.
     """
-    model = assembly.model if model is None else model
-    model.eval()
     config, shown = config or assembly.recipe.evaluation, assembly.recipe.batches
     batches = evaluation_batches(assembly.store, part, shown, config.users(assembly.store, part))
     share = islice(batches, world.rank(), None, world.size())
+    model = whole(assembly) if model is None else model
+    model.eval()
     device = torch.device("cpu") if isinstance(model, Counted) else assembly.device
     with torch.no_grad():
         result = evaluate(model.scorer(), share, assembly.store, part, config, device, shown.max_length, world.add_up)
     windows = shown.model_dump(include={"max_length", "coverage", "overlap", "seams"})
     return replace(result, card={**result.card, "training_windows": windows})
+
+
+def whole(assembly: Assembly) -> Model:
+    """The model, with what other processes hold of it where they do: every process must ask."""
+    with torch.random.fork_rng(devices=[]):  # another of its shape draws weights, which are not used
+        return whole_model(assembly.model, lambda: assembly.recipe.model.build(stores.spec_of(assembly.store, assembly.recipe)))
 
 
 def anchor(assembly: Assembly, kind: str) -> Model:

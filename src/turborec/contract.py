@@ -13,10 +13,82 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class Parts(Protocol):
+    """How a process works on a table of which each process holds some rows.
+
+    Letters, beside those of the module: N rows of this process, M of all.
+    """
+
+    first: int  # the row of the table that is the first here
+    total: int  # rows of the table
+    most: int  # of them that one process holds
+
+    def rows(self, table: Tensor, ids: Tensor) -> Tensor:
+        """The rows of these ids, whoever holds them: int64 [...] -> [..., D]."""
+        ...
+
+    def together(self, *own: Tensor) -> tuple[Tensor, ...]:
+        """What all processes have of some tensors, theirs one after another: [N, ...] each -> [M, ...] each."""
+        ...
+
+    def own(self, total: Tensor) -> Tensor:
+        """The rows of this process, of a tensor like those that were last brought together: [M, ...] -> [N, ...]."""
+        ...
+
+    def returned(self, parts: Tensor) -> Tensor:
+        """The rows of this process, each the sum of what the processes have of it: [M, D] -> [N, D]."""
+        ...
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes."""
+        ...
+
+    def greatest(self, tensor: Tensor) -> Tensor:
+        """The largest among the processes, element by element."""
+        ...
+
+    def held(self, ids: Tensor) -> Any:
+        """An index of those of the ids [N] whose rows are here."""
+        ...
+
+
+class Whole:
+    """A table of which a process holds every row: `Parts` without others."""
+
+    first = 0
+
+    def __init__(self, table: Tensor) -> None:
+        self.total = self.most = len(table)
+
+    def rows(self, table: Tensor, ids: Tensor) -> Tensor:
+        """The rows of these ids: int64 [...] -> [..., D]."""
+        return F.embedding(ids, table, sparse=getattr(table, "_read_by_rows", False))
+
+    def together(self, *own: Tensor) -> tuple[Tensor, ...]:
+        """The tensors as they are."""
+        return own
+
+    def held(self, ids: Tensor) -> Any:
+        """All of them."""
+        return slice(None)
+
+    def own(self, total: Tensor) -> Tensor:
+        """The tensor as it is."""
+        return total
+
+    returned = summed = greatest = own
+
+
+def parts_of(table: Tensor) -> Parts:
+    """How this process works on a table of which the others may hold other rows."""
+    found: Parts | None = getattr(table, "_parts", None)
+    return found or Whole(table)
+
+
 def rows_of(table: Tensor, ids: Tensor, shared: bool = False) -> Tensor:
     """The rows of a table: [V + 1, D], int64 [...] -> [..., D]; `shared` ids are the same in every process of a run."""
     note_reads(table, ids, shared)
-    return F.embedding(ids, table, sparse=getattr(table, "_read_by_rows", False))
+    return parts_of(table).rows(table, ids)
 
 
 def read_by_rows(table: nn.Parameter) -> None:
@@ -66,6 +138,10 @@ class Batch(Protocol):
         """At most `parts` batches of about equal work whose rows together are this batch."""
         ...
 
+    def nothing(self) -> Self:
+        """A batch that asks for nothing, for a process that has no part left where the others have."""
+        ...
+
 
 @dataclass(frozen=True)
 class Term:
@@ -112,9 +188,8 @@ class DotProduct:
         """[B, D] -> [B, hi - lo]."""
         # Scores decide ranks, so no reduced precision may slip in from the caller's autocast.
         with torch.autocast(state.device.type, enabled=False):
-            if self.bias is None:
-                return state @ self.items[lo:hi].T
-            return torch.addmm(self.bias[lo:hi], state, self.items[lo:hi].T)
+            tile = self.items[lo:hi].to(state.device)  # a table that is too large for the device stays on the host
+            return state @ tile.T if self.bias is None else torch.addmm(self.bias[lo:hi], state, tile.T)
 
 
 class Model(nn.Module, ABC):

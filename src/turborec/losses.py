@@ -7,6 +7,7 @@ Each loss is a frozen config whose `build` gives the module that computes it.
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from turborec.contract import rows_of
+from turborec.contract import parts_of, rows_of
 from turborec.recipe import Config
 
 logger = logging.getLogger("turborec")
@@ -96,7 +97,7 @@ class GBCE(Config):
 
     def value(self, head: "Head", targets: Tensor, negatives: Tensor, share: Tensor) -> Tensor:
         """[N], [K], [V + 1] -> scalar."""
-        rate = min(1.0, len(negatives) / max(1, len(head.table) - 2))
+        rate = min(1.0, len(negatives) / max(1, parts_of(head.table).total - 2))
         beta = rate * (self.calibration * (1 - 1 / rate) + 1 / rate)
         positive, negative, hit = head.logits(targets, negatives)
         return beta * F.softplus(-positive).sum() + F.softplus(negative).masked_fill(hit, 0.0).sum()
@@ -228,38 +229,58 @@ class TiledCrossEntropy(torch.autograd.Function):
 
 
 def _cross_entropy(head: Head, targets: Tensor, low: torch.dtype, needs_gradient: bool) -> tuple[Tensor, ...]:
-    """The value and, where asked for, the gradients of states, table and bias, a block of rows at a time."""
-    states, table = head.states, head.table
-    rows, columns = _tile(len(table) - 1, tile_bytes(table.device, low) // low.itemsize)
-    tiles = torch.split(table[1:].to(low), columns)
-    biases = (None,) * len(tiles) if head.bias is None else torch.split(head.bias[1:].to(low), columns)
-    target_bias = table.new_zeros(len(targets)) if head.bias is None else head.bias[targets]
-    total = table.new_zeros(())
+    """The value and, where asked for, the gradients of states, table and bias, a block of rows at a time.
+
+    A process that holds some rows of the table takes the states of all processes against them. What goes between them is
+    states, a sum for each state and the states' gradients, never the table or its gradient.
+    """
+    parts, table = parts_of(head.table), head.table
+    states, targets = parts.together(head.states, targets)
+    head = Head(states, table, head.bias)
+    first = 1 if parts.first == 0 else 0  # of the rows that are here: row 0 of the table is padding
+    rows, columns = _tile(parts.most - 1, tile_bytes(table.device, low) // low.itemsize)
+    tiles = torch.split(table[first:].to(low), columns)
+    starts = [first + number * columns for number in range(len(tiles))]
+    biases = [
+        None if head.bias is None else head.bias[parts.first + lo :][: len(t)].to(low)
+        for lo, t in zip(starts, tiles, strict=True)
+    ]
+    losses = table.new_empty(len(states))
     state_gradient, table_gradient = torch.empty_like(states), torch.zeros_like(table)
-    bias_gradient = table.new_zeros(len(table))
+    bias_gradient = table.new_zeros(parts.total)
     peaked = low == torch.float16 or not _largest(head) <= HARMLESS
     for start in range(0, len(states), rows):
-        block, target = states[start : start + rows], targets[start : start + rows]
-        low_block, embedded = block.to(low), table[target]
+        block = states[start : start + rows]
+        low_block = block.to(low)
         peak, mass, kept = _normaliser(low_block, tiles, biases, table.dtype, peaked)
-        correct = (block * embedded).sum(1) + target_bias[start : start + rows]
-        total += (peak.squeeze(1) + mass.log() - correct).sum()
+        if peaked and (top := parts.greatest(peak)) is not peak:
+            shift = (peak - top).to(table.dtype).exp()
+            kept, peak, mass = kept if kept is None else (kept * shift).to(low), top, mass * shift.squeeze(1)
+        mass = parts.summed(mass)
+        losses[start : start + rows] = peak.squeeze(1) + mass.log()
         if not needs_gradient:
             continue
         # Dividing the thin products by the mass spares a pass over the tile.
         scaled = (block / mass[:, None]).to(low)
         gradient = torch.zeros_like(block)
-        for number, (tile, bias) in enumerate(zip(tiles, biases, strict=True)):
+        for lo, tile, bias in zip(starts, tiles, biases, strict=True):
             share = kept if kept is not None else _exponentials(_logits(low_block, tile, bias), peak if peaked else None)
-            lo = 1 + number * columns
             _accumulate(gradient, share, tile)
             _accumulate(table_gradient[lo : lo + len(tile)], share.T, scaled)
             if bias is not None:
-                bias_gradient[lo : lo + len(tile)] += share.T @ (1 / mass).to(low)
-        state_gradient[start : start + rows] = gradient.div_(mass[:, None]).sub_(embedded)
-    table_gradient.index_add_(0, targets, states, alpha=-1)
-    bias_gradient.index_add_(0, targets, torch.ones_like(target_bias), alpha=-1)
-    return total, state_gradient, table_gradient, bias_gradient
+                bias_gradient[parts.first + lo :][: len(tile)] += share.T @ (1 / mass).to(low)
+        state_gradient[start : start + rows] = gradient.div_(mass[:, None])
+    here = parts.held(targets)
+    local, correct = targets[here] - parts.first, losses.new_zeros(len(losses))
+    embedded = table[local]
+    correct[here] = (states[here] * embedded).sum(1)
+    state_gradient[here] -= embedded
+    table_gradient.index_add_(0, local, states[here], alpha=-1)
+    if head.bias is not None:
+        correct[here] += head.bias[targets[here]]
+        bias_gradient.index_add_(0, targets[here], bias_gradient.new_ones(len(local)), alpha=-1)
+    total = parts.own(losses - parts.summed(correct)).sum()
+    return total, parts.returned(state_gradient), table_gradient, bias_gradient
 
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -289,12 +310,13 @@ def _tile(items: int, capacity: int) -> tuple[int, int]:
 
 def _largest(head: Head) -> float:
     """No logit is larger than this, either way (Cauchy and Schwarz): a pass over two thin tables."""
-    largest = head.states.norm(dim=1).amax() * head.table.norm(dim=1).amax() if len(head.states) else head.states.new_zeros(())
+    longest = parts_of(head.table).greatest(head.table.norm(dim=1).amax())
+    largest = head.states.norm(dim=1).amax() * longest if len(head.states) else head.states.new_zeros(())
     return float(largest if head.bias is None else largest + head.bias.abs().amax())
 
 
 def _normaliser(
-    block: Tensor, tiles: tuple[Tensor, ...], biases: tuple[Tensor | None, ...], wide: torch.dtype, peaked: bool
+    block: Tensor, tiles: Sequence[Tensor], biases: Sequence[Tensor | None], wide: torch.dtype, peaked: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Each row's shift [R, 1] and sum of exp(logit - shift) [R]; with one tile, those exponentials [R, V] too.
 

@@ -9,10 +9,11 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from turborec import stores
-from turborec.assembly import Run, anchor, assemble, measure
+from turborec.assembly import Run, anchor, assemble, measure, whole
 from turborec.contract import Counted, Model
 from turborec.data.store import Part
 from turborec.engine import checkpoint, hardware, log, world
@@ -61,6 +62,7 @@ def train(
                     _describe(run)
                 with interruptible() as interruption:
                     fit(run, steps, interruption, tracking)
+                run = replace(run, model=whole(run))
                 results = evaluate(run, "test")
         except (InterruptedRunError, KeyboardInterrupt) as error:
             code = error.code if isinstance(error, InterruptedRunError) else 130

@@ -5,13 +5,15 @@ import signal as signals
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from turborec.assembly import Run, measure
 from turborec.contract import Counted
 from turborec.data.loader import Epoch, Some, TrainingBatches
 from turborec.engine import checkpoint, hardware, log, loop, world
 from turborec.engine.interrupt import Interruption, code_of
-from turborec.engine.state import Position, TrainState
+from turborec.engine.sharding import load_whole
+from turborec.engine.state import Position, Tensors, TrainState
 from turborec.engine.stopping import StopperState, still_rising
 from turborec.engine.trackers import Tracking
 from turborec.errors import InterruptedRunError, UserError
@@ -188,13 +190,13 @@ def _validate(run: Run, state: TrainState, values: dict[str, float], metrics: lo
 
 def _save(run: Run, state: TrainState) -> None:
     """Write a checkpoint; of several processes the leader does, and all go on when it is there."""
+    tensors, facts = state.capture()  # of all: where each holds a part of the model, this brings it together
     if world.leads():
-        _write(run, state)
+        _write(run, state, tensors, facts)
     world.wait()
 
 
-def _write(run: Run, state: TrainState) -> None:
-    tensors, facts = state.capture()
+def _write(run: Run, state: TrainState, tensors: Tensors, facts: dict[str, Any]) -> None:
     facts["tokens"] = run.recipe.batches.total(world.size())
     checkpoint.save(run.checkpoints, state.position.global_step, tensors, facts)
     # The newest is protected too: past a damaged checkpoint of a later step it is not the one of the highest number.
@@ -230,4 +232,4 @@ def load_best(run: Run, newest: checkpoint.Checkpoint) -> None:
             logger.warning(
                 f"{error} Its weights, the best by validation, are lost: those of step {newest.step} take their place."
             )
-    run.model.load_state_dict({**best.tensors["model"], **best.tensors.get("average", {})}, strict=True)
+    load_whole(run.model, {**best.tensors["model"], **best.tensors.get("average", {})})

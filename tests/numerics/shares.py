@@ -14,6 +14,7 @@ from turborec.assembly import assemble, measure
 from turborec.data.loader import TrainingBatches
 from turborec.data.store import open_store
 from turborec.engine import loop, world
+from turborec.engine.sharding import whole
 
 STEPS = 20
 
@@ -34,6 +35,22 @@ CASES = {
     "bert4rec": {"model": {"kind": "bert4rec", "width": 16, "hidden": 32, "dropout": 0.3}},
     "gru4rec": {"model": {"kind": "gru4rec", "width": 16, "hidden": 32, "dropout": 0.3}},
     "gbce": {"model": SASREC | {"loss": {"kind": "gbce", "negatives": 20}}},
+    "shared tables": {"model": SASREC, "train": {"exchange": {"shard": "tables"}}},
+    "shared tables, rows": {"model": SASREC | {"loss": SAMPLED}, "train": {"optimizer": ROWS, "exchange": {"shard": "tables"}}},
+    "shared tables, muon": {"model": SASREC, "train": {"optimizer": {"kind": "muon"}, "exchange": {"shard": "tables"}}},
+    "shared tables, bert4rec": {
+        "model": {"kind": "bert4rec", "width": 16, "hidden": 32, "dropout": 0.3, "tied": False},
+        "train": {"accumulate": 2, "exchange": {"shard": "tables"}},
+    },
+    "shared parameters": {"model": SASREC, "train": {"accumulate": 2, "exchange": {"shard": "parameters"}}},
+    "shared parameters, bert4rec": {
+        "model": {"kind": "bert4rec", "width": 16, "hidden": 32, "dropout": 0.3},
+        "train": {"exchange": {"shard": "parameters"}},
+    },
+    "shared parameters, gru4rec": {
+        "model": {"kind": "gru4rec", "width": 16, "hidden": 32, "dropout": 0.3},
+        "train": {"exchange": {"shard": "parameters"}},
+    },
     "few rows": {"model": SASREC, "batches": {"max_length": 12, "tokens": 24}},
     "few rows, bert4rec": {
         "model": {"kind": "bert4rec", "width": 16, "hidden": 32, "dropout": 0.3},
@@ -41,6 +58,11 @@ CASES = {
     },
 }
 """`few rows`: batches of fewer rows than there are processes, some of which have none."""
+
+
+def _dense(gradient: torch.Tensor) -> torch.Tensor:
+    gradient = gradient.detach()
+    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def recipe_of(case: dict) -> recipes.AnyRecipe:
@@ -59,7 +81,7 @@ def found(case: dict, store) -> dict[str, torch.Tensor]:
 
     def remember(*_: object) -> None:
         if not first:
-            first.update({n: p.grad.detach().to_dense().clone() for n, p in assembly.model.named_parameters()})
+            first.update({n: whole(_dense(p.grad), p).clone() for n, p in assembly.model.named_parameters()})
 
     state.optimizer.register_step_pre_hook(remember)
     losses, norms, number = [], [], 0
@@ -69,7 +91,10 @@ def found(case: dict, store) -> dict[str, torch.Tensor]:
             norms.append(record.gradient_norm)
         number, state.position.step = number + 1, 0
     ranks = measure(assembly, "validation").ranks["masked"].values  # before training they would hardly differ
-    tensors, _ = state.capture()
+    tensors, facts = state.capture()
+    state.restore(tensors, facts)
+    for group, some in state.capture()[0].items():  # what each process takes back of it is what it had
+        assert all(torch.equal(tensor, tensors[group][name]) for name, tensor in some.items()), group
     return {
         **{f"gradient/{name}": value for name, value in first.items()},
         **{f"checkpoint/{group}/{name}": t for group, some in tensors.items() for name, t in some.items()},

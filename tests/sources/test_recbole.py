@@ -161,7 +161,9 @@ def test_header_that_does_not_fit_is_refused_with_the_reason(tmp_path: Path, hea
 
 
 # Named, for a gzip header holds the second it was made in, and every worker must give a test the same name.
-@pytest.mark.parametrize("content", [gzip.compress(b"user_id:token\titem_id:token\n" * 99)[:-30], b"\xff\xfe\x00\n"], ids=["gzip", "utf-16"])
+@pytest.mark.parametrize(
+    "content", [gzip.compress(b"user_id:token\titem_id:token\n" * 99)[:-30], b"\xff\xfe\x00\n"], ids=["gzip", "utf-16"]
+)
 def test_file_that_is_no_text_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "set.inter").write_bytes(content)
     with pytest.raises(UserError, match=r"set\.inter (cannot be read|does not begin with a header in UTF-8)"):

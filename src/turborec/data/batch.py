@@ -64,6 +64,12 @@ class SequenceBatch:
         cut = {name: tensor[lo:hi] for name, tensor in self._tensors().items()}
         return replace(self, **cast("dict[str, Any]", cut), targets_count=int((cut["targets"] != 0).sum()))
 
+    def nothing(self) -> Self:
+        """A batch of one empty row, for a process that has no part left where the others have."""
+        zeros = {name: tensor[:1] * 0 for name, tensor in self._tensors().items()}
+        zeros |= {"times": zeros["times"] + UNKNOWN_TIME, "users": zeros["users"] - 1}
+        return replace(self, **cast("dict[str, Any]", zeros), targets_count=0)
+
     def last(self) -> Tensor:
         """The position of each row's last event (0 for an empty row): int64 [B]."""
         return (self.lengths - 1).clamp(min=0)

@@ -49,6 +49,19 @@ class Stage(Config):
             raise ValueError("scaling rule cowclip needs optimizer {kind: adamw, tables: rows}: it treats the tables apart")
         return self
 
+    @model_validator(mode="after")
+    def _shards_fit(self) -> "Stage":
+        shard, tables = self.exchange.shard, getattr(self.optimizer, "tables", "dense")
+        if shard == "tables" and (self.scaling.rule == "cowclip" or getattr(self.optimizer, "clip_rows", None)):
+            raise ValueError("exchange.shard tables cannot count how often rows are read: leave out cowclip and clip_rows")
+        if shard == "tables" and self.compile != "none":
+            raise ValueError("exchange.shard tables exchanges rows within the model, which compile has no graph for")
+        if shard == "parameters" and (self.optimizer.kind == "muon" or tables == "rows"):
+            raise ValueError(
+                "exchange.shard parameters needs an optimizer that treats each number by itself: {kind: adamw, tables: dense}"
+            )
+        return self
+
     def at(self, tokens: int) -> "Stage":
         """The stage for batches of so many tokens: its scaling applied."""
         return self.model_copy(update={"optimizer": self.scaling.applied(self.optimizer, tokens), "scaling": Scaling()})
@@ -116,6 +129,8 @@ def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.devi
     divided by its count over the whole batch, so neither accumulation nor padding nor the number of processes changes them.
     """
     parts = batch.split(stage.accumulate) if stage.accumulate > 1 else [batch]
+    if stage.accumulate > 1 and (missing := int(world.greatest([len(parts)])[0]) - len(parts)):
+        parts += [batch.nothing()] * missing  # of a model in parts every process must compute as often as the others
     named = [state.model.counts(part) for part in parts]
     asked, *counted = map(
         int,

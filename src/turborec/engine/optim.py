@@ -8,6 +8,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
 from turborec.contract import count_reads, note_reads, read_by_rows
+from turborec.engine import world
+from turborec.engine.sharding import held, is_part
 from turborec.errors import UserError
 from turborec.recipe import Config
 
@@ -207,11 +209,16 @@ def clip(parameters: list[nn.Parameter], limit: float) -> float:
     for parameter in parameters:
         if parameter.grad is not None and parameter.grad.is_sparse:
             parameter.grad = parameter.grad.coalesce()
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    values = [g.values() if g.is_sparse else g for g in gradients]
-    norm = float(torch.nn.utils.get_total_norm(values))
+    values: dict[bool, list[Tensor]] = {False: [], True: []}
+    for parameter in parameters:
+        if (gradient := parameter.grad) is not None:
+            values[is_part(parameter)].append(gradient.values() if gradient.is_sparse else held(gradient).detach())
+    norm = float(torch.nn.utils.get_total_norm(values[False]))
+    if values[True]:  # of these, other processes have the rest
+        parts = float(torch.nn.utils.get_total_norm(values[True]))
+        norm = math.hypot(norm, math.sqrt(world.totals([parts**2])[0]))
     if limit < norm:
-        torch._foreach_mul_([v.detach() for v in values], limit / (norm + 1e-6))
+        torch._foreach_mul_([v.detach() for v in values[False] + values[True]], limit / (norm + 1e-6))
     return norm
 
 

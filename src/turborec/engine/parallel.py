@@ -13,11 +13,13 @@ import torch
 import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from turborec.contract import Loss, Model, Term
 from turborec.engine import world
+from turborec.engine.sharding import is_part, split_parameters, split_tables
 from turborec.recipe import Config
 
 
@@ -27,6 +29,18 @@ class Exchange(Config):
     bucket_mb: float = Field(25.0, gt=0.0, description="gradients that are sent together, while others are still computed")
     compress: Literal["none", "bfloat16"] = Field("none", description="what gradients are sent in, where not their own type")
     static_graph: bool = Field(False, description="promise torch that every step uses the same parameters")
+    shard: Literal["none", "tables", "parameters"] = Field(
+        "none", description="what each process holds a part of: the rows of tables, or every parameter (FSDP2)"
+    )
+
+    def apply(self, model: Model) -> None:
+        """Leave each of several processes its part of the model, in place."""
+        if world.size() == 1 or self.shard == "none":
+            return
+        if self.shard == "tables":
+            split_tables(model)
+        else:
+            split_parameters(model, torch.bfloat16 if self.compress == "bfloat16" else None)
 
 
 class Shares:
@@ -35,8 +49,10 @@ class Shares:
     def __init__(self, model: Model, exchange: Exchange) -> None:
         """Wrap the model where there are several processes; every one of them begins with the leader's weights."""
         self.model = model
-        self.tables = [p for p in model.parameters() if getattr(p, "_read_by_rows", False)]
-        self._wrapped = _wrap(model, self.tables, exchange) if world.size() > 1 else None
+        self.tables = [p for p in model.parameters() if getattr(p, "_read_by_rows", False) and not is_part(p)]
+        self.parts = [p for p in model.parameters() if is_part(p)]
+        alone = world.size() == 1 or isinstance(model, FSDPModule)
+        self._wrapped = None if alone else _wrap(model, [*self.tables, *self.parts], exchange)
 
     def backward(self, total: Tensor) -> None:
         """Add the gradient of a share's loss to that of all; torch takes the mean over the processes, but the sum is wanted."""
@@ -54,9 +70,8 @@ class Shares:
     @property
     def nbytes(self) -> int:
         """Of the gradients that every step exchanges whole."""
-        return sum(
-            p.nbytes for p in self.model.parameters() if p.requires_grad and not any(p is table for table in self.tables)
-        )
+        apart = {id(p) for p in (self.tables if isinstance(self.model, FSDPModule) else [*self.tables, *self.parts])}
+        return sum(p.nbytes for p in self.model.parameters() if p.requires_grad and id(p) not in apart)
 
     def exchange_seconds(self, times: int = 3) -> float:
         """How long the processes need to add up so many bytes, with nothing else to do: the best of some trials."""
@@ -74,7 +89,10 @@ class Shares:
     @contextmanager
     def silent(self, last: bool) -> Iterator[None]:
         """Gradients of a part are kept until those of the `last` part are exchanged with them."""
-        if self._wrapped is None or last:
+        if isinstance(self.model, FSDPModule):
+            self.model.set_requires_gradient_sync(last)
+            yield
+        elif self._wrapped is None or last:
             yield
         else:
             with self._wrapped.no_sync():
@@ -84,6 +102,9 @@ class Shares:
         """Add up the gradients of tables of which a step reads few rows: only these rows are sent."""
         if self._wrapped is None:
             return
+        for part in self.parts:
+            if part.grad is not None:
+                part.grad /= world.size()  # all that it will get: whoever has used its rows has sent theirs
         with record_function("communication"):
             for table in self.tables:
                 if table.grad is None:
@@ -108,10 +129,12 @@ class _Sums(nn.Module):
 
 
 def _wrap(model: Model, tables: list[nn.Parameter], exchange: Exchange) -> DistributedDataParallel:
+    """Torch's wrapper, which leaves these tables to us."""
     inner = _Sums(model)
     apart = [name for name, p in inner.named_parameters() if any(p is table for table in tables)]
     for table in tables:
-        dist.broadcast(table.detach(), 0)
+        if not is_part(table):
+            dist.broadcast(table.detach(), 0)
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(inner, apart)  # type: ignore[no-untyped-call]
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # what is to come instead is not there in torch 2.11
         wrapped = DistributedDataParallel(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from turborec.contract import Model
 from turborec.engine.parallel import Shares
+from turborec.engine.sharding import held, load_whole, part_of, whole, whole_state
 from turborec.engine.stopping import StopperState
 
 Tensors = dict[str, dict[str, Tensor]]
@@ -48,11 +49,14 @@ class TrainState:
         return self.shares.model
 
     def capture(self) -> tuple[Tensors, dict[str, Any]]:
-        """Tensors by file and name, and plain facts: what a checkpoint holds."""
+        """Tensors by file and name, and plain facts: what a checkpoint holds. Every process of a run must ask."""
         optimizer_tensors, optimizer_facts = _flatten(self.optimizer.state_dict())
-        tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors, "random": _random_state()}
+        numbered = _numbered(self.optimizer)
+        optimizer_tensors = {path: whole(t, numbered[_number(path)]) for path, t in optimizer_tensors.items()}
+        tensors = {"model": whole_state(self.model), "optimizer": optimizer_tensors, "random": _random_state()}
         if self.average is not None:
-            tensors["average"] = self.average
+            parameters = dict(self.model.named_parameters())
+            tensors["average"] = {name: whole(t, parameters[name]) for name, t in self.average.items()}
         facts = {
             "position": asdict(self.position),
             "stopper": self.stopper.to_json(),
@@ -64,17 +68,21 @@ class TrainState:
 
     def restore(self, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
         """Become what `capture` saw."""
-        self.model.load_state_dict(dict(tensors["model"]), strict=True)
+        load_whole(self.model, tensors["model"])
         rates = [group["initial_lr"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(_unflatten(tensors["optimizer"], facts["optimizer"]))
+        numbered = _numbered(self.optimizer)
+        parts = {path: part_of(t, numbered[_number(path)]) for path, t in tensors["optimizer"].items()}
+        self.optimizer.load_state_dict(_unflatten(parts, facts["optimizer"]))
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["initial_lr"] = rate  # the recipe's, which checkpoints written before there were such rates do not hold
         self.scaler.load_state_dict(facts["scaler"])
         self.position = Position(**facts["position"])
         self.stopper = StopperState.from_json(facts["stopper"])
         self.best_step = facts["best_step"]
-        places = {name: p.device for name, p in self.model.named_parameters()}
-        self.average = {n: t.to(places[n]) for n, t in tensors["average"].items()} if "average" in tensors else None
+        parameters, saved = dict(self.model.named_parameters()), tensors.get("average")
+        self.average = (
+            None if saved is None else {n: part_of(t, parameters[n]).to(parameters[n].device) for n, t in saved.items()}
+        )
         _restore_random_state(tensors["random"])
 
     def update_average(self, decay: float) -> None:
@@ -88,8 +96,8 @@ class TrainState:
             return
         steps = self.position.global_step
         weight = 1 - min(decay, (1 + steps) / (10 + steps))
-        current = [parameters[name].detach() for name in self.average]
-        torch._foreach_lerp_(list(self.average.values()), current, weight)
+        current = [held(parameters[name].detach()) for name in self.average]
+        torch._foreach_lerp_([held(tensor) for tensor in self.average.values()], current, weight)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -112,6 +120,16 @@ def _copy(into: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
         into[name].copy_(value)
 
 
+def _numbered(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The parameters in the order of the numbers that an optimizer's state dict calls them by."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _number(path: str) -> int:
+    """Of the parameter that a flattened state belongs to."""
+    return int(path.split(".", 1)[0])
+
+
 def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimizer's state dict as named tensors and plain facts."""
     tensors: dict[str, Tensor] = {}
@@ -128,8 +146,7 @@ def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _unflatten(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> dict[str, Any]:
     state: dict[int, dict[str, Any]] = {}
     for path, value in [*tensors.items(), *facts["values"].items()]:
-        index, name = path.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        state.setdefault(_number(path), {})[path.split(".", 1)[1]] = value
     return {"state": state, "param_groups": facts["groups"]}
 
 

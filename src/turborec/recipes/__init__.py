@@ -72,6 +72,12 @@ class Recipe(Config, Generic[SourceConfig, ModelConfig]):
             raise ValueError("then: what is compiled is decided once for a run, by train.compile: leave it out of other stages")
         return self
 
+    @model_validator(mode="after")
+    def _sharded_once(self) -> "AnyRecipe":
+        if any(stage.exchange.shard != self.train.exchange.shard for stage in self.then):
+            raise ValueError("then: exchange.shard must be that of train: a model is shared out once for a run")
+        return self
+
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages in order, for batches of the size that they have in this many processes."""
