@@ -7,7 +7,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,6 +46,18 @@ def train(
     if tracking:
         tracking.require()
     hardware.keep_freed_memory()
+
+    def learn(run: Run) -> None:
+        with interruptible() as interruption:
+            fit(run, steps, interruption, tracking)
+
+    return carry_out(recipe, folder, places, device, learn)
+
+
+def carry_out(
+    recipe: AnyRecipe, folder: Path, places: Places, device: str, learn: Callable[[Run], None]
+) -> tuple[Run, dict[str, Result]]:
+    """Hold the run's folder, open its data, let its model `learn` and evaluate it; the folder says how that ended."""
     with _held(folder):
         if world.leads():
             _claim(folder, recipe)
@@ -59,8 +71,7 @@ def train(
                 run = _open(folder, recipe, places, device)
                 if world.leads():
                     _describe(run)
-                with interruptible() as interruption:
-                    fit(run, steps, interruption, tracking)
+                learn(run)
                 results = evaluate(run, "test")
         except (InterruptedRunError, KeyboardInterrupt) as error:
             code = error.code if isinstance(error, InterruptedRunError) else 130

@@ -18,7 +18,7 @@ FLOORS = (
     {"assembly"},
     {"training"},
     {"bench", "launch", "plan", "run"},
-    {"apply", "contestants"},
+    {"adopt", "apply", "contestants"},
     {"compare"},
     {"report"},
     {"cli"},
