@@ -3,14 +3,17 @@
 The checkpoints and scores in tests/fixtures/checkpoints are those of the libraries themselves (make.py, there).
 """
 
+import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from turborec import adopt, run
+from turborec import adopt, cli, run
 from turborec.bridges.foreign import read_ids
 from turborec.data.loader import history_batch
 from turborec.errors import UserError
@@ -146,3 +149,42 @@ def test_an_unknown_item_gets_the_mean_of_the_scores(tmp_path, caplog):
 def known_scores(given, vector):
     tables, rows = given.read().tables, torch.tensor(list(given.read().ids.values()))
     return tables["output.weight"].rows[rows] @ vector + tables["bias"].rows[rows]
+
+
+def test_the_command_leaves_a_run_that_recommends_as_the_library_did(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TURBOREC_HOME", str(tmp_path / "home"))
+
+    def invoke(*words):
+        monkeypatch.setattr(sys, "argv", ["turborec", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code or 0, capsys.readouterr()
+
+    path = FIXTURES / "rectools-sasrec.ckpt"
+    code, said = invoke("import", "rectools", path, recipe(tmp_path), "--out", "theirs", "--json")
+    assert code == 0 and set(json.loads(said.out)["results"]) == {"sasrec", "markov", "popularity"}
+    assert (tmp_path / "theirs" / "report.html").is_file()
+    assert invoke("evaluate", "theirs")[0] == 0
+    assert invoke("recommend", "theirs", "--k", "5", "--seen", "--out", "lists.csv")[0] == 0
+    with np.load(FIXTURES / "rectools-sasrec.npz") as found:
+        best = np.argsort(-found["scores"], axis=1)[:, :5]
+        expected = dict(zip(found["users"].tolist(), found["items"][best].tolist(), strict=True))
+    lists = {}
+    for row in csv.DictReader((tmp_path / "lists.csv").read_text().splitlines()):
+        lists.setdefault(row["user"], []).append(row["item"])
+    assert lists == expected
+    code, said = invoke("import", "recbole", FIXTURES / "recbole-sasrec.pth", recipe(tmp_path))
+    assert code == 2 and "--items" in said.err and not any((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_checkpoints_made_anew_rank_as_well(tmp_path):
+    """Builds the libraries' environments where they are missing, which needs the package index."""
+    subprocess.run([sys.executable, FIXTURES / "make.py", tmp_path / "made"], check=True)
+    for library, model in KINDS:
+        place = tmp_path / f"{library}-{model}"
+        place.mkdir()
+        opened, _ = adopted(place, library, model, tmp_path / "made")
+        compare(opened, tmp_path / "made" / f"{library}-{model}.npz")

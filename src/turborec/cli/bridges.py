@@ -33,7 +33,11 @@ def import_model(
     from turborec.stores import Places
 
     folder = out or new_folder(f"{library}-{name}")
-    run, results = adopt(
-        Checkpoint(library, checkpoint, items), name, overrides or [], folder, Places(home, raw, store), device
-    )
+    given, places = Checkpoint(library, checkpoint, items), Places(home, raw, store)
+    try:
+        run, results = adopt(given, name, overrides or [], folder, places, device)
+    except UserError:
+        if out is None:
+            remove_unbegun(folder)
+        raise
     tell(folder, run, results, as_json)
