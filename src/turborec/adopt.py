@@ -43,7 +43,13 @@ class Checkpoint:
         if self.library not in LIBRARIES:
             raise UserError(f"No library is called {self.library!r}{closest(self.library, LIBRARIES)}.")
         bridge = importlib.import_module(f"turborec.bridges.{self.library}")
-        imported: Imported = bridge.convert(pickled.read(self.path), self.path)
+        content = pickled.read(self.path)
+        try:
+            imported: Imported = bridge.convert(content, self.path)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            # A file may hold anything in the places of settings and weights.
+            told = f"{type(error).__name__}: {str(error)[:200]}"
+            raise UserError(f"{self.path} is not what {self.library} writes ({told}). Is the library the right one?") from error
         if self.ids is not None:
             return Imported(**{**vars(imported), "ids": read_ids(self.ids)})
         if imported.ids is None:

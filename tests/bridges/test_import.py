@@ -116,6 +116,15 @@ def test_the_wrong_library_is_told(tmp_path):
         assert other in told and ("lacks" in told or "neither" in told)
 
 
+def test_odd_contents_are_told(tmp_path):
+    path, name = tmp_path / "odd.ckpt", recipe(tmp_path)
+    for state in ({"item_embedding.weight": torch.ones(3)}, {1: 2}, {}):
+        for settings in ({}, [], {"hidden_act": [], "n_layers": 1}, {"hidden_act": "gelu", "n_layers": 10**9}):
+            torch.save({"state_dict": state, "config": {"model": "SASRec", "final_config_dict": settings}}, path)
+            told = refused(tmp_path, adopt.Checkpoint("recbole", path, path), name, [])
+            assert "odd.ckpt" in told
+
+
 def test_other_items_are_told(tmp_path):
     ids = read_ids(FIXTURES / "replay-items.json")
     path, name = tmp_path / "items.json", recipe(tmp_path)

@@ -90,7 +90,9 @@ def require(origin: Path, settings: Mapping[str, Any], wanted: Mapping[str, tupl
     for name, values in wanted.items():
         if name in settings and not any(settings[name] is value or settings[name] == value for value in values):
             known = " or ".join(map(repr, values))
-            raise UserError(f"{origin} cannot be imported: it has {name}={settings[name]!r}, and only {known} is known.")
+            raise UserError(
+                f"{origin} cannot be imported: it has {name}={str(settings[name])[:80]!r}, and only {known} is known."
+            )
 
 
 def member(value: Any, origin: Path, *names: str) -> Any:
@@ -104,10 +106,11 @@ def member(value: Any, origin: Path, *names: str) -> Any:
 
 
 def whole(origin: Path, settings: Mapping[str, Any], name: str) -> int:
-    """A setting that is a positive whole number."""
+    """A setting that is a whole number from 1 to a million."""
     value = settings.get(name)
-    if type(value) is not int or not 0 < value < 2**31:
-        raise UserError(f"{origin} cannot be imported: its {name} should be a positive whole number, got {str(value)[:60]}.")
+    if type(value) is not int or not 0 < value <= 10**6:
+        told = str(value)[:60] if isinstance(value, float | str) else type(value).__name__
+        raise UserError(f"{origin} cannot be imported: its {name} should be a whole number from 1 to a million, got {told}.")
     return value
 
 
@@ -124,17 +127,22 @@ def read_ids(path: Path) -> dict[str, int]:
 
 def texts(array: Any, origin: Path) -> list[str]:
     """Raw ids in a list, or in one of numpy's arrays of objects, whole numbers or text."""
-    if isinstance(array, Foreign) and array.name.endswith(".multiarray._reconstruct") and isinstance(array.state, tuple):
-        array = _elements(array.state)
+    if isinstance(array, Foreign):
+        array = _elements(array)
     if not isinstance(array, list | tuple):
         raise UserError(f"{origin} cannot be imported: its ids of items are stored in a way that is not known.")
     return [_text(value, origin) for value in array]
 
 
-def _elements(state: tuple[Any, ...]) -> Any:
-    """The elements of an array of one dimension, from its pickled state: version, shape, dtype, order, data."""
-    _, shape, kind, _, data = state if len(state) == 5 else (None,) * 5
-    return data if isinstance(data, list) else _unpacked(kind, data, shape)
+def _elements(array: Foreign) -> list[Any] | None:
+    """The elements of an array of one dimension, None where it is anything else; numpy pickles arrays in two ways."""
+    if array.name.endswith(".multiarray._reconstruct") and isinstance(array.state, tuple) and len(array.state) == 5:
+        _, shape, kind, _, data = array.state
+        return data if isinstance(data, list) else _unpacked(kind, data, shape)
+    if array.name.endswith(".numeric._frombuffer") and len(array.arguments) == 4:
+        data, kind, shape, _ = array.arguments
+        return _unpacked(kind, data, shape)
+    return None
 
 
 def _unpacked(kind: Any, data: Any, shape: Any = (1,)) -> list[Any] | None:

@@ -22,21 +22,20 @@ def convert(checkpoint: Any, origin: Path) -> Imported:
     state = State(member(checkpoint, origin, "state_dict"), origin)
     name = str(member(checkpoint, origin, "config", "model"))
     require(origin, {"model": name}, {"model": ("SASRec", "BERT4Rec")})
-    bert, longest = name == "BERT4Rec", whole(origin, settings, "MAX_ITEM_LIST_LENGTH")
-    activation = {"swish": "silu"}.get(settings.get("hidden_act"), settings.get("hidden_act"))
-    require(
-        origin, {"hidden_act": activation}, {"hidden_act": ("gelu",) if bert else ("gelu", "relu", "silu", "tanh", "sigmoid")}
-    )
-    model: dict[str, Any] = {
-        **{"kind": name.lower(), "norm": "post", "embedding_norm": True, "count_from": "start"},
-        **{"width": whole(origin, settings, "hidden_size"), "hidden": whole(origin, settings, "inner_size")},
-        **{"layers": whole(origin, settings, "n_layers"), "heads": whole(origin, settings, "n_heads")},
-        **{"dropout": float(settings["hidden_dropout_prob"]), "norm_eps": float(settings["layer_norm_eps"])},
-    }
+    bert, activation = name == "BERT4Rec", {"swish": "silu"}.get(settings["hidden_act"], settings["hidden_act"])
+    known = ("gelu",) if bert else ("gelu", "relu", "silu", "tanh", "sigmoid")
+    require(origin, {"hidden_act": activation}, {"hidden_act": known})
+    layers = whole(origin, settings, "n_layers")
     weights = state.linear("embedding_norm", "LayerNorm")
-    for block in range(model["layers"]):
+    for block in range(layers):
         weights |= _block(state, block)
     items, positions = state.take("item_embedding.weight"), state.take("position_embedding.weight")
+    model: dict[str, Any] = {
+        **{"kind": name.lower(), "norm": "post", "embedding_norm": True, "count_from": "start"},
+        **{"width": items.shape[1], "layers": layers, "heads": whole(origin, settings, "n_heads")},
+        **{"hidden": len(weights["blocks.0.feed_forward.up.bias"]), "dropout": float(settings["hidden_dropout_prob"])},
+        "norm_eps": float(settings["layer_norm_eps"]),
+    }
     if bert:
         weights |= state.linear("dense", "output_ffn") | state.linear("dense_norm", "output_ln")
         bias = state.take("output_bias")
@@ -49,7 +48,7 @@ def convert(checkpoint: Any, origin: Path) -> Imported:
         weights["positions.weight"] = positions
         model |= {"activation": activation}
     state.require_all_taken()
-    return Imported(model, longest, weights, tables, None)
+    return Imported(model, len(positions), weights, tables, None)
 
 
 def _block(state: State, number: int) -> dict[str, Tensor]:

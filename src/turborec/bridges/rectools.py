@@ -41,7 +41,7 @@ def convert(checkpoint: Any, origin: Path) -> Imported:
     state = State(member(checkpoint, origin, "state_dict"), origin)
     bert = settings.get("cls") == "BERT4RecModel"
     require(origin, settings, {**_COMMON, **(_BERT4REC if bert else _SASREC)})
-    layers, longest = whole(origin, settings, "n_blocks"), whole(origin, settings, "session_max_len")
+    layers = whole(origin, settings, "n_blocks")
     items = state.take("torch_model.item_model.item_net_blocks.0.ids_emb.weight")
     known = texts(member(facts, origin, "item_external_ids"), origin)
     extra = len(member(facts, origin, "item_extra_tokens"))
@@ -51,7 +51,7 @@ def convert(checkpoint: Any, origin: Path) -> Imported:
     for block in range(layers):
         weights |= _block(state, block, bert)
     named = "torch_model.pos_encoding_layer.pos_emb.weight"
-    nowhere = torch.zeros(longest, items.shape[1])
+    nowhere = torch.zeros(whole(origin, settings, "session_max_len"), items.shape[1])
     weights["positions.weight"] = state.take(named) if settings.get("use_pos_emb", True) else nowhere
     model: dict[str, Any] = {
         **{"kind": "bert4rec" if bert else "sasrec", "width": items.shape[1], "layers": layers},
@@ -68,7 +68,7 @@ def convert(checkpoint: Any, origin: Path) -> Imported:
         weights |= state.linear("norm", "torch_model.transformer_layers.last_layernorm")
     state.require_all_taken()
     ids = {text: row for row, text in enumerate(known) if row >= extra}
-    return Imported(model, longest - bert, weights, tables, ids)
+    return Imported(model, len(weights["positions.weight"]) - bert, weights, tables, ids)
 
 
 def _block(state: State, number: int, bert: bool) -> dict[str, Tensor]:

@@ -63,12 +63,14 @@ def _sasrec(state: State) -> Imported:
 def _bert4rec(state: State, settings: Any) -> Imported:
     origin = state.origin
     require(origin, settings, {"pass_per_transformer_block_count": (1,)})
-    longest = whole(origin, settings, "max_seq_len")
     items = _table(state, "_model.item_embedder.cat_embeddings.", ".weight")
     tied = bool(settings.get("enable_embedding_tying"))
     mask, no_bias = state.take("_model.item_embedder.mask_embedding.weight")[0], torch.zeros(())
-    placed = settings.get("enable_positional_embedding", True)
-    positions = state.take("_model.item_embedder.position.pe.weight") if placed else torch.zeros(longest, items.shape[1])
+    nowhere, placed = (
+        torch.zeros(whole(origin, settings, "max_seq_len"), items.shape[1]),
+        settings.get("enable_positional_embedding", True),
+    )
+    positions = state.take("_model.item_embedder.position.pe.weight") if placed else nowhere
     weights, blocks = {"positions.weight": positions.flip(0)}, whole(origin, settings, "block_count")
     for number in range(blocks):
         ours, theirs = f"blocks.{number}", f"_model.transformer_blocks.{number}"
@@ -90,4 +92,4 @@ def _bert4rec(state: State, settings: Any) -> Imported:
         **{"width": items.shape[1], "layers": blocks, "heads": whole(origin, settings, "head_count")},
         **{"hidden": len(weights["blocks.0.feed_forward.up.bias"]), "dropout": float(settings.get("dropout_rate", 0.1))},
     }
-    return Imported(model, longest - 1, weights, tables, None)
+    return Imported(model, len(positions) - 1, weights, tables, None)
