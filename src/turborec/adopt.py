@@ -26,7 +26,7 @@ logger = logging.getLogger("turborec")
 
 LIBRARIES = ("recbole", "rectools", "replay")
 
-UNKNOWN = 0.1
+UNKNOWN = 0.5
 """Share of a store's items that a checkpoint may not know before it is held to be of other data."""
 
 
