@@ -1,5 +1,6 @@
 """The tables of speed in RESULTS.md, from the committed rows."""
 
+import statistics
 from collections.abc import Callable
 from itertools import groupby
 from typing import Any
@@ -108,6 +109,31 @@ SCALING: list[Column] = [
 ]
 
 
+BATCHES: list[Column] = [
+    ("recipe", lambda row: row["recipe"]),
+    ("training", lambda row: row["variant"]),
+    ("tokens", lambda row: f"{row['protocol']['tokens']:,}"),
+    ("steps an epoch", number("steps_per_epoch")),
+    ("targets a second", number("targets_per_second")),
+    ("seeds", lambda row: str(row["seeds"])),
+    ("test NDCG@10", lambda row: row["ndcg"]),
+]
+
+
+def _over_seeds(rows: list[Row]) -> list[Row]:
+    """A row for each kind of training: the median rate, and the mean quality with its deviation."""
+    kinds: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        kinds.setdefault((row["recipe"], row["variant"]), []).append(row)
+    found = []
+    for some in kinds.values():
+        rates, ndcgs = ([row["values"][name] for row in some] for name in ("targets_per_second", "ndcg@10"))
+        spread = f" ± {statistics.stdev(ndcgs):.4f}" if len(ndcgs) > 1 else ""
+        values = {**some[0]["values"], "targets_per_second": statistics.median(rates)}
+        found.append({**some[0], "values": values, "seeds": len(some), "ndcg": f"{statistics.mean(ndcgs):.4f}{spread}"})
+    return found
+
+
 def beside(peer: str) -> list[Column]:
     """The columns of a comparison with a peer."""
     return [
@@ -149,6 +175,13 @@ def speed_sections(rows: list[Row]) -> list[str]:
     if scaling:
         told = "Processes of one thread each (gloo), against one such process, by wall time."
         lines += ["", "### Several processes", "", told, *_by_place(scaling, SCALING)]
+    batches = [row for row in rows if row["kind"] == "batches"]
+    if batches:
+        told = (
+            "Whole trainings, the epoch chosen on validation: what a larger batch does to the steps of an epoch and to "
+            "quality, with the same rate and with one that follows. Rates by wall time, median over epochs and seeds."
+        )
+        lines += ["", "### Batches of several processes", "", told, *_by_place(_over_seeds(batches), BATCHES)]
     return lines
 
 

@@ -164,6 +164,15 @@ def test_trackers_are_told_and_remembered_by_a_resumed_run(options, tmp_path, mo
     assert told[before:] == [told[0]]
 
 
+def test_a_run_that_began_before_there_was_a_setting_goes_on_with_its_default(options, tmp_path):
+    run.train(recipes.from_tree(TREE, "the test"), tmp_path / "run", options)
+    path = tmp_path / "run" / "recipe.yaml"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if "static_graph" not in line))
+    assert len(path.read_text().splitlines()) == len(lines) - 1
+    run.train(recipes.from_tree(TREE, "the test"), tmp_path / "run", options)
+
+
 def test_a_refused_training_leaves_the_run_that_is_there_alone(options, tmp_path):
     run.train(recipes.from_tree(TREE, "the test"), tmp_path / "run", options)
     before = (tmp_path / "run" / "status.json").read_text()

@@ -7,7 +7,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +47,18 @@ def train(
     if tracking:
         tracking.require()
     hardware.keep_freed_memory()
+
+    def learn(run: Run) -> None:
+        with interruptible() as interruption:
+            fit(run, steps, interruption, tracking)
+
+    return carry_out(recipe, folder, places, device, learn)
+
+
+def carry_out(
+    recipe: AnyRecipe, folder: Path, places: Places, device: str, learn: Callable[[Run], None]
+) -> tuple[Run, dict[str, Result]]:
+    """Hold the run's folder, open its data, let its model `learn` and evaluate it; the folder says how that ended."""
     with _held(folder):
         if world.leads():
             _claim(folder, recipe)
@@ -60,8 +72,7 @@ def train(
                 run = _open(folder, recipe, places, device)
                 if world.leads():
                     _describe(run)
-                with interruptible() as interruption:
-                    fit(run, steps, interruption, tracking)
+                learn(run)
                 run = replace(run, model=whole(run))
                 results = evaluate(run, "test")
         except (InterruptedRunError, KeyboardInterrupt) as error:
@@ -136,7 +147,8 @@ def _claim(folder: Path, recipe: AnyRecipe) -> None:
     """Write the resolved recipe, and refuse a folder that holds a run of another one."""
     text, path = dump(recipe), folder / "recipe.yaml"
     begun = (folder / "data.json").is_file()  # a start that failed before it had data leaves nothing worth keeping
-    if begun and path.is_file() and path.read_text(encoding="utf-8") != text:
+    # Read again, so that a setting which was not there when the run began has its default on both sides.
+    if begun and path.is_file() and dump(recipe_of(folder)) != text:
         raise UserError(f"{folder} holds a run of another recipe. Give this one a folder of its own.")
     if not begun or not path.is_file():
         write_whole(path, text)

@@ -3,9 +3,12 @@
 import logging
 import signal as signals
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from turborec.assembly import Run, measure
 from turborec.contract import Counted
@@ -71,6 +74,18 @@ def fit(run: Run, steps: int | None, interruption: Interruption, tracking: Track
     newest = checkpoint.load_latest(run.checkpoints)
     if newest is not None:
         load_best(run, newest)
+
+
+def adopt(run: Run, weights: Mapping[str, Tensor]) -> None:
+    """Take weights that were learnt elsewhere, and write them down as those of a training that is over."""
+    try:
+        run.model.load_state_dict(dict(weights), strict=True)
+    except RuntimeError as error:
+        raise UserError(f"The weights do not fit the recipe's model. {' '.join(str(error).split())[:600]}") from error
+    state = loop.start(run.model, run.recipe.stages[-1], run.device)
+    state.position = Position(stage=len(run.recipe.stages) - 1, epoch=run.recipe.stages[-1].epochs)
+    state.best_step = 0
+    _save(run, state)
 
 
 def _refuse_other_batches(run: Run, tokens: int) -> None:

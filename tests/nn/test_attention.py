@@ -56,7 +56,7 @@ def test_a_block_is_the_same_function_of_the_same_batch():
     assert torch.equal(block(x, CONTEXT), block(x, CONTEXT))
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("norm", ["pre", "post", "query"])
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_block_asked_for_some_places_gives_what_it_gives_for_all(causal, norm):
     block, x = Block(Shape(8, 2, 16, 0.3, norm), causal, site=0).double(), torch.randn(2, 6, 8, dtype=torch.float64)
@@ -71,3 +71,27 @@ def test_a_block_asked_for_some_places_gives_what_it_gives_for_all(causal, norm)
         torch.autograd.grad((some * weights).sum(), inputs), torch.autograd.grad((whole * weights).sum(), inputs), strict=True
     ):
         assert torch.allclose(got, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("at", [None, torch.tensor([[1, 3], [0, 2]])])
+def test_blanks_are_states_of_zero_before_the_row(causal, at):
+    layer, x, asked, blanks = Attention(8, 2, causal), torch.randn(2, 4, 8), torch.randn(2, 4, 8), [3, 0]
+    got = layer(x, CONTEXT, at=at, asked=asked, blanks=torch.tensor(blanks))
+    for row, count in enumerate(blanks):
+        longer = [torch.cat([torch.zeros(count, 8), part[row]])[None] for part in (x, asked)]
+        places = None if at is None else at[row : row + 1] + count
+        expected = layer(longer[0], Context(keys=CONTEXT.keys[:1]), at=places, asked=longer[1])[0]
+        assert torch.allclose(got[row], expected if at is not None else expected[count:], atol=1e-6)
+
+
+def test_query_norm_is_that_of_the_first_sasrec():
+    block, x = Block(Shape(8, 2, 16, 0.0, "query", 1e-3, "relu"), causal=True, site=0), torch.randn(2, 5, 8)
+    for norm in (block.attention_norm, block.feed_forward_norm):
+        torch.nn.init.normal_(norm.weight)
+    asked = torch.nn.functional.layer_norm(x, (8,), block.attention_norm.weight, block.attention_norm.bias, 1e-3)
+    mixed = asked + block.attention(x, CONTEXT, asked=asked)
+    mixed = torch.nn.functional.layer_norm(mixed, (8,), block.feed_forward_norm.weight, block.feed_forward_norm.bias, 1e-3)
+    up, down = block.feed_forward.up, block.feed_forward.down
+    expected = mixed + torch.relu(mixed @ up.weight.T + up.bias) @ down.weight.T + down.bias
+    assert torch.allclose(block(x, CONTEXT), expected, atol=1e-5)

@@ -66,14 +66,14 @@ def train(
             done, results = run.train(chosen, folder, Places(home, raw, store), device, steps, tracking)
         except UserError as error:
             if world.leads() and not (resume or out or isinstance(error, InterruptedRunError)):
-                _remove_unbegun(folder)
+                remove_unbegun(folder)
             raise
         if not world.leads():
             return
-    _tell(folder, done, results, as_json)
+    tell(folder, done, results, as_json)
 
 
-def _tell(folder: Path, done: "Run", results: "dict[str, Result]", as_json: bool) -> None:
+def tell(folder: Path, done: "Run", results: "dict[str, Result]", as_json: bool) -> None:
     """The results of a run, an example of its recommendations and where its report is."""
     from turborec.apply import example
 
@@ -163,7 +163,7 @@ def recommend(
         console.print(f"Not in the training data and left out: {left_out}.")
 
 
-def _remove_unbegun(folder: Path) -> None:
+def remove_unbegun(folder: Path) -> None:
     """Remove the folder of a run that failed before it had any data, unless somebody has put something there."""
     written = {"recipe.yaml", "status.json", "log.txt", "run.lock"}
     if all(path.name in written for path in folder.iterdir()):

@@ -42,8 +42,12 @@ class Config(BaseConfig):
     hidden: int = Field(256, ge=1, description="width of the feed-forward layer")
     dropout: float = Field(0.2, ge=0.0, lt=1.0, description="on the embeddings and on every residual branch")
     norm: Literal["pre", "post"] = "pre"
+    norm_eps: float = Field(1e-5, gt=0.0, description="what norms add to a variance")
     embedding_norm: bool = True
+    final_norm: bool = Field(True, description="normalise what pre-norm blocks leave")
     positions: Literal["learned", "sinusoidal"] = "learned"
+    count_from: Literal["end", "start"] = Field("end", description="where in the sequence positions are counted from")
+    skip_first: bool = Field(False, description="ranking leaves out the first event that is shown, as RecBole's does")
     head: bool = Field(True, description="a dense layer, GELU and a norm before the logits")
     tied: bool = Field(True, description="one item table for both ends")
     maps: Literal["xavier", "identity"] = Field(
@@ -72,17 +76,18 @@ class BERT4Rec(Model):
     def __init__(self, config: Config, spec: DataSpec) -> None:
         super().__init__()
         self.config = config
-        width, length = config.width, spec.max_length + 1
+        width, length, eps = config.width, spec.max_length + 1, config.norm_eps
         self.items = nn.Embedding(spec.items + 1, width)  # row 0: MASK
+        self.length = length
         learned = config.positions == "learned"
         self.positions = read_whole(nn.Embedding(length, width)) if learned else Sinusoids(length, width)
-        self.embedding_norm = nn.LayerNorm(width) if config.embedding_norm else nn.Identity()
+        self.embedding_norm = nn.LayerNorm(width, eps=eps) if config.embedding_norm else nn.Identity()
         self.dropout = Dropout(config.dropout, site=4 * config.layers)
-        shape = Shape(width, config.heads, config.hidden, config.dropout, config.norm)
+        shape = Shape(width, config.heads, config.hidden, config.dropout, config.norm, eps)
         self.blocks = nn.ModuleList(Block(shape, causal=False, site=site) for site in range(config.layers))
-        self.norm = nn.LayerNorm(width) if config.norm == "pre" else nn.Identity()
+        self.norm = nn.LayerNorm(width, eps=eps) if config.norm == "pre" and config.final_norm else nn.Identity()
         self.dense = Linear(width, width) if config.head else None
-        self.dense_norm = nn.LayerNorm(width) if config.head else nn.Identity()
+        self.dense_norm = nn.LayerNorm(width, eps=eps) if config.head else nn.Identity()
         self.output = None if config.tied else nn.Embedding(spec.items + 1, width)  # row 0: unused
         self.bias = nn.Parameter(torch.zeros(spec.items + 1))
         self.criterion = config.loss.build(spec.item_counts())
@@ -144,15 +149,18 @@ class BERT4Rec(Model):
     def _next_state(self, batch: SequenceBatch) -> Tensor:
         """[B, D]."""
         # Padding holds the number of the mask, so one more column puts a mask behind every history.
-        context = Context(keys=batch.keys)
-        states = self._encode(F.pad(batch.items, (0, 1)), batch.lengths + 1, context, batch.lengths[:, None])
+        context, events, shown = Context(keys=batch.keys), F.pad(batch.items, (0, 1)), batch.lengths
+        if self.config.skip_first:
+            events, shown = events[:, 1:], (shown - 1).clamp(min=0)
+        states = self._encode(events, shown + 1, context, shown[:, None])
         return self._projected(states[:, 0], context)
 
     def _encode(self, events: Tensor, lengths: Tensor, context: Context, at: Tensor) -> Tensor:
         """[B, L + 1] -> [B, M, D]: the states at the places `at` [B, M]."""
         place = torch.arange(events.shape[1], device=events.device)
-        age = (lengths[:, None] - 1 - place).clamp(min=0)
-        x = self.dropout(self.embedding_norm(self.items(events) + self.positions(age)), context.keys)
+        counted = lengths[:, None] - 1 - place if self.config.count_from == "end" else place
+        positions = self.positions(counted.clamp(0, self.length - 1))
+        x = self.dropout(self.embedding_norm(self.items(events) + positions), context.keys)
         visible = (place < lengths[:, None])[:, None, None]
         for block in self.blocks[:-1]:
             x = block(x, context, visible)

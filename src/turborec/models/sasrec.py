@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from turborec.contract import DotProduct, Loss, Model, Term, read_whole
 from turborec.data.batch import DataSpec, SequenceBatch
 from turborec.losses import CatalogueLoss, CrossEntropy
-from turborec.nn.attention import Block, Shape
+from turborec.nn.attention import Activation, Block, Shape
 from turborec.nn.keyed import Dropout
 from turborec.nn.linear import Context
 from turborec.recipe import Config as BaseConfig
@@ -24,6 +24,7 @@ class Config(BaseConfig):
     Deliberate deviations: pre-norm blocks with a final norm, GELU, positions counted from the end of the window (so that
     padding and bucketing cannot move them), no dropout on attention weights, and the loss of the recipe's choice: the
     paper's binary cross-entropy with one negative is the known cause of its low published numbers (arXiv 2309.07602).
+    The other settings of norms, activation and positions are those of other libraries, whose weights can be imported.
     """
 
     kind: Literal["sasrec"] = "sasrec"
@@ -34,6 +35,17 @@ class Config(BaseConfig):
     heads: int = Field(1, ge=1)
     hidden: int = Field(256, ge=1, description="width of the feed-forward layer")
     dropout: float = Field(0.2, ge=0.0, lt=1.0, description="on the embeddings and on every residual branch")
+    norm: Literal["pre", "post", "query"] = Field(
+        "pre", description="where blocks normalise; query: only what attention asks with, as the authors' code does"
+    )
+    norm_eps: float = Field(1e-5, gt=0.0, description="what norms add to a variance")
+    embedding_norm: bool = Field(False, description="normalise what the first block sees")
+    activation: Activation = "gelu"
+    scale_items: bool = Field(False, description="multiply the items' vectors by the root of the width before positions come")
+    count_from: Literal["end", "start"] = Field("end", description="where in the window positions are counted from")
+    blanks: Literal["hidden", "seen"] = Field(
+        "hidden", description="seen: places of the longest window that no event fills are seen, as states of zero"
+    )
     table_std: float = Field(0.05, gt=0.0, description="standard deviation of the initial item and position tables")
     loss: CatalogueLoss = CrossEntropy()
 
@@ -57,11 +69,11 @@ class SASRec(Model):
         self.items = nn.Embedding(spec.items + 1, config.width, padding_idx=0)
         self.positions = read_whole(nn.Embedding(spec.max_length, config.width))
         self.dropout = Dropout(config.dropout, site=4 * config.layers)
-        self.blocks = nn.ModuleList(
-            Block(Shape(config.width, config.heads, config.hidden, config.dropout), causal=True, site=site)
-            for site in range(config.layers)
-        )
-        self.norm = nn.LayerNorm(config.width)
+        eps = config.norm_eps
+        self.embedding_norm = nn.LayerNorm(config.width, eps=eps) if config.embedding_norm else nn.Identity()
+        shape = Shape(config.width, config.heads, config.hidden, config.dropout, config.norm, eps, config.activation)
+        self.blocks = nn.ModuleList(Block(shape, causal=True, site=site) for site in range(config.layers))
+        self.norm = nn.Identity() if config.norm == "post" else nn.LayerNorm(config.width, eps=eps)
         self.criterion = config.loss.build(spec.item_counts())
         self._initialise()
 
@@ -96,13 +108,18 @@ class SASRec(Model):
 
     def _encode(self, batch: SequenceBatch, at: Tensor | None = None) -> Tensor:
         """[B, L] -> [B, L, D], or [B, M, D] at the places `at` [B, M]; beyond a row's length they hold nothing of meaning."""
-        context = Context(keys=batch.keys)
-        length = batch.items.shape[1]
-        age = (batch.lengths[:, None] - 1 - torch.arange(length, device=batch.items.device)).clamp(min=0)
-        x = self.items(batch.items) + self.positions(age)
-        x = self.dropout(x, context.keys)
+        context, config = Context(keys=batch.keys), self.config
+        place = torch.arange(batch.items.shape[1], device=batch.items.device)
+        if config.count_from == "end":
+            place = batch.lengths[:, None] - 1 - place
+        x = self.items(batch.items)
+        x = x * config.width**0.5 if config.scale_items else x
+        # Beyond a row's end a place may be none of the table's: nobody looks there.
+        x = x + self.positions(place.clamp(0, self.positions.num_embeddings - 1))
+        x = self.dropout(self.embedding_norm(x), context.keys)
+        blanks = self.positions.num_embeddings - batch.lengths if config.blanks == "seen" else None
         for block in self.blocks[:-1]:
-            x = block(x, context)
-        x = self.blocks[-1](x, context, at=at)
+            x = block(x, context, blanks=blanks)
+        x = self.blocks[-1](x, context, at=at, blanks=blanks)
         encoded: Tensor = self.norm(x)
         return encoded

@@ -3,6 +3,7 @@
 Letters: B rows, L positions, D width, H heads.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from turborec.nn.keyed import Dropout
 from turborec.nn.linear import Context, Linear
 
+Activation = Literal["gelu", "relu", "silu", "tanh", "sigmoid"]
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -22,7 +25,18 @@ class Shape:
     heads: int
     hidden: int  # width of the feed-forward layer
     dropout: float
-    norm: Literal["pre", "post"] = "pre"
+    norm: Literal["pre", "post", "query"] = "pre"
+    norm_eps: float = 1e-5
+    activation: Activation = "gelu"
+
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
 
 
 class Attention(nn.Module):
@@ -39,19 +53,35 @@ class Attention(nn.Module):
         self.v = Linear(width, width)
         self.o = Linear(width, width)
 
-    def forward(self, x: Tensor, context: Context, visible: Tensor | None = None, at: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        context: Context,
+        visible: Tensor | None = None,
+        at: Tensor | None = None,
+        asked: Tensor | None = None,
+        blanks: Tensor | None = None,
+    ) -> Tensor:
         """[B, L, D] -> [B, L, D], or [B, M, D] where `at` [B, M] names the places whose states are wanted.
 
         `visible` is bool [B, 1, L or M or 1, L], True where a key may be seen. A causal model needs none for padding on the
-        right: no real position looks there.
+        right: no real position looks there. Queries are made of `asked`, like x, where that is given. `blanks` [B] says how
+        many states of zero come before each row, seen from all its places: their keys are one and the same, so it stands
+        for all of them, with their number.
         """
-        asked, causal = x, self.causal
+        asked, causal = x if asked is None else asked, self.causal
         if at is not None:
-            asked = pick(x, at)
-            if causal:
-                seen = torch.arange(x.shape[1], device=x.device) <= at[:, None, :, None]
-                visible, causal = seen if visible is None else seen & visible, False
+            asked = pick(asked, at)
+        if causal and (at is not None or blanks is not None):
+            places = torch.arange(x.shape[1], device=x.device)
+            seen = places <= (places[None] if at is None else at)[:, None, :, None]
+            visible, causal = seen if visible is None else seen & visible, False
         q, k, v = self._heads(self.q(asked, context)), self._heads(self.k(x, context)), self._heads(self.v(x, context))
+        if blanks is not None:
+            nothing = x.new_zeros(len(x), 1, x.shape[2])
+            k = torch.cat([self._heads(self.k(nothing, context)), k], dim=2)
+            v = torch.cat([self._heads(self.v(nothing, context)), v], dim=2)
+            visible = _weighted(blanks, visible, q, k)
         if x.device.type == "cpu":
             # The CPU's bf16 attention kernel is slower than its fp32 one; see docs/log.md.
             q, k, v = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (q, k, v))
@@ -67,18 +97,28 @@ class Attention(nn.Module):
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
-class FeedForward(nn.Module):
-    """Two projections with GELU between them, at every position alone."""
+def _weighted(blanks: Tensor, visible: Tensor | None, q: Tensor, k: Tensor) -> Tensor:
+    """What is added to the products of queries and keys, of which the first stands for `blanks` [B]: [B, 1, M, 1 + L]."""
+    rows, _, asked, _ = q.shape
+    seen = torch.ones(rows, 1, asked, k.shape[2] - 1, dtype=torch.bool, device=q.device) if visible is None else visible
+    seen = seen.expand(rows, 1, asked, -1)
+    added = torch.zeros(seen.shape, dtype=torch.float32, device=q.device).masked_fill(~seen, -torch.inf)
+    return torch.cat([blanks.float().log()[:, None, None, None].expand(rows, 1, asked, 1), added], dim=3)
 
-    def __init__(self, width: int, hidden: int, dropout: float, site: int) -> None:
+
+class FeedForward(nn.Module):
+    """Two projections with an activation between them, at every position alone."""
+
+    def __init__(self, shape: Shape, site: int) -> None:
         super().__init__()
-        self.up = Linear(width, hidden)
-        self.down = Linear(hidden, width)
-        self.dropout = Dropout(dropout, site)
+        self.up = Linear(shape.width, shape.hidden)
+        self.down = Linear(shape.hidden, shape.width)
+        self.dropout = Dropout(shape.dropout, site)
+        self.activation = _ACTIVATIONS[shape.activation]
 
     def forward(self, x: Tensor, context: Context, at: Tensor | None = None) -> Tensor:
         """[B, L, D] -> [B, L, D]; `at` as in `Dropout`."""
-        raised = F.gelu(self.up(x, context))
+        raised = self.activation(self.up(x, context))
         lowered: Tensor = self.down(self.dropout(raised, context.keys, at), context)
         return lowered
 
@@ -86,32 +126,44 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """A Transformer block: attention, then the feed-forward layer, each around a residual.
 
-    Pre-norm: x + f(norm(x)). Post-norm, as the first Transformers: norm(x + f(x)).
+    Pre-norm: x + f(norm(x)). Post-norm, as the first Transformers: norm(x + f(x)). Query-norm, as the first SASRec
+    (Kang and McAuley 2018, their code): attention asks with norm(x) and sees x itself, and both residuals start from what
+    was normalised.
     """
 
     def __init__(self, shape: Shape, causal: bool, site: int) -> None:
         """`site` is the block's place in its model; it takes the dropout sites 4 * site .. 4 * site + 2."""
         super().__init__()
-        self.post = shape.norm == "post"
-        self.attention_norm = nn.LayerNorm(shape.width)
+        self.norm = shape.norm
+        self.attention_norm = nn.LayerNorm(shape.width, eps=shape.norm_eps)
         self.attention = Attention(shape.width, shape.heads, causal)
         self.attention_dropout = Dropout(shape.dropout, 4 * site)
-        self.feed_forward_norm = nn.LayerNorm(shape.width)
-        self.feed_forward = FeedForward(shape.width, shape.hidden, shape.dropout, 4 * site + 1)
+        self.feed_forward_norm = nn.LayerNorm(shape.width, eps=shape.norm_eps)
+        self.feed_forward = FeedForward(shape, 4 * site + 1)
         self.feed_forward_dropout = Dropout(shape.dropout, 4 * site + 2)
 
-    def forward(self, x: Tensor, context: Context, visible: Tensor | None = None, at: Tensor | None = None) -> Tensor:
-        """[B, L, D] -> [B, L, D], or [B, M, D] where `at` names the places that are wanted; `visible` as in `Attention`.
+    def forward(
+        self,
+        x: Tensor,
+        context: Context,
+        visible: Tensor | None = None,
+        at: Tensor | None = None,
+        blanks: Tensor | None = None,
+    ) -> Tensor:
+        """[B, L, D] -> [B, L, D], or [B, M, D] where `at` names the places that are wanted; the others as in `Attention`.
 
         The last block of a model is asked for nothing but what the loss or the scores are made of.
         """
-        mixed = self.attention(x if self.post else self.attention_norm(x), context, visible, at)
+        asked = x if self.norm == "post" else self.attention_norm(x)
+        mixed = self.attention(asked if self.norm == "pre" else x, context, visible, at, asked, blanks)
+        x = asked if self.norm == "query" else x
         x = x if at is None else pick(x, at)
         x = x + self.attention_dropout(mixed, context.keys, at)
-        x = self.attention_norm(x) if self.post else x
-        changed = self.feed_forward(x if self.post else self.feed_forward_norm(x), context, at)
+        if self.norm != "pre":
+            x = self.attention_norm(x) if self.norm == "post" else self.feed_forward_norm(x)
+        changed = self.feed_forward(self.feed_forward_norm(x) if self.norm == "pre" else x, context, at)
         x = x + self.feed_forward_dropout(changed, context.keys, at)
-        return self.feed_forward_norm(x) if self.post else x
+        return self.feed_forward_norm(x) if self.norm == "post" else x
 
 
 def pick(x: Tensor, at: Tensor) -> Tensor:

@@ -1,0 +1,142 @@
+"""Models of other libraries as runs of ours: a checkpoint, and a recipe that says on what data and how it is evaluated."""
+
+import importlib
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from turborec import recipes, run, stores, training
+from turborec.assembly import Run
+from turborec.bridges import pickled
+from turborec.bridges.foreign import Imported, Table, read_ids
+from turborec.data.store import Store, sha256
+from turborec.errors import UserError, closest
+from turborec.evaluate import Result
+from turborec.files import write_whole
+from turborec.recipe import override, read
+from turborec.recipes import AnyRecipe
+from turborec.stores import Places
+
+logger = logging.getLogger("turborec")
+
+LIBRARIES = ("recbole", "rectools", "replay")
+
+UNKNOWN = 0.5
+"""Share of a store's items that a checkpoint may not know before it is held to be of other data."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file that a library has saved."""
+
+    library: str
+    path: Path
+    ids: Path | None = None  # the rows of items by raw id, where the file does not hold them
+
+    def read(self) -> Imported:
+        """What it holds in our terms, with the rows of its items."""
+        if self.library not in LIBRARIES:
+            raise UserError(f"No library is called {self.library!r}{closest(self.library, LIBRARIES)}.")
+        bridge = importlib.import_module(f"turborec.bridges.{self.library}")
+        content = pickled.read(self.path)
+        try:
+            imported: Imported = bridge.convert(content, self.path)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            # A file may hold anything in the places of settings and weights.
+            told = f"{type(error).__name__}: {str(error)[:200]}"
+            raise UserError(f"{self.path} is not what {self.library} writes ({told}). Is the library the right one?") from error
+        if self.ids is not None:
+            return Imported(**{**vars(imported), "ids": read_ids(self.ids)})
+        if imported.ids is None:
+            raise UserError(
+                f"{self.path} does not hold the raw ids of its items. Write them down where the data were prepared, and name "
+                f"the file with --items: {bridge.IDS}"
+            )
+        return imported
+
+
+def adopt(
+    checkpoint: Checkpoint,
+    name: str,
+    overrides: Iterable[str],
+    folder: Path,
+    places: Places,
+    device: str = "auto",
+) -> tuple[Run, dict[str, Result]]:
+    """Leave the checkpoint's model as a finished run in `folder`, and its test results and the anchors'.
+
+    The recipe called `name` says on what data, and what is evaluated; `overrides` may add what the checkpoint does not say.
+    """
+    if (folder / "recipe.yaml").exists():
+        raise UserError(f"{folder} holds a run already. Name another folder.")
+    imported = checkpoint.read()
+    recipe = _recipe(imported, name, overrides)
+    store = stores.of_recipe(recipe, places)
+    weights, remarks = weights_for(imported, store)  # before there is a folder, so that a mistake leaves none
+
+    def take(opened: Run) -> None:
+        for remark in remarks:
+            logger.warning(remark)
+        facts = {"library": checkpoint.library, "checkpoint": checkpoint.path.name, "sha256": sha256(checkpoint.path)}
+        write_whole(folder / "imported.json", json.dumps(facts, indent=1))
+        training.adopt(opened, weights)
+
+    return run.carry_out(recipe, folder, replace(places, store=store.folder), device, take)
+
+
+def _recipe(imported: Imported, name: str, overrides: Iterable[str]) -> AnyRecipe:
+    """The recipe with the checkpoint's model in place of its own."""
+    tree = read(recipes.find(name))
+    tree["model"] = imported.model
+    own = [f"batches.max_length={imported.max_length}", "batches.overlap=0"]
+    tree = override(tree, [*own, *overrides])
+    if "heads" not in tree["model"]:
+        raise UserError(
+            "The checkpoint does not say how many heads its attention has. Say it: model.heads=2, or how many it was."
+        )
+    return recipes.from_tree(tree, f"The recipe {name} with the imported model")
+
+
+def weights_for(imported: Imported, store: Store) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights of our model, tables in the order of the store's items, and what its user should know of them.
+
+    An item that the checkpoint does not know is given the mean of all it knows, and so the mean of their scores. A UserError
+    where the items are others.
+    """
+    ids, wanted = imported.ids or {}, store.item_ids.raw(range(store.num_items))
+    held = min(len(table.rows) for table in imported.tables.values())
+    if len(set(ids.values())) != len(ids) or not all(0 <= row < held for row in ids.values()):
+        raise UserError(f"The rows of the items should all differ and lie between 0 and {held - 1}, as the checkpoint's do.")
+    unknown, beyond = [text for text in wanted if text not in ids], sorted(ids.keys() - set(wanted))
+    if len(unknown) > UNKNOWN * len(wanted):
+        raise UserError(
+            f"The checkpoint knows {len(wanted) - len(unknown):,} of the {len(wanted):,} items of {store.folder}: it is of "
+            f"other data, or of other raw ids. It knows such as {_examples(ids)}; the data have such as {_examples(unknown)}."
+        )
+    remarks = []
+    if unknown:
+        remarks.append(
+            f"The checkpoint does not know {len(unknown):,} of the {len(wanted):,} items, such as {_examples(unknown)}: each "
+            "is given the mean of the vectors that it knows, and so ranks in the middle."
+        )
+    if beyond:
+        remarks.append(f"Not in the data and left out: {len(beyond):,} items of the checkpoint, such as {_examples(beyond)}.")
+    known, order = torch.tensor(list(ids.values())), torch.tensor([ids.get(text, -1) for text in wanted])
+    tables = {name: _ordered(table, order, known) for name, table in imported.tables.items()}
+    return imported.weights | tables, remarks
+
+
+def _ordered(table: Table, order: Tensor, known: Tensor) -> Tensor:
+    """The first row, then a row for each item: [R, …], int64 [V], int64 [K] -> [V + 1, …]."""
+    rows = table.rows[order.clamp(min=0)]
+    rows[order < 0] = table.rows[known].mean(0)
+    return torch.cat([table.first[None], rows])
+
+
+def _examples(ids: Iterable[str]) -> str:
+    return ", ".join(repr(text[:60]) for text, _ in zip(ids, range(3), strict=False))
