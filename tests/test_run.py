@@ -169,7 +169,7 @@ def test_a_run_that_began_before_there_was_a_setting_goes_on_with_its_default(op
     path = tmp_path / "run" / "recipe.yaml"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if "static_graph" not in line))
-    assert len(path.read_text().splitlines()) == len(lines) - 1
+    assert len(path.read_text().splitlines()) < len(lines)
     run.train(recipes.from_tree(TREE, "the test"), tmp_path / "run", options)
 
 
