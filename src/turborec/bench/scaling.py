@@ -140,6 +140,8 @@ def _trained(recipe: AnyRecipe, store: Store, processes: int, seconds: float, de
         command += ["--store", str(store.folder), "--device", device]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
+    # Whoever has given the answer has measured all of it, even if torch aborts on the way out (seen once; docs/log.md).
+    answer = next((line for line in done.stdout.splitlines() if line.startswith('{"targets"')), None)
+    if answer is None:
         raise UserError(f"A training in {processes} processes failed: {done.stderr.strip()[:1500]}")
-    return Sample(**json.loads(done.stdout.strip().splitlines()[-1]))
+    return Sample(**json.loads(answer))
