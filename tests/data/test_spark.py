@@ -351,18 +351,28 @@ ALONE = """
     from turborec.data.prepare import Prepare, prepare
     from turborec.data.schema import Columnar, RawTable, RawTables
     from turborec.data.split import LeaveOneOut
-    path, home, engine, select = sys.argv[1:]
+    path, home, engine, select, shard_mb = sys.argv[1:]
     raw = RawTables(RawTable((Path(path),), Columnar(), json.loads(select)))
-    config = Prepare(duplicates="drop_exact", min_user_events=5, min_item_events=5, engine=engine)
+    rules = {"duplicates": "drop_exact", "min_user_events": 5, "min_item_events": 5}
+    config = Prepare(**rules, engine=engine, shard_mb=json.loads(shard_mb))
     for attempt in ("first", "second")[: 1 if "large" in home else 2]:
         print(prepare(raw, {}, config, LeaveOneOut(), Path(home) / attempt))
 """
 
 
-def alone(path: Path, home: Path, engine: str, select: dict[str, str]) -> dict[str, Any]:
+def alone(path: Path, home: Path, engine: str, select: dict[str, str], shard_mb: int | None = None) -> dict[str, Any]:
     """The card of a store made in a process of its own, which starts Spark and ends it."""
     pytest.importorskip("pyspark.sql", reason="Spark: PySpark is not installed")
-    command = [sys.executable, "-c", textwrap.dedent(ALONE), str(path), str(home), engine, json.dumps(select)]
+    command = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(ALONE),
+        str(path),
+        str(home),
+        engine,
+        json.dumps(select),
+        json.dumps(shard_mb),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     cards = [open_store(Path(line)).card for line in done.stdout.splitlines()]
