@@ -121,11 +121,11 @@ def _parts(tables: RawTables) -> dict[str, RawTable]:
 
 
 def _file_facts(tables: RawTables) -> list[dict[str, Any]]:
-    paths = [path for table in _parts(tables).values() for path in table.paths]
-    for path in paths:
+    files = [file for table in _parts(tables).values() for file in zip(table.paths, table.names, strict=True)]
+    for path, _ in files:
         if not path.is_file():
             raise UserError(f"The file {path} does not exist: the source should have named a file of raw rows.")
-    return [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths]
+    return [{"name": name, "bytes": path.stat().st_size, "sha256": sha256(path)} for path, name in files]
 
 
 def _make(tables: RawTables, config: Prepare, split: Split, folder: Path, card: dict[str, Any]) -> None:
