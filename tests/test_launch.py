@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -158,14 +159,18 @@ def test_a_mistake_is_told_once(place):
     assert code == 2 and said.count("train.epochs") == 1
 
 
-def test_a_process_that_hangs_is_not_waited_for(place):
-    process = launched(place, "hung", TURBOREC_PATIENCE="15")
-    when(place, "hung", process, 7)
-    os.kill(ranks_of(process)[1], signal.SIGSTOP)
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_process_that_hangs_is_named_and_not_waited_for(place, rank):
+    run = f"hung-{rank}"
+    process = launched(place, run, TURBOREC_PATIENCE="15")
+    when(place, run, process, 7)
+    os.kill(ranks_of(process)[rank], signal.SIGSTOP)
     code, said = ended(process)
     assert code == 2 and "not heard from for 15 s" in said and "Traceback" not in said, said
-    assert ended(launched(place, "hung", resume=True))[0] == 0
-    assert outcome(place / "hung") == outcome(place / "whole")
+    assert re.search(rf"15 s: process {rank} hangs \(last heard from 1\d s ago, (after step \d|before its first)", said), said
+    assert "W socket" not in said and f"process {1 - rank} hangs" not in said, said
+    assert ended(launched(place, run, resume=True))[0] == 0
+    assert outcome(place / run) == outcome(place / "whole")
 
 
 def test_a_loss_that_is_not_a_number_stops_all(place):

@@ -108,6 +108,7 @@ def _epoch(job: _Job, state: TrainState) -> None:
     with task(label, plan.targets, "events") as advance:
         for record in loop.fit(state, Some(plan, range(steps)), stage, run.device):
             left = job.pace.left(position.global_step, steps * (epochs - number) - position.step)
+            world.passed(position.global_step)
             advance(record.asked, f"loss {record.loss:.4f}, all epochs {left}")
             facts = {"gradient_norm": record.gradient_norm, "lr": record.lr, "epoch": position.epoch + 1}
             if job.metrics:
