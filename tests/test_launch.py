@@ -2,17 +2,22 @@
 
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from engine.disks import small_disk
 from stores import store_of
 from turborec.data.store import sha256
+from turborec.engine import checkpoint
 
 RECIPE = """\
 data: {source: {kind: online_retail}}
@@ -158,14 +163,81 @@ def test_a_mistake_is_told_once(place):
     assert code == 2 and said.count("train.epochs") == 1
 
 
-def test_a_process_that_hangs_is_not_waited_for(place):
-    process = launched(place, "hung", TURBOREC_PATIENCE="15")
-    when(place, "hung", process, 7)
-    os.kill(ranks_of(process)[1], signal.SIGSTOP)
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_process_that_hangs_is_named_and_not_waited_for(place, rank):
+    run = f"hung-{rank}"
+    process = launched(place, run, TURBOREC_PATIENCE="15")
+    when(place, run, process, 7)
+    os.kill(ranks_of(process)[rank], signal.SIGSTOP)
     code, said = ended(process)
     assert code == 2 and "not heard from for 15 s" in said and "Traceback" not in said, said
-    assert ended(launched(place, "hung", resume=True))[0] == 0
-    assert outcome(place / "hung") == outcome(place / "whole")
+    assert re.search(rf"15 s: process {rank} hangs \(last heard from 1\d s ago, (after step \d|before its first)", said), said
+    assert "W socket" not in said and f"process {1 - rank} hangs" not in said, said
+    assert ended(launched(place, run, resume=True))[0] == 0
+    assert outcome(place / run) == outcome(place / "whole")
+
+
+def filled(disk, process, kind):
+    """Leave no room: on the disk, or for the leader alone, whose files may not grow (what a quota does); how to make room."""
+    if kind == "limit":
+        resource.prlimit(ranks_of(process)[0], resource.RLIMIT_FSIZE, (2000, 2000))
+        return lambda: None
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(bytes(2**16))
+    return ballast.unlink
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["disk", "limit"])
+def test_a_full_disk_ends_all_and_the_run_goes_on_when_there_is_room(place, tmp_path, kind):
+    with small_disk(tmp_path, 2**16) if kind == "disk" else nullcontext(tmp_path) as disk:
+        run = disk / "run"
+        process = launched(place, run)
+        when(place, run, process, 7)
+        make_room = filled(disk, process, kind)
+        began = time.monotonic()
+        code, said = ended(process)
+        assert code == 2 and time.monotonic() - began < 60, said
+        assert ("No space left on device" if kind == "disk" else "File too large") in said and "Traceback" not in said, said
+        newest = checkpoint.latest(run / "checkpoints")
+        assert newest and checkpoint.load(newest).step >= 1
+        make_room()
+        assert ended(launched(place, run, resume=True))[0] == 0
+        assert outcome(run) == outcome(place / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["altered", "cut short", "lost"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_in_all_processes(place, how):
+    run = f"damaged, {how}"
+    process = launched(place, run)
+    folder = place / run / "checkpoints"
+    while process.poll() is None and (len(checkpoint.checkpoints(folder)) < 2 or steps_done(place / run) < 9):
+        time.sleep(0.005)
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    ended(process)
+    weights = checkpoint.checkpoints(folder)[-1] / "model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    if how != "lost":
+        weights.write_bytes(content[:-9] if how == "cut short" else content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    code, said = ended(launched(place, run, resume=True))
+    assert code == 0 and said.count("The checkpoint before it is tried") == 1 and "model.safetensors" in said, said
+    assert outcome(place / run) == outcome(place / "whole")
+
+
+@pytest.mark.slow
+def test_when_every_checkpoint_is_damaged_all_processes_end(place):
+    process = launched(place, "all damaged")
+    when(place, "all damaged", process, 9)
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    ended(process)
+    for path in checkpoint.checkpoints(place / "all damaged" / "checkpoints"):
+        (path / "state.json").write_bytes(b"{}")
+    code, said = ended(launched(place, "all damaged", resume=True))
+    assert code == 2 and "Every checkpoint in" in said and "state.json" in said and "Traceback" not in said, said
 
 
 def test_a_loss_that_is_not_a_number_stops_all(place):

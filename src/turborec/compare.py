@@ -168,7 +168,7 @@ def slices_of(one: Contestant, given: Path | None = None) -> tuple[list[tuple[st
 
 def _by_popularity(one: Contestant, store: Store) -> list[tuple[str, str, NDArray[np.int64]]]:
     """Users with a target that has no training event, and thirds of the others by how many their targets have."""
-    events = np.bincount(store.training().items, minlength=store.num_items + 1)
+    events = store.item_counts()
     ids, which = np.unique(np.asarray(one.targets), return_inverse=True)
     of_target = events[store.item_ids.find(ids.tolist()) + 1][which]
     counts = np.diff(one.offsets)

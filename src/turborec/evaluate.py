@@ -247,7 +247,7 @@ def _exposures(tally: Tally, store: Store, config: Evaluation) -> dict[tuple[His
     """How often items were listed, by treatment of the history and length of the lists."""
     if not config.cutoffs:
         return {}
-    events = np.bincount(store.training().items, minlength=store.num_items + 1)
+    events = store.item_counts()
     return {
         (history, k): Exposure(tally.listed[place, row], events)
         for place, history in enumerate(HISTORIES)

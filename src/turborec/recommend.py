@@ -91,7 +91,7 @@ def recommend(
     allowed = torch.full((store.num_items + 1,), candidates is None, device=device)
     if candidates is not None:
         allowed[torch.from_numpy(candidates).to(device)] = True
-    events = np.bincount(store.training().items, minlength=store.num_items + 1)
+    events = store.item_counts()
     counts = torch.from_numpy(events).to(device, torch.float64)
     popular = _top(lambda lo, hi: counts[None, lo:hi], 1, _NOTHING, lists.k, allowed)
     for some in users:

@@ -10,6 +10,7 @@ import torch
 
 from turborec.data.batch import DataSpec
 from turborec.data.schema import UNKNOWN_TIME
+from turborec.data.split import below
 from turborec.data.store import Part, Store, open_store, read_card
 from turborec.errors import UserError
 from turborec.recipes import AnyRecipe
@@ -79,18 +80,16 @@ def _tell(store: Store, path: Path) -> None:
 
 def _tell_times(store: Store, ordered: bool) -> None:
     """Which histories nothing but the place in the files orders."""
-    known = np.concatenate([[0], np.cumsum(store.histories.times != UNKNOWN_TIME)])
     offsets = store.histories.offsets
-    counts, dated = np.diff(offsets), np.diff(known[offsets])
-    undated = len(known) - 1 - int(known[-1])
-    if not undated or ordered:
+    counts, undated = np.diff(offsets), below(offsets, store.histories.times, UNKNOWN_TIME + 1)
+    if ordered or not undated.any():
         return
-    if not known[-1]:
+    if np.array_equal(undated, counts):
         logger.warning("No event has a time: every history is in the order of the files.")
         return
-    mixed = int(((dated > 0) & (dated < counts)).sum())
+    lacking, mixed = int(undated.sum()), int(((undated > 0) & (undated < counts)).sum())
     logger.warning(
-        f"{undated:,} of {len(known) - 1:,} events have no time. A history with such an event is in the order of the files as "
+        f"{lacking:,} of {offsets[-1]:,} events have no time. A history with such an event is in the order of the files as "
         f"a whole, known times or not: {mixed:,} users have both. Fill in the times, or leave these rows out."
     )
 
@@ -131,7 +130,7 @@ def of_run(folder: Path, recipe: AnyRecipe, places: Places) -> Store:
 
 def spec_of(store: Store, recipe: AnyRecipe) -> DataSpec:
     """The facts a model is built from."""
-    counts = np.bincount(store.training().items, minlength=store.num_items + 1)
+    counts = store.item_counts()
     return DataSpec(store.num_users, store.num_items, recipe.batches.max_length, torch.from_numpy(counts))
 
 

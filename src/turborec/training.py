@@ -42,7 +42,7 @@ class _Job:
 
 def fit(run: Run, steps: int | None, interruption: Interruption, tracking: Tracking | None) -> None:
     """Leave the weights that validation chooses in the run's model, from the newest checkpoint on if there is one."""
-    saved = checkpoint.load_latest(run.checkpoints)
+    saved = _newest(run)
     if isinstance(run.model, Counted):
         run.model.count(run.store.training())
         if world.leads():
@@ -71,7 +71,7 @@ def fit(run: Run, steps: int | None, interruption: Interruption, tracking: Track
                 _epoch(job, state)
     if world.leads():
         _warn_if_rising(run, state)
-    newest = checkpoint.load_latest(run.checkpoints)
+    newest = _newest(run)
     if newest is not None:
         load_best(run, newest)
 
@@ -86,6 +86,13 @@ def adopt(run: Run, weights: Mapping[str, Tensor]) -> None:
     state.position = Position(stage=len(run.recipe.stages) - 1, epoch=run.recipe.stages[-1].epochs)
     state.best_step = 0
     _save(run, state)
+
+
+def _newest(run: Run) -> checkpoint.Checkpoint | None:
+    """The newest good checkpoint, if any: all processes go on from the one that the leader could read."""
+    saved = checkpoint.load_latest(run.checkpoints) if world.leads() else None
+    name = world.told(saved.path.name if saved else None)
+    return saved if world.leads() or name is None else checkpoint.load(run.checkpoints / name)
 
 
 def _refuse_other_batches(run: Run, tokens: int) -> None:
@@ -125,6 +132,7 @@ def _epoch(job: _Job, state: TrainState) -> None:
     with task(label, plan.targets, "events") as advance:
         for record in loop.fit(state, Some(plan, range(steps)), stage, run.device):
             left = job.pace.left(position.global_step, steps * (epochs - number) - position.step)
+            world.passed(position.global_step)
             advance(record.asked, f"loss {record.loss:.4f}, all epochs {left}")
             facts = {"gradient_norm": record.gradient_norm, "lr": record.lr, "epoch": position.epoch + 1}
             if job.metrics:
@@ -222,7 +230,7 @@ def _write(run: Run, state: TrainState, tensors: Tensors, facts: dict[str, Any])
 def _next_stage(run: Run, state: TrainState, number: int) -> TrainState:
     """The first state of stage `number`, from the weights of the one before as the recipe says."""
     stage = run.recipe.stages[number]
-    newest = checkpoint.load_latest(run.checkpoints)
+    newest = _newest(run)
     if stage.start == "best" and newest is not None:
         load_best(run, newest)
     fresh = loop.start(run.model, stage, run.device)

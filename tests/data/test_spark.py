@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 
 from contracts.test_sources import CASES, ready
 from data.test_prepare import COLUMNS, CROWD, Event, simulated, tables
+from sources.test_table import config, partitioned
 from turborec.data.engine import Engine, duckdb_in
 from turborec.data.prepare import Prepare, prepare, store_key
 from turborec.data.read import bad_records, event_checks, ingest
@@ -141,6 +143,36 @@ def test_files_of_every_kind_in_one_folder_with_an_odd_name(spark: Any, tmp_path
     assert card["rows"]["events"]["rejected"] == {"user is empty": 8}
     lines = [line.split("\t")[:2] for line in next(folder.glob("spark/stores/*/quarantine.tsv")).read_text().splitlines()]
     assert lines[1:] == [[name, str(line)] for name in NAMES for line in (91, 92)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["events", "a [b] {c} * é'% %41"])
+def test_a_folder_of_parts_whose_folders_tell_columns(spark: Any, tmp_path: Path, folder: str) -> None:
+    raw = config(**partitioned(tmp_path / folder)).parse(tmp_path)
+    card = assert_same(tmp_path, raw, Prepare(kinds=("buy", "view/page"), bad_rows=0))
+    assert card["counts"]["events"] == 200
+    twice = RawTables(replace(raw.events, paths=raw.events.paths[1:3] * 2, constants={"time": ("1", "2", "3", "4")}))
+    assert assert_same(tmp_path, twice)["rows"]["events"]["rows"] == 160
+
+
+@pytest.mark.slow
+def test_a_file_that_lacks_a_column_is_named(spark: Any, tmp_path: Path) -> None:
+    given = partitioned(tmp_path / "events")
+    path = tmp_path / "events" / "day=2024-01-02" / "type=buy" / "part-00000.snappy.parquet"
+    pq.write_table(pa.table({"who": ["u"], "place": [1]}), path)
+    with pytest.raises(UserError, match=r"day=2024-01-02/type=buy/part-00000.snappy.parquet has no column 'what'"):
+        prepare(config(**given).parse(tmp_path), {}, Prepare(engine="spark"), LeaveOneOut(), tmp_path / "home")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_thousands_of_files_are_one_relation(spark: Any, tmp_path: Path) -> None:
+    for number in range(2000):
+        (folder := tmp_path / "events" / f"day={number % 100}").mkdir(parents=True, exist_ok=True)
+        columns = {"who": [f"u{n % 97}" for n in range(50)], "what": [n * (number + 1) % 301 for n in range(50)]}
+        pq.write_table(pa.table(columns), folder / f"part-{number}.parquet")
+    raw = config(events="events", user="who", item="what", time="day").parse(tmp_path)
+    assert assert_same(tmp_path, raw)["counts"]["events"] == 100_000
 
 
 @pytest.mark.slow
@@ -351,18 +383,28 @@ ALONE = """
     from turborec.data.prepare import Prepare, prepare
     from turborec.data.schema import Columnar, RawTable, RawTables
     from turborec.data.split import LeaveOneOut
-    path, home, engine, select = sys.argv[1:]
+    path, home, engine, select, shard_mb = sys.argv[1:]
     raw = RawTables(RawTable((Path(path),), Columnar(), json.loads(select)))
-    config = Prepare(duplicates="drop_exact", min_user_events=5, min_item_events=5, engine=engine)
+    rules = {"duplicates": "drop_exact", "min_user_events": 5, "min_item_events": 5}
+    config = Prepare(**rules, engine=engine, shard_mb=json.loads(shard_mb))
     for attempt in ("first", "second")[: 1 if "large" in home else 2]:
         print(prepare(raw, {}, config, LeaveOneOut(), Path(home) / attempt))
 """
 
 
-def alone(path: Path, home: Path, engine: str, select: dict[str, str]) -> dict[str, Any]:
+def alone(path: Path, home: Path, engine: str, select: dict[str, str], shard_mb: int | None = None) -> dict[str, Any]:
     """The card of a store made in a process of its own, which starts Spark and ends it."""
     pytest.importorskip("pyspark.sql", reason="Spark: PySpark is not installed")
-    command = [sys.executable, "-c", textwrap.dedent(ALONE), str(path), str(home), engine, json.dumps(select)]
+    command = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(ALONE),
+        str(path),
+        str(home),
+        engine,
+        json.dumps(select),
+        json.dumps(shard_mb),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     cards = [open_store(Path(line)).card for line in done.stdout.splitlines()]

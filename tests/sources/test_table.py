@@ -1,10 +1,18 @@
 """Tables of the user's own: the columns they name, the layouts they have, the places they lie in."""
 
+import random
+import re
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from turborec.data.prepare import Prepare, prepare
 from turborec.data.schema import Columnar, JsonLines, RawTables, Text
+from turborec.data.split import LeaveOneOut
+from turborec.data.store import open_store
 from turborec.errors import UserError
 from turborec.recipe import validate
 from turborec.sources.table import Config
@@ -128,12 +136,88 @@ def test_address_without_a_file_name_is_refused(tmp_path: Path) -> None:
         config(events="https://example.org/").download(tmp_path)
 
 
+def partitioned(folder: Path) -> dict[str, object]:
+    """A folder as Spark leaves it, in which hardly two files are alike; and how to read it as events."""
+    draw = random.Random(1)
+    for day, wide in (("2024-01-01", pa.int32()), ("2024-01-02", pa.int64()), ("2024-01-03", pa.int16())):
+        for number, kind in enumerate(["buy", "view%2Fpage", "__HIVE_DEFAULT_PARTITION__"]):
+            count = 40 * (number != 1 or day != "2024-01-02")  # one has no rows
+            columns = {
+                "who": pa.array([f"u{draw.randrange(9)}" for _ in range(count)], pa.string()),
+                "what": pa.array([draw.randrange(31) for _ in range(count)], wide),
+                "place": pa.array(range(count), wide),
+                "else": pa.array([draw.random() for _ in range(count)], pa.float64()),
+            }
+            names = draw.sample(list(columns), 4)
+            (place := folder / f"day={day}" / f"type={kind}").mkdir(parents=True)
+            pq.write_table(pa.table({name: columns[name] for name in names}), place / "part-00000.snappy.parquet")
+            (place / ".begun.parquet").write_bytes(b"half a file")
+    (folder / "_SUCCESS").touch()
+    (folder / "_temporary" / "0").mkdir(parents=True)
+    (folder / "_temporary" / "0" / "part-00000.parquet").write_bytes(b"half a file")
+    return {"events": folder.name, "user": "who", "item": "what", "time": "day", "order": "place", "event_kind": "type"}
+
+
+def test_a_folder_stands_for_its_files_and_its_folders_tell_columns(tmp_path: Path) -> None:
+    tables = config(**partitioned(tmp_path / "events")).parse(tmp_path)
+    assert len(tables.events.paths) == 9 and tables.events.paths == tuple(sorted(tables.events.paths))
+    assert tables.events.select == {"user": "who", "item": "what", "order": "place"}
+    assert tables.events.constants["kind"] == ("", "buy", "view/page") * 3
+    assert tables.events.constants["time"][:4] == ("2024-01-01", "2024-01-01", "2024-01-01", "2024-01-02")
+    store = open_store(prepare(tables, {}, Prepare(kinds=("buy", "view/page")), LeaveOneOut(), tmp_path))
+    assert store.card["counts"]["events"] == 40 * 5 and store.card["counts"]["dropped"]["other_kinds"] == 40 * 3
+    assert store.card["time_unit"] == "milliseconds" and store.card["times"] == [1_704_067_200_000, 1_704_240_000_000]
+    assert store.card["source"]["files"][0]["name"].startswith("day=2024-01-01/type=__HIVE_DEFAULT_PARTITION__/part-")
+
+
+def test_what_the_folders_tell_decides_the_key(tmp_path: Path) -> None:
+    keys = []
+    for day in ("2024-01-01", "2024-01-02"):
+        (folder := tmp_path / day / f"day={day}").mkdir(parents=True)
+        (folder / "e.csv").write_text("u,i\na,1\na,2\na,3\n")
+        read = config(events=str(tmp_path / day), time="day").parse(tmp_path)
+        keys.append(prepare(read, {}, Prepare(), LeaveOneOut(), tmp_path).name)
+    assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: pq.write_table(pa.table({"who": ["u"], "place": [1]}), path), "{path} has no column 'what'"),
+        (lambda path: path.write_bytes(b""), "{path} cannot be read"),
+        (lambda path: path.rename(path.with_suffix(".log")), "suffix of .*part-00000.snappy.log does not tell"),
+        (
+            lambda path: path.with_name("more.csv").write_text("who,what\n"),
+            "more.csv, part-00000.* are laid out diff",
+        ),
+    ],
+    ids=["column", "empty", "suffix", "layout"],
+)
+def test_a_file_of_a_folder_that_cannot_serve_is_named(tmp_path: Path, spoil: Any, message: str) -> None:
+    given = partitioned(tmp_path / "events")
+    path = tmp_path / "events" / "day=2024-01-02" / "type=buy" / "part-00000.snappy.parquet"
+    spoil(path)
+    with pytest.raises(UserError, match=message.replace("{path}", re.escape(str(path)))):
+        prepare(config(**given).parse(tmp_path), {}, Prepare(), LeaveOneOut(), tmp_path)
+
+
+def test_a_bad_row_is_named_with_the_folders_of_its_file(tmp_path: Path) -> None:
+    for day in (1, 2):
+        (folder := tmp_path / "events" / f"day={day}").mkdir(parents=True)
+        (folder / "e.csv").write_text("u,i\na,1\na,2\na,3\n" + ",4\n" * (day - 1))
+    with pytest.raises(UserError, match=r"day=2/e\.csv:5: user is empty"):
+        prepare(config(events="events").parse(tmp_path), {}, Prepare(bad_rows=0), LeaveOneOut(), tmp_path)
+
+
+def test_a_folder_of_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "events").mkdir()
+    (tmp_path / "events" / "_SUCCESS").touch()
+    with pytest.raises(UserError, match="events holds no files"):
+        config(events="events").parse(tmp_path)
+
+
 @pytest.mark.data
 def test_movietweetings_prepare_to_the_published_counts(data_folder: Path, tmp_path: Path) -> None:
-    from turborec.data.prepare import Prepare, prepare
-    from turborec.data.split import LeaveOneOut
-    from turborec.data.store import open_store
-
     names = {"user": "user", "item": "movie", "value": "rating", "time": "seconds"}
     layout = {"columns": list(names.values()), "items": "movies.parquet", "item_id": "movie_id", "item_attributes": ["title"]}
     raw = config(events="raw/ratings.dat.gz", **names, **layout).parse(data_folder / "movietweetings")

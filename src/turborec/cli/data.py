@@ -39,7 +39,8 @@ def list_data(home: Home = DEFAULT_HOME) -> None:
         try:
             card = read_card(card_file.parent)
             counts = {k: f"{card['counts'][k]:,}" for k in ("users", "items", "events")}
-            source, files = card["source"]["kind"], ", ".join(fact["name"] for fact in card["source"]["files"])
+            source, names = card["source"]["kind"], [fact["name"] for fact in card["source"]["files"]]
+            files = ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
         except (UserError, KeyError, TypeError):
             console.print(f"  {card_file.parent.name}  damaged, or of another version: delete the folder")
             continue

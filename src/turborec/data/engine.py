@@ -8,7 +8,7 @@ is not on the calendar.
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,6 +32,7 @@ class File:
     path: Path
     columns: tuple[str, ...]
     base: int
+    constants: Mapping[str, str]  # further columns, and the text that all rows have in each
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,11 @@ class Prepare(Config):
     bad_rows: float = Field(default=0.01, ge=0, le=1)  # the share of bad rows above which nothing is prepared
     engine: Literal["duckdb", "spark"] = "duckdb"  # what runs the SQL; changes no result
     memory_mb: int = Field(default=1000, ge=250)  # for the engine, which spills to disk beyond it; changes no result
+    shard_mb: int | None = Field(default=None, ge=1)  # larger files of a new store are cut into shards; changes no result
 
     def rules(self) -> dict[str, Any]:
         """All that decides the result, as plain data."""
-        return self.model_dump(mode="json", exclude={"engine", "memory_mb"})
+        return self.model_dump(mode="json", exclude={"engine", "memory_mb", "shard_mb"})
 
 
 def prepare(tables: RawTables, source: Mapping[str, Any], config: Prepare, split: Split, home: Path) -> Path:
@@ -120,11 +121,11 @@ def _parts(tables: RawTables) -> dict[str, RawTable]:
 
 
 def _file_facts(tables: RawTables) -> list[dict[str, Any]]:
-    paths = [path for table in _parts(tables).values() for path in table.paths]
-    for path in paths:
+    files = [file for table in _parts(tables).values() for file in zip(table.paths, table.names, strict=True)]
+    for path, _ in files:
         if not path.is_file():
             raise UserError(f"The file {path} does not exist: the source should have named a file of raw rows.")
-    return [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths]
+    return [{"name": name, "bytes": path.stat().st_size, "sha256": sha256(path)} for path, name in files]
 
 
 def _make(tables: RawTables, config: Prepare, split: Split, folder: Path, card: dict[str, Any]) -> None:
@@ -136,7 +137,7 @@ def _make(tables: RawTables, config: Prepare, split: Split, folder: Path, card: 
             place.mkdir()
         with _explained(folder, config):
             card |= _build(tables, config, split, building, work)
-            seal(building, card)
+            seal(building, card, config.shard_mb)
             building.rename(folder)
             sync(folder.parent)
     finally:

@@ -93,16 +93,24 @@ def event_checks(time: TimeFormat) -> dict[str, Check]:
 
 def time_format(table: RawTable) -> TimeFormat:
     """How the times of `table` are written, by its first rows; seconds where they do not tell."""
-    column = table.select.get("time")
-    if column is None:
-        return "seconds"
-    path = table.paths[0]
-    first = next(iter(runs(path, table.layout, column_names(path, table.layout, table.select.values()), [column])), None)
-    texts = [text for text in first.table[column].to_pylist() if text][:LOOKED_AT] if first else []
+    texts = [text for text in _first_times(table) if text][:LOOKED_AT]
     numbers = sorted(int(text) for text in texts if re.fullmatch(r"-?\d{1,18}", text))
     if 2 * len(numbers) <= len(texts):
         return "iso" if any(re.fullmatch(_DATE, text) for text in texts) else "seconds"
     return "milliseconds" if numbers[len(numbers) // 2] >= YEAR_2200 else "seconds"
+
+
+def _first_times(table: RawTable) -> Iterable[str | None]:
+    """The texts of the time column where it begins, which may be in a later file than the first."""
+    column = table.select.get("time")
+    if column is None:
+        return table.constants.get("time", ())
+    for path in table.paths:
+        for run in runs(path, table.layout, column_names(path, table.layout, table.select.values()), [column]):
+            if run.table.num_rows:
+                texts: list[str | None] = run.table[column].to_pylist()
+                return texts
+    return ()
 
 
 def item_checks(table: RawTable) -> dict[str, Check]:
@@ -185,12 +193,13 @@ def _keep_first(con: Engine, staged: str) -> None:
 
 def bad_records(con: Engine, staged: str, table: RawTable) -> Iterator[BadRow]:
     """The bad rows in the order of the files."""
+    names = table.names
     escapes = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
     query = f"SELECT position, _reason, _text FROM {staged} WHERE _reason IS NOT NULL ORDER BY position"
     for batch in con.batches(query):
         for row in batch.to_pylist():
             place, line = divmod(row["position"], FILE_STEP)
-            yield table.paths[place].name, line, row["_reason"], row["_text"].translate(escapes)
+            yield names[place], line, row["_reason"], row["_text"].translate(escapes)
 
 
 def write_quarantine(path: Path, records: Iterable[BadRow]) -> None:
@@ -218,31 +227,35 @@ def _parts(
 ) -> Iterator[Part]:
     """The rows of all files, counted as they go by."""
     needed = [*table.select.values(), *(lookup.column for lookup in table.lookups.values())]
-    faulty = _faulty(table, checks)
+    sql, faulty = _staging(staged, table, checks), _faulty(table, checks)
     for place, path in enumerate(table.paths):
-        sql = _staging(staged, table, checks, place)
+        constants = {_constant(name): texts[place] for name, texts in table.constants.items()}
         names = column_names(path, table.layout, needed)
         wanted = _wanted(table, names, needed)
         if isinstance(table.layout, Columnar) and con.reads(path, wanted):
             intake.rows += row_count(path)
-            yield Part(sql, File(path, tuple(wanted), place * FILE_STEP))
+            yield Part(sql, File(path, tuple(wanted), place * FILE_STEP, constants))
             advance(path.stat().st_size)
             continue
         for run in runs(path, table.layout, names, wanted):
             intake.rows += run.table.num_rows + len(run.faults)
             intake.blank += run.blank
-            yield Part(sql, _placed(run, place * FILE_STEP))
+            yield Part(sql, _placed(run, place * FILE_STEP, constants))
             if run.faults:
                 yield Part(faulty, _fault_table(run, place * FILE_STEP))
             advance(run.bytes)
 
 
-def _placed(run: Run, base: int) -> "pa.Table":
-    """The rows of a run with their positions instead of their lines."""
+def _placed(run: Run, base: int, constants: Mapping[str, str]) -> "pa.Table":
+    """The rows of a run with their positions instead of their lines, and with what all rows of their file have."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     place = run.table.schema.get_field_index(LINE)
-    return run.table.set_column(place, LINE, pc.add(run.table.column(place), base))
+    rows = run.table.set_column(place, LINE, pc.add(run.table.column(place), base))
+    for name, text in constants.items():
+        rows = rows.append_column(name, pa.repeat(pa.scalar(text, pa.large_string()), len(rows)))
+    return rows
 
 
 def _fault_table(run: Run, base: int) -> "pa.Table":
@@ -262,10 +275,10 @@ def _faulty(table: RawTable, checks: Mapping[str, Check]) -> str:
     return f"SELECT {quoted(LINE)} AS position, {nothing}_reason, _text FROM run"
 
 
-def _staging(staged: str, table: RawTable, checks: Mapping[str, Check], place: int) -> str:
-    """SQL that checks and casts the rows of the table `run`, which come from the file at `place`."""
+def _staging(staged: str, table: RawTable, checks: Mapping[str, Check]) -> str:
+    """SQL that checks and casts the rows of the table `run`."""
     sources = {name: quoted(column) for name, column in table.select.items()} | dict(table.derive)
-    sources |= {name: literal(texts[place]) for name, texts in table.constants.items()}
+    sources |= {name: quoted(_constant(name)) for name in table.constants}
     sources |= {name: _told(f"{staged}_{name}_told", lookup) for name, lookup in table.lookups.items()}
     texts = [f"CAST({source} AS STRING) AS {quoted(name)}" for name, source in sources.items()]
     values = [f"{checks[name].value.replace('{x}', quoted(name))} AS {quoted(name)}" for name in sources]
@@ -284,6 +297,11 @@ def _staging(staged: str, table: RawTable, checks: Mapping[str, Check], place: i
                 FROM run {f"WHERE {table.where}" if table.where else ""}))"""
 
 
+def _constant(name: str) -> str:
+    """The column of `run` with what all rows of a file have in our column `name`."""
+    return f"{name} of the file"
+
+
 def _told(told: str, lookup: Lookup) -> str:
     return f'(SELECT min(told."value") FROM {quoted(told)} AS told WHERE told."key" = run.{quoted(lookup.column)})'
 
@@ -300,8 +318,9 @@ def _wanted(table: RawTable, names: Sequence[str], needed: Sequence[str]) -> lis
     """The columns of the file that are needed or that the stated SQL may mention."""
     sql = " ".join([table.where or "", *table.derive.values()]).casefold()
     wanted = [name for name in names if name in needed or quoted(name)[1:-1].casefold() in sql]
-    if LINE in wanted:
-        raise UserError(f"No column may be called {LINE!r}, because turborec's own is: rename it.")
+    for own in (LINE, *map(_constant, table.constants)):
+        if own in wanted:
+            raise UserError(f"No column may be called {own!r}, because turborec's own is: rename it.")
     _require_distinct(wanted)
     return wanted
 

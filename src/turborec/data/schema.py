@@ -5,6 +5,7 @@ A source describes; `prepare` reads. So no source needs memory, and every row of
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os.path import commonpath
 from pathlib import Path
 from typing import Literal
 
@@ -60,6 +61,14 @@ class RawTable:
     derive: Mapping[str, str] = field(default_factory=dict)  # our name -> SQL expression over the file's columns (all text)
     constants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # our name -> what all rows of each file have
     lookups: Mapping[str, "Lookup"] = field(default_factory=dict)  # our name -> where its text is looked up
+
+    @property
+    def names(self) -> list[str]:
+        """What its files are called by: the path below the folder that they share, where a name alone may be another's too."""
+        if len({path.name for path in self.paths}) == len(self.paths):
+            return [path.name for path in self.paths]
+        shared = commonpath([path.parent for path in self.paths])
+        return [path.relative_to(shared).as_posix() for path in self.paths]
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,15 @@ import re
 import shutil
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import reduce
 from itertools import count
+from os.path import normpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from turborec.data.chunks import LINE
 from turborec.data.engine import BATCH, File, Part, mistaken
@@ -48,6 +51,9 @@ FUNCTIONS = (
 PLACE_BITS = 33
 """`monotonically_increasing_id` is the number of the task above these bits, and that of its row in them."""
 
+ADDRESS, BASE = "address of the file", "base of the file"
+"""Columns of the table that tells each file of a relation apart."""
+
 LEAST_MB = 512
 """Below which Java's part of Spark does not start."""
 
@@ -78,24 +84,28 @@ class Spark:
         import pyarrow.parquet as pq
 
         writers: dict[tuple[str, ...], pq.ParquetWriter] = {}
-        written: dict[tuple[str, ...], list[Any]] = {}
+        written: dict[tuple[str, ...], Path] = {}
+        alike: dict[tuple[Any, ...], list[File]] = {}
+        seen: Counter[Path] = Counter()
         with ExitStack() as stack:
             for part in parts:
-                _require_names(part.rows.columns if isinstance(part.rows, File) else part.rows.column_names)
                 if isinstance(part.rows, File):
-                    written.setdefault((part.query, *part.rows.columns, "file"), []).append(self._scan(part.rows))
+                    _require_names(part.rows.columns)
+                    seen[part.rows.path] += 1  # a relation holds a file once
+                    alike.setdefault((part.query, *_types(part.rows), seen[part.rows.path]), []).append(part.rows)
                     continue
+                _require_names(part.rows.column_names)
                 group = (part.query, *part.rows.column_names)
                 if group not in writers:
-                    path = self._folder() / "rows.parquet"
-                    path.parent.mkdir()
-                    writers[group] = stack.enter_context(pq.ParquetWriter(path, _schema(part.rows)))
-                    written[group] = [path]
+                    written[group] = self._folder() / "rows.parquet"
+                    written[group].parent.mkdir()
+                    writers[group] = stack.enter_context(pq.ParquetWriter(written[group], _schema(part.rows)))
                 writers[group].write_table(part.rows.cast(_schema(part.rows)))
-        if not written:
-            return
         with _mendable():
-            self._keep(name, _together(map(self._checked, written, written.values())))
+            rows = [(query, self._spark.read.parquet(_address(path))) for (query, *_), path in written.items()]
+            rows += [(query, self._scan(files)) for (query, *_), files in alike.items()]
+            if rows:
+                self._keep(name, _together(map(self._checked, rows)))
 
     def reads(self, path: Path, columns: Sequence[str]) -> bool:
         """Parquet whose columns are whole numbers or text: of the other types each has a text of its own in Java."""
@@ -174,18 +184,34 @@ class Spark:
             self._spark.stop()
             _end_java()
 
-    def _checked(self, group: tuple[str, ...], written: list[Any]) -> Any:
-        """What a query makes of rows, which lie in a file or are scans."""
-        query, *_ = group
-        scans = [self._spark.read.parquet(_address(rows)) if isinstance(rows, Path) else rows for rows in written]
-        _together(scans).createOrReplaceTempView("run")
+    def _checked(self, stated: tuple[str, Any]) -> Any:
+        """What a query makes of rows."""
+        query, rows = stated
+        rows.createOrReplaceTempView("run")
         return self._spark.sql(query)
 
-    def _scan(self, file: File) -> Any:
-        """The rows of a file as `rows` gives them: text, beside their positions."""
-        columns = (f"validate_utf8(CAST({_quoted(name)} AS STRING)) AS {_quoted(name)}" for name in file.columns)
-        position = f"{file.base + 1} + _metadata.row_index AS {_quoted(LINE)}"
-        return self._spark.read.parquet(_address(file.path)).selectExpr(position, *columns)
+    def _scan(self, files: list[File]) -> Any:
+        """The rows of files of the same columns as `rows` gives them, text beside their positions: one relation for all."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        first, addresses = files[0], [_address(file.path) for file in files]
+        relation = self._spark.read.schema(self._spark.read.parquet(addresses[0]).schema).parquet(*addresses)
+        by_path = {normpath(file.path.absolute()): file for file in files}
+        # By what Spark calls them beside each row, where a blank and the like are written as numbers.
+        paths = [re.sub("^file:/+", "/", address) for address in relation.inputFiles()]
+        found = [by_path[normpath(unquote(path))] for path in paths]
+        told = {ADDRESS: paths, BASE: [file.base for file in found]}
+        told |= {name: [file.constants[name] for file in found] for name in first.constants}
+        (folder := self._folder()).mkdir()
+        pq.write_table(pa.table(told), folder / "rows.parquet")
+        facts = self._spark.read.parquet(_address(folder)).hint("broadcast")
+        address = f"regexp_replace(_metadata.file_path, '^file:/+', '/') AS {_quoted(ADDRESS)}"
+        texts = (f"validate_utf8(CAST({_quoted(name)} AS STRING)) AS {_quoted(name)}" for name in first.columns)
+        rows = relation.selectExpr(address, f"_metadata.row_index + 1 AS {_quoted(LINE)}", *texts)
+        base = f"coalesce({_quoted(BASE)}, CAST(raise_error({_quoted(ADDRESS)}) AS BIGINT))"  # no row is ever lost
+        kept = map(_quoted, (*first.columns, *first.constants))
+        return rows.join(facts, ADDRESS, "left").selectExpr(f"{base} + {_quoted(LINE)} AS {_quoted(LINE)}", *kept)
 
     def _keep(self, name: str, frame: Any) -> None:
         folder = self._write(frame)
@@ -300,6 +326,14 @@ def _schema(rows: "pa.Table") -> "pa.Schema":
     import pyarrow as pa
 
     return pa.schema([(name, pa.int64() if name == LINE else pa.large_string()) for name in rows.column_names])
+
+
+def _types(file: File) -> list[tuple[str, str]]:
+    """The columns of a Parquet file that are wanted of it, and how they are written."""
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(file.path)
+    return [(name, str(schema.field(name).type)) for name in file.columns]
 
 
 def _is_plain(kind: "pa.DataType") -> bool:

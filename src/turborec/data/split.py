@@ -16,12 +16,9 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from turborec.data.schema import UNKNOWN_TIME
-from turborec.data.store import PART_BITS, Int64
+from turborec.data.store import BLOCK, PART_BITS, Int64
 from turborec.errors import UserError
 from turborec.recipe import Config
-
-BLOCK = 2**22
-"""Events looked at together, which bounds the memory of a cut."""
 
 UInt8 = NDArray[np.uint8]
 Cut = tuple[Int64, UInt8]
@@ -190,7 +187,7 @@ def _tails(offsets: Int64, validation: Int64, test: Int64) -> Cut:
 def _cuts_below(offsets: Int64, values: NDArray[Any], first: int, second: int) -> Cut:
     """Cut each history where its ascending `values` reach `first` and `second`."""
     starts = offsets[:-1]
-    return _cuts(offsets, starts + _below(offsets, values, first), starts + _below(offsets, values, second))
+    return _cuts(offsets, starts + below(offsets, values, first), starts + below(offsets, values, second))
 
 
 def _cuts(offsets: Int64, first: Int64, second: Int64) -> Cut:
@@ -202,7 +199,7 @@ def _cuts(offsets: Int64, first: Int64, second: Int64) -> Cut:
     return np.stack([first, second], axis=1), parts.astype(np.uint8)
 
 
-def _below(offsets: Int64, values: NDArray[Any], limit: int) -> Int64:
+def below(offsets: Int64, values: NDArray[Any], limit: int) -> Int64:
     """How many of each user's values lie below `limit`: [U]."""
     counts = np.zeros(len(offsets) - 1, dtype=np.int64)
     for lo, hi in _blocks(offsets):

@@ -10,6 +10,8 @@ Letters: U users, E events, V items. A user is a row 0..U-1; an item id runs fro
     parts.npy           uint8 [U]       bits 1, 2, 4: the user takes part in training, validation, test
     user_ids.*, item_ids.*              raw ids as UTF-8 (.bytes) with their ends (.ends.npy), in byte order
     items.parquet       the items' attributes in item order, where the source has any
+
+Any file but the last may lie in shards (`shards.py`): NAME.00000, NAME.00001, …
 """
 
 import hashlib
@@ -24,6 +26,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from turborec.data import shards
 from turborec.errors import UserError
 
 FORMAT = 1
@@ -31,6 +34,9 @@ FORMAT = 1
 
 Part = Literal["train", "validation", "test"]
 PART_BITS: dict[Part, int] = {"train": 1, "validation": 2, "test": 4}
+
+BLOCK = 2**22
+"""Events looked at together where all of them are, which bounds the memory of it."""
 
 ARRAYS = {"offsets": "int64", "items": "int32", "times": "int64", "cuts": "int64", "parts": "uint8"}
 """The arrays of a store and what they hold."""
@@ -44,11 +50,14 @@ class Ids:
 
     def __init__(self, path: Path) -> None:
         """`path` without its suffix: the files are `path.bytes` and `path.ends.npy`."""
-        self._ends: Int64 = np.load(path.with_name(path.name + ".ends.npy"), mmap_mode="r")
+        self._ends: Int64 = _array(path.with_name(path.name + ".ends.npy"), "int64")
         content = path.with_name(path.name + ".bytes")
-        # numpy cannot map an empty file: no ids, or one empty id.
-        empty = content.stat().st_size == 0
-        self._bytes = np.zeros(0, np.uint8) if empty else np.memmap(content, dtype=np.uint8, mode="r")
+        if shards.is_sharded(content):
+            self._bytes = shards.mapped(content)
+        else:
+            # numpy cannot map an empty file: no ids, or one empty id.
+            empty = content.stat().st_size == 0
+            self._bytes = np.zeros(0, np.uint8) if empty else np.memmap(content, dtype=np.uint8, mode="r")
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -160,15 +169,32 @@ class Store:
         return self.cuts[users, 1], self.histories.offsets[users + 1]
 
     def training(self) -> Histories:
-        """The training part alone, as histories of its own: what counted models see."""
+        """The training part alone, copied out as histories of its own: what counted models see."""
         starts, ends = self.span("train", np.arange(self.num_users))
-        ends = np.where(self.parts & PART_BITS["train"], ends, starts)
-        keep = np.zeros(len(self.histories.items) + 1, dtype=np.int8)
-        np.add.at(keep, starts, 1)
-        np.add.at(keep, ends, -1)
-        mask = np.cumsum(keep[:-1], dtype=np.int8).astype(bool)
-        offsets = np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int64)
+        lengths = np.where(self.parts & PART_BITS["train"], ends - starts, 0)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        mask = self._trains(0, len(self.histories.items))
         return Histories(offsets, self.histories.items[mask], self.histories.times[mask])
+
+    def item_counts(self) -> Int64:
+        """How often each item, from 0 on, occurs in the training part: [V + 1], in bounded memory."""
+        counts = np.zeros(self.num_items + 1, dtype=np.int64)
+        events = len(self.histories.items)
+        for begin in range(0, events, BLOCK):
+            end = min(begin + BLOCK, events)
+            counts += np.bincount(self.histories.items[begin:end][self._trains(begin, end)], minlength=len(counts))
+        return counts
+
+    def _trains(self, begin: int, end: int) -> NDArray[np.bool_]:
+        """Which of the events begin..end - 1 are of the training part."""
+        offsets = self.histories.offsets
+        users = np.arange(np.searchsorted(offsets, begin, side="right") - 1, np.searchsorted(offsets, end))
+        users = users[self.parts[users] & PART_BITS["train"] > 0]
+        starts, ends = (np.clip(edges, begin, end) - begin for edges in self.span("train", users))
+        change = np.zeros(end - begin + 1, dtype=np.int8)
+        np.add.at(change, starts, 1)
+        np.add.at(change, ends, -1)
+        return np.cumsum(change[:-1], dtype=np.int8).astype(bool)
 
 
 def open_store(folder: Path, verify: bool = True) -> Store:
@@ -183,8 +209,11 @@ def open_store(folder: Path, verify: bool = True) -> Store:
 def _array(path: Path, kind: str) -> NDArray[Any]:
     """A memory-mapped array of the stated type; numpy executes no pickle that stands in its place."""
     try:
-        # As a plain array: every operation on numpy's own class of maps pays for being one.
-        array: NDArray[Any] = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        if shards.is_sharded(path):
+            array = shards.mapped_array(path)
+        else:
+            # As a plain array: every operation on numpy's own class of maps pays for being one.
+            array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is no array of numbers ({error}). Delete the store and prepare it again.") from error
     if array.dtype != kind:

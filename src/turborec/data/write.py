@@ -13,6 +13,7 @@ import numpy as np
 
 from turborec.data import clean
 from turborec.data.engine import BATCH, Engine
+from turborec.data.shards import UNIT, divide
 from turborec.data.split import Ordered, Split
 from turborec.data.store import PART_BITS, Ids, Int64, seal_of, sha256
 from turborec.errors import UserError
@@ -101,8 +102,14 @@ def write_cuts(folder: Path, split: Split, events: Ordered) -> dict[str, int]:
     return taking_part
 
 
-def seal(folder: Path, card: dict[str, Any]) -> None:
-    """Write the card with the size and SHA-256 of every file and of itself, and force all of it to the disk."""
+def seal(folder: Path, card: dict[str, Any], shard_mb: int | None = None) -> None:
+    """Write the card with the size and SHA-256 of every file and of itself, and force all of it to the disk.
+
+    Files of more than `shard_mb` MiB are cut into shards before, but for the table of attributes and that of bad rows.
+    """
+    if shard_mb is not None:
+        for path in [path for path in folder.iterdir() if path.suffix in (".npy", ".bytes")]:
+            divide(path, shard_mb * UNIT)
     paths = sorted(folder.iterdir())
     facts = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths}
     whole = {**card, "files": facts}

@@ -16,10 +16,14 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from turborec.engine.pulse import Pulse
 from turborec.errors import UserError
 
 PATIENCE = timedelta(seconds=float(os.environ.get("TURBOREC_PATIENCE", "600")))
 """How long a process waits for the others before it gives up: longer than their steps, validations and checkpoints differ."""
+
+_pulse: Pulse | None = None
+"""The signs of life of this process while it has joined others."""
 
 _LOST = (
     "Connection closed by peer",
@@ -64,8 +68,10 @@ def joined() -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    global _pulse
     try:
         dist.init_process_group(backend, timeout=PATIENCE)
+        _pulse = Pulse(rank(), size(), PATIENCE.total_seconds())
         yield
         wait()  # who leaves first would close the connections on which others still wait
     except RuntimeError as error:
@@ -73,14 +79,30 @@ def joined() -> Iterator[None]:
             raise
         raise UserError(why) from error
     finally:
+        if _pulse is not None:
+            _pulse.stop()
+            _pulse = None
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def passed(step: int) -> None:
+    """Let the others know after which step this process was last heard from, should it be heard from no more."""
+    if _pulse is not None:
+        _pulse.step = step
+
+
+def _meet() -> None:
+    """Count what all processes do together, in which one may be waited for in vain."""
+    if _pulse is not None:
+        _pulse.meetings += 1
 
 
 def told(value: Any) -> Any:
     """What the leader says, as plain JSON: every process gets it."""
     if size() == 1:
         return value
+    _meet()
     content = json.dumps(value).encode() if leads() else b""
     length = torch.tensor([len(content)])
     dist.broadcast(length, 0)
@@ -95,6 +117,7 @@ def gathered(value: Any) -> list[Any]:
     """What each process says, as plain JSON, in order of rank: every process gets it."""
     if size() == 1:
         return [value]
+    _meet()
     content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
     lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(size())]
     dist.all_gather(lengths, torch.tensor([len(content)]))
@@ -117,6 +140,7 @@ def greatest(values: Sequence[float]) -> list[float]:
 def added(tensor: torch.Tensor) -> torch.Tensor:
     """The sum of a tensor over the processes, in its place."""
     if size() > 1:
+        _meet()
         dist.all_reduce(tensor)
     return tensor
 
@@ -124,16 +148,19 @@ def added(tensor: torch.Tensor) -> torch.Tensor:
 def add_up(arrays: Sequence[NDArray[np.int64]]) -> None:
     """Replace each array by its sum over the processes."""
     for array in arrays if size() > 1 else ():
+        _meet()
         dist.all_reduce(torch.from_numpy(array))
 
 
 def wait() -> None:
     """Go on when every process has come here."""
     if size() > 1:
+        _meet()
         dist.all_reduce(torch.zeros(1))  # a barrier of nccl would want a device
 
 
 def _reduced(values: Sequence[float], operation: Any) -> list[float]:
+    _meet()
     numbers = torch.tensor(list(values), dtype=torch.float64)
     dist.all_reduce(numbers, operation)
     found: list[float] = numbers.tolist()
@@ -146,8 +173,9 @@ def _lost(error: RuntimeError) -> str | None:
     if any(word in words for word in _LOST):
         return "Another process has ended, so this one ends too. What stopped it is in its own output; what is saved is intact."
     if "timed out" in words.lower() or "timeout" in words.lower():
+        hanging = _pulse.hanging() if _pulse is not None else None
         return (
-            f"The other processes were not heard from for {PATIENCE.total_seconds():,.0f} s: one of them hangs, or the network "
-            "is down. Everything saved is intact; TURBOREC_PATIENCE=<seconds> waits longer."
+            f"The other processes were not heard from for {PATIENCE.total_seconds():,.0f} s: {hanging or 'one of them hangs'}, "
+            "or the network is down. Everything saved is intact; TURBOREC_PATIENCE=<seconds> waits longer."
         )
     return None

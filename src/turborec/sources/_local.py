@@ -2,8 +2,12 @@
 
 import os
 from pathlib import Path
+from urllib.parse import unquote
 
 from turborec.errors import UserError
+
+NULL = "__HIVE_DEFAULT_PARTITION__"
+"""What a folder is called by whose rows have nothing in its column."""
 
 HINT = "A relative path starts at TURBOREC_DATA, or here."
 
@@ -27,3 +31,22 @@ def find(path: str, folder: Path) -> Path:
             return place
     hint = "" if Path(path).is_absolute() else f" {HINT}"
     raise UserError(f"There is no file {path}; looked for {' or '.join(map(str, looked))}.{hint}")
+
+
+def below(folder: Path) -> list[Path]:
+    """The files of a folder of data, at any depth and in the order of their names; hidden ones are left out, as Spark does."""
+    found = [path for path in folder.rglob("*") if path.is_file() and not any(map(_hidden, path.relative_to(folder).parts))]
+    if not found:
+        raise UserError(f"The folder {folder} holds no files; those whose names begin with a point or a _ do not count.")
+    return sorted(found, key=lambda path: path.relative_to(folder).parts)
+
+
+def _hidden(name: str) -> bool:
+    """What tools keep beside data, such as _SUCCESS and checksums, but not a folder of a column whose name begins so."""
+    return name.startswith(".") or (name.startswith("_") and "=" not in name)
+
+
+def told_by_folders(path: Path, folder: Path) -> dict[str, str]:
+    """The columns that the names of folders tell of a file, as in `day=2024-01-01/part-0.parquet`; '' is null."""
+    pairs = (part.partition("=") for part in path.relative_to(folder).parts[:-1])
+    return {unquote(name): "" if text == NULL else unquote(text) for name, sign, text in pairs if sign}

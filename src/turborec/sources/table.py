@@ -11,14 +11,14 @@ from turborec import recipe
 from turborec.data.schema import Columnar, JsonLines, Layout, RawTable, RawTables, Text, TimeFormat
 from turborec.errors import UserError
 from turborec.sources._fetch import Remote, fetch
-from turborec.sources._local import find
+from turborec.sources._local import below, find, places, told_by_folders
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".dat": "::"}
 COLUMNAR = (".parquet", ".arrow", ".feather", ".ipc")
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 Paths = str | tuple[str, ...]
-"""One path or several of one layout; each absolute, relative, or an address on the web."""
+"""One path or several of one layout; each absolute, relative, or an address on the web; a folder stands for its files."""
 
 
 class Config(recipe.Config):
@@ -26,7 +26,7 @@ class Config(recipe.Config):
 
     A relative path is looked for in the raw folder, then in the folder that TURBOREC_DATA names, then in the working
     directory. Text is told apart by its suffix (.csv, .tsv, .dat with `::`, .jsonl with an object a
-    line), with .gz or not.
+    line), with .gz or not. A column may also be told by the folders of a folder (`day=2024-01-01/part-0.parquet`).
     """
 
     kind: Literal["table"] = "table"
@@ -79,11 +79,16 @@ class Config(recipe.Config):
         return RawTables(self._table(_listed(self.events), folder, self.columns, select), items, self.time_format)
 
     def _table(self, paths: tuple[str, ...], folder: Path, columns: tuple[str, ...] | None, select: dict[str, str]) -> RawTable:
-        found = tuple(_find(path, folder) for path in paths)
-        layouts = [self._layout(path, columns) for path in found]
-        if len(set(layouts)) > 1:
-            raise UserError(f"The files of one table share one layout, but {', '.join(paths)} are laid out differently.")
-        return RawTable(found, layouts[0], select)
+        files = [file for path in paths for file in _files(path, folder)]
+        layouts = {self._layout(path, columns): path.name for path, _ in reversed(files)}
+        if len(layouts) > 1:
+            named = ", ".join(sorted(layouts.values()))
+            raise UserError(f"The files of one table share one layout, but {named} are laid out differently.")
+        (layout,) = layouts
+        told = {ours for ours, theirs in select.items() if all(theirs in beside for _, beside in files)}
+        constants = {ours: tuple(beside[select[ours]] for _, beside in files) for ours in select if ours in told}
+        plain = {ours: theirs for ours, theirs in select.items() if ours not in told}
+        return RawTable(tuple(path for path, _ in files), layout, plain, constants=constants)
 
     def _layout(self, path: Path, columns: tuple[str, ...] | None) -> Layout:
         suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
@@ -117,11 +122,14 @@ def _place(address: str, folder: Path) -> Path:
     return folder / sha256(address.encode()).hexdigest()[:12] / name
 
 
-def _find(path: str, folder: Path) -> Path:
-    """The file a path or an address means."""
-    if not _on_web(path):
-        return find(path, folder)
-    place = _place(path, folder)
-    if not place.is_file():
-        raise UserError(f"There is no file {path}; looked for {place}.")
-    return place
+def _files(path: str, folder: Path) -> list[tuple[Path, dict[str, str]]]:
+    """The files that a path or an address means, each with the columns that its folders tell."""
+    if _on_web(path):
+        place = _place(path, folder)
+        if not place.is_file():
+            raise UserError(f"There is no file {path}; looked for {place}.")
+        return [(place, {})]
+    there = next((place for place in places(path, folder) if place.exists()), None)
+    if there is None or not there.is_dir():
+        return [(find(path, folder), {})]
+    return [(file, told_by_folders(file, there)) for file in below(there)]
