@@ -19,6 +19,7 @@ import pytest
 from stores import store_of
 from turborec.data.store import sha256
 from turborec.launch import slurm
+from turborec.launch.script import Work
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -129,7 +130,7 @@ def test_three_preemptions_change_nothing(cluster, tmp_path):
     job = slurm.Job(
         processes=2, cpus=os.cpu_count(), memory="1G", time="00:30:00", activate=str(activate), folder=str(tmp_path)
     )
-    (tmp_path / "job.sh").write_text(slurm.script(job, words, str(tmp_path / "job")))
+    (tmp_path / "job.sh").write_text(slurm.script(job, Work(tuple(words), str(tmp_path / "job"))))
     said = asked(cluster, "sbatch", "--parsable", f"--chdir={tmp_path}", str(tmp_path / "job.sh"))
     assert said.isdecimal(), said
     for preemption in (1, 2, 3):

@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 
 import torch
 
@@ -90,8 +91,6 @@ def _of_accelerator(device: torch.device) -> Usage:
     if device.type != "cuda":
         return {}
     found = {"accelerator_peak_mib": torch.cuda.max_memory_reserved(device) / 2**20}
-    try:
+    with suppress(ModuleNotFoundError, RuntimeError):  # no pynvml, or one that does not know this device
         found["accelerator_share"] = torch.cuda.utilization(device) / 100
-    except (ModuleNotFoundError, RuntimeError):  # no pynvml, or one that does not know this device
-        pass
     return found
