@@ -14,7 +14,7 @@ end() {
   say "ended with exit code $code"
   # A pod that is not told to end goes on costing.
   if [[ -z $stopped ]]; then
-    runpodctl remove pod "$RUNPOD_POD_ID" || say "the pod was not told to remove: end it by hand"
+    runpodctl remove pod "$RUNPOD_POD_ID" || say "that failed: remove the pod by hand"
   fi
   [[ -n $logger ]] || exit "$code"
   exec >&- 2>&-
