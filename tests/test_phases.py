@@ -1,7 +1,11 @@
 """Trainings that gate one another: what starts, what is not done again, and what the exit code tells; with real run folders."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -132,3 +136,59 @@ def test_what_ships_is_sound(name):
 def test_a_small_data_set_comes_before_the_large_one():
     first, second = phases.load("ml-1m-then-ml-20m").phases
     assert (first.recipe, second.recipe) == ("ml-1m/sasrec", "ml-20m/sasrec") and first.at_least
+
+
+TABLE = """\
+data: {source: {kind: table, events: events.csv, user: user, item: item, time: time}}
+batches: {max_length: 12, tokens: 48}
+model: {kind: sasrec, width: 16, hidden: 32}
+train: {epochs: 6, precision: float32}
+anchors: false
+"""
+
+
+def launched(folder):
+    command = [sys.executable, "-m", "turborec", "launch", "phases", "phases.yaml", "--out", "out", "--home", "home"]
+    given = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (folder / "said").open("ab") as said:
+        return subprocess.Popen(
+            [*command, "--processes", "2", "--restarts", "1"], cwd=folder, stdout=said, stderr=said, env=given
+        )
+
+
+def under_way(process, run):
+    """Wait until the run has trained, validated and saved an epoch."""
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        if list((run / "checkpoints").glob("step_??????")):
+            return
+        time.sleep(0.01)
+    pytest.fail((run.parents[1] / "said").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_stopped_killed_and_started_again_it_comes_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    rows = [f"{u},{generator.integers(1, 31)},{t}" for u in range(60) for t in range(generator.integers(4, 30))]
+    (tmp_path / "events.csv").write_text("user,item,time\n" + "\n".join(rows))
+    (tmp_path / "recipe.yaml").write_text(TABLE)
+    sequence(tmp_path, "at_least: {ndcg@10: 0.01}", "at_least: {ndcg@10: 0.99}", "at_least: {}")
+    process = launched(tmp_path)
+    under_way(process, tmp_path / "out" / "p1")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 75, (tmp_path / "said").read_text()
+    assert status(tmp_path / "out")["state"] == "interrupted" and not (tmp_path / "out" / "p2").exists()
+
+    process = launched(tmp_path)
+    under_way(process, tmp_path / "out" / "p2")
+    worker = json.loads((tmp_path / "out" / "p2" / "status.json").read_text())["pid"]
+    os.kill(worker, signal.SIGKILL)
+    assert process.wait(timeout=240) == 12, (tmp_path / "said").read_text()
+    said = (tmp_path / "said").read_text()
+    assert "Exit code 137, start 1 of 2" in said and said.count("Going on after step") == 2
+    assert not (tmp_path / "out" / "p3").exists()
+
+    assert launched(tmp_path).wait(timeout=120) == 12
+    assert (tmp_path / "said").read_text().count("finished before") == 2
