@@ -75,7 +75,7 @@ def phases(
         raise typer.Exit(sequences.run(sequence, chosen["out"], options_of(chosen), train))
 
 
-Preset = Annotated[str, typer.Option(help="what such machines are asked for: see the documentation of launching")]
+Preset = Annotated[str, typer.Option(help="a kind of machine, or none; docs/launching.md lists them")]
 Job = Annotated[list[str] | None, typer.Option("--job", help="what is asked of the machine, as name=value; --keys lists all")]
 Keys = Annotated[bool, typer.Option("--keys", help="list what --job can say, and leave")]
 PhasesFile = Annotated[str | None, typer.Option("--phases", help="a file of phases, in place of a recipe")]

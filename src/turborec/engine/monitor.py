@@ -91,6 +91,6 @@ def _of_accelerator(device: torch.device) -> Usage:
     if device.type != "cuda":
         return {}
     found = {"accelerator_peak_mib": torch.cuda.max_memory_reserved(device) / 2**20}
-    with suppress(ModuleNotFoundError, RuntimeError):  # no pynvml, or one that does not know this device
+    with suppress(Exception):  # no pynvml, or a device of which it cannot tell (MIG): no reason to stop a training
         found["accelerator_share"] = torch.cuda.utilization(device) / 100
     return found
