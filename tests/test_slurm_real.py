@@ -165,8 +165,9 @@ def test_a_training_waits_for_its_data_and_phases_go_on_after_a_preemption(clust
     (tmp_path / "events.csv").write_text("user,item,time\n" + "\n".join(rows))
     (tmp_path / "recipe.yaml").write_text(TABLE)
     (tmp_path / "phases.yaml").write_text(
-        "phases:\n- {name: a, recipe: recipe.yaml, at_least: {ndcg@10: 0.001}}\n"
-        "- {name: b, recipe: recipe.yaml, overrides: [seed=2], at_least: {ndcg@10: 0.99}}\n- {name: c, recipe: recipe.yaml}\n"
+        "phases:\n- {name: a, recipe: recipe.yaml, overrides: [train.epochs=5], at_least: {ndcg@10: 0.001}}\n"
+        "- {name: b, recipe: recipe.yaml, overrides: [train.epochs=1], at_least: {ndcg@10: 0.99}}\n"
+        "- {name: c, recipe: recipe.yaml}\n"
     )
     home = f"--home={tmp_path / 'home'}"
     prepare = ("--prepare", "--job", "prepare.cpus=1", "--job", "prepare.memory=1G")
