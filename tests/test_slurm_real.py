@@ -100,7 +100,11 @@ def cluster(tmp_path_factory):
         for daemon in reversed(daemons):
             daemon.send_signal(signal.SIGTERM)
         for daemon in daemons:
-            daemon.wait(timeout=30)
+            try:
+                daemon.wait(timeout=60)
+            except subprocess.TimeoutExpired:  # slurmd waits for a controller that is gone
+                daemon.kill()
+                daemon.wait()
 
 
 def asked(environment, *command):
