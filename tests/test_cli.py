@@ -1,3 +1,4 @@
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -274,3 +275,76 @@ def test_a_recipe_is_planned_measured_and_profiled_without_training_it(run, plac
     code, said, _ = run("profile", "recipe.yaml", "--store", "store", "--steps", "2", *files)
     assert "held at most: " in said and "MiB held by the steps" in (place / "profile.html").read_text()
     assert code == 0 and "TiledCrossEntropy" in said and (place / "trace.json").is_file()
+
+
+PHASES = """\
+phases:
+  - {name: first, recipe: recipe.yaml, at_least: {ndcg@10: 0.0}}
+  - {name: second, recipe: recipe.yaml, overrides: [seed=2]}
+"""
+
+
+@pytest.mark.parametrize("kind", ["slurm", "script", "runpod"])
+def test_what_a_job_can_be_asked_is_listed(run, kind):
+    code, said, _ = run("launch", kind, "--keys")
+    assert code == 0 and "allocator" in said
+
+
+def test_a_job_that_prepares_its_data_is_two_scripts(run, place):
+    words = ("--prepare", "--job", "prepare.partition=cpu", "recipe.yaml", "seed=2", "--raw", "raw data", "--out", "runs/x")
+    code, said, _ = run("launch", "slurm", "--preset", "4xh100", *words, "--script", "job.sh")
+    assert code == 0 and said == "sbatch --dependency=afterok:$(sbatch --parsable job-prepare.sh) job.sh\n"
+    first, second = (place / "job-prepare.sh").read_text(), (place / "job.sh").read_text()
+    assert "#SBATCH --partition=cpu" in first and "gpus" not in first and "words=(recipe.yaml seed=2 '--raw=raw data')" in first
+    assert "words=(recipe.yaml seed=2 --raw 'raw data')" in second and "expandable_segments:True" in second
+    code, _, said = run("launch", "slurm", *words)
+    assert code == 2 and "--script" in said
+
+
+def test_a_script_carries_a_file_of_the_users_own(run, place):
+    (place / "phases.yaml").write_text(PHASES)
+    code, said, _ = run("launch", "script", "recipe.yaml", "seed=2", "--debug", "--out", "runs/x")
+    assert code == 0 and RECIPE in said and "words=(runs/x.yaml seed=2 --debug)" in said
+    assert "data prepare runs/x.yaml seed=2\n" in said
+    code, said, _ = run("launch", "script", "--phases", "phases.yaml", "--out", "runs/x", "--job", "processes=2")
+    assert code == 0 and PHASES in said and "launch phases --restarts 3 --processes 2" in said and "prepare" not in said
+    code, said, _ = run("launch", "script", "ml-1m/sasrec", "--out", "runs/x")
+    assert code == 0 and "END_OF_FILE" not in said
+
+
+def test_a_pod_is_for_a_trial_or_meant(run, place):
+    words = ("launch", "runpod", "ml-1m/sasrec", "--out", "runs/x", "--job", "image=me/turborec:1")
+    code, _, said = run(*words)
+    assert code == 2 and "--debug" in said and "--production" in said
+    assert "out=runs/x-debug\nwords=(ml-1m/sasrec --debug)" in run(*words, "--debug")[1]
+    assert "out=runs/x\nwords=(ml-1m/sasrec)" in run(*words, "--production")[1]
+    body = json.loads(run(*words, "--production", "--request", "--preset", "4xh100")[1])
+    assert body["gpuCount"] == 4 and "launch local --processes 4" in body["dockerStartCmd"][0]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("slurm", "ml-1m/sasrec"), "--out"),
+        (("slurm", "ml-1m/sasrek", "--out", "x"), "did you mean 'ml-1m/sasrec'"),
+        (("slurm", "ml-1m/sasrec", "--out", "x", "--preset", "4xh10"), "did you mean '4xh100'"),
+        (("script", "ml-1m/sasrec", "--out", "x", "--job", "restart=1"), "restarts"),
+        (("script", "--phases", "ml-1m", "--out", "x"), "no phases called 'ml-1m'"),
+        (("phases", "ml-1m-then-ml-20m"), "--out"),
+        (("phases", "ml-1m-then-ml-20m", "seed=2", "--out", "x"), "stand in the file"),
+        (("phases", "ml-1m-then-ml-20m", "--store", "store", "--out", "x"), "--store"),
+    ],
+)
+def test_what_cannot_be_launched_is_told(run, words, told):
+    code, _, said = run("launch", *words)
+    assert code == 2 and told in said
+
+
+def test_a_file_is_fetched_and_checked(run, place):
+    (place / "there.csv").write_bytes(b"user,item\n")
+    sha256 = hashlib.sha256(b"user,item\n").hexdigest().upper()
+    address = (place / "there.csv").as_uri()
+    code, said, _ = run("data", "fetch", address, "--sha256", sha256, "--out", "data", "--name", "shop/events.csv")
+    assert code == 0 and said == "data/shop/events.csv\n" and (place / said.strip()).read_bytes() == b"user,item\n"
+    code, _, said = run("data", "fetch", address, "--sha256", "0" * 64, "--out", "other")
+    assert code == 2 and "gave another file" in said

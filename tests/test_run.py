@@ -42,6 +42,18 @@ def test_the_best_epoch_is_what_is_tested_and_reopened(options, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(reopened.model.parameters(), done.model.parameters(), strict=True))
 
 
+def test_every_epoch_says_what_it_used(options, tmp_path):
+    run.train(recipes.from_tree(TREE, "the test"), tmp_path / "run", options)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    usage, epochs = ([r for r in records if r["kind"] == kind] for kind in ("usage", "epoch"))
+    assert [r["step"] for r in usage] == [r["step"] for r in epochs]
+    assert {r["stage"] for r in usage} == {1, 2}
+    assert all(0 <= r["data_wait_share"] < 1 and r["peak_mib"] > 1 for r in usage)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.count("of the time waiting for data") == len(epochs)
+    assert "Stage 2 of 2 begins with the " in log
+
+
 def test_stages_follow_each_other(options, tmp_path):
     run.train(recipes.from_tree(TREE, "the test"), tmp_path / "run", options)
     position = checkpoint.load_latest(tmp_path / "run" / "checkpoints").state["position"]
@@ -148,7 +160,7 @@ def test_trackers_are_told_and_remembered_by_a_resumed_run(options, tmp_path, mo
             told.append(("run", known.id, known.recipe["seed"]))
 
         def write(self, kind, step, values):
-            told.append((kind, step, values["loss"]))
+            told.append((kind, step, values.get("loss")))
 
         def close(self):
             pass
@@ -158,7 +170,7 @@ def test_trackers_are_told_and_remembered_by_a_resumed_run(options, tmp_path, mo
     recipe = recipes.from_tree(TREE, "the test")
     run.train(recipe, tmp_path / "run", options, tracking=trackers.Tracking(("fake",)))
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [entry for entry in told if entry[0] != "run"] == [(r["kind"], r["step"], r["loss"]) for r in records]
+    assert [entry for entry in told if entry[0] != "run"] == [(r["kind"], r["step"], r.get("loss")) for r in records]
     before = len(told)
     run.train(recipe, tmp_path / "run", options)
     assert told[before:] == [told[0]]

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from turborec.errors import UserError
 from turborec.launch import slurm
+from turborec.launch.script import Work
 from turborec.recipe import MistakesError, validate
 
 GOLDEN = Path(__file__).parent / "golden" / "slurm"
@@ -27,12 +29,21 @@ CASES = {
         ["ml-1m/sasrec"],
         "runs/c",
     ),
+    "snellius-4xh100": (slurm.PRESETS["snellius-4xh100"], ["ml-1m/sasrec"], "runs/h"),
+    "prepare": (
+        slurm.PRESETS["4xh100"] | {"partition": "gpu", "prepare": {"partition": "cpu", "cpus": 16}},
+        ["my recipe.yaml", "--device", "cuda"],
+        "runs/p",
+    ),
+    "phases": (slurm.PRESETS["4xh100"] | {"partition": "gpu"}, ["ml-1m-then-ml-20m"], "runs/two"),
 }
 
 
 def rendered(name):
     tree, words, out = CASES[name]
-    return slurm.script(validate(slurm.Job, tree, "the test"), words, out)
+    job = validate(slurm.Job, tree, "the test")
+    work = Work(tuple(words), out, phases=name == "phases", prepare=tuple(words[:1]))
+    return slurm.preparation(job, work) if job.prepare else slurm.script(job, work)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -56,7 +67,7 @@ def test_shellcheck_finds_nothing(name):
 def test_hostile_words_stay_words(tmp_path):
     """A name that would run a command or end a line of #SBATCH is quoted, or refused."""
     hostile = "x'; touch hacked; '$(touch hacked)`touch hacked`"
-    text = slurm.script(slurm.Job(activate=None, folder=str(tmp_path)), [hostile], hostile)
+    text = slurm.script(slurm.Job(activate=None, folder=str(tmp_path)), Work((hostile,), hostile))
     # All up to the start of the training, with its two commands replaced by echoes.
     head = text.split("srun --kill")[0].replace("scontrol show hostnames", "echo")
     environment = {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "here", "PATH": "/usr/bin:/bin"}
@@ -64,9 +75,30 @@ def test_hostile_words_stay_words(tmp_path):
     said = subprocess.run(["bash", "-c", told], env=environment, capture_output=True, text=True, check=True)
     assert said.stdout.splitlines()[-2:] == [hostile, hostile]
     assert list(tmp_path.iterdir()) == []
-    for wrong in ({"name": "a\n#SBATCH --uid=0"}, {"partition": "gpu; rm"}, {"memory": "all"}, {"time": "tomorrow"}):
+    for wrong in (
+        {"name": "a\n#SBATCH --uid=0"},
+        {"partition": "gpu; rm"},
+        {"memory": "all"},
+        {"time": "tomorrow"},
+        {"allocator": "x:1; rm"},
+    ):
         with pytest.raises(MistakesError):
             validate(slurm.Job, wrong, "the test")
+
+
+def test_a_preparation_comes_before_the_training_and_asks_for_no_gpu():
+    job = validate(slurm.Job, CASES["prepare"][0], "the test")
+    before = rendered("prepare")
+    assert "gpus" not in before and "--partition=cpu" in before and "data prepare" in before
+    assert "train" not in before.replace("training", "")
+    with pytest.raises(UserError, match="Phases prepare their data themselves"):
+        slurm.preparation(job, Work(("x",), "runs/x", phases=True))
+
+
+def test_phases_stay_on_one_node():
+    for wrong in ({"nodes": 2}, {"array": ("seed=1", "seed=2")}):
+        with pytest.raises(UserError, match="one node"):
+            slurm.script(slurm.Job(**wrong), Work(("x",), "runs/x", phases=True))
 
 
 if __name__ == "__main__":

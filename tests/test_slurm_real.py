@@ -19,6 +19,7 @@ import pytest
 from stores import store_of
 from turborec.data.store import sha256
 from turborec.launch import slurm
+from turborec.launch.script import Work
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -99,7 +100,11 @@ def cluster(tmp_path_factory):
         for daemon in reversed(daemons):
             daemon.send_signal(signal.SIGTERM)
         for daemon in daemons:
-            daemon.wait(timeout=30)
+            try:
+                daemon.wait(timeout=60)
+            except subprocess.TimeoutExpired:  # slurmd waits for a controller that is gone
+                daemon.kill()
+                daemon.wait()
 
 
 def asked(environment, *command):
@@ -129,7 +134,7 @@ def test_three_preemptions_change_nothing(cluster, tmp_path):
     job = slurm.Job(
         processes=2, cpus=os.cpu_count(), memory="1G", time="00:30:00", activate=str(activate), folder=str(tmp_path)
     )
-    (tmp_path / "job.sh").write_text(slurm.script(job, words, str(tmp_path / "job")))
+    (tmp_path / "job.sh").write_text(slurm.script(job, Work(tuple(words), str(tmp_path / "job"))))
     said = asked(cluster, "sbatch", "--parsable", f"--chdir={tmp_path}", str(tmp_path / "job.sh"))
     assert said.isdecimal(), said
     for preemption in (1, 2, 3):
@@ -141,6 +146,50 @@ def test_three_preemptions_change_nothing(cluster, tmp_path):
     log = (tmp_path / f"turborec-{said}.log").read_text()
     assert log.count("back into the queue") == 3 and log.count("Going on after step") == 3
     assert outcome(tmp_path / "job") == outcome(tmp_path / "whole")
+
+
+TABLE = RECIPE.replace("{kind: online_retail}", "{kind: table, events: events.csv, user: user, item: item, time: time}")
+
+
+def submitted(cluster, folder, *words):
+    """What `turborec launch slurm --submit` hands in: the number of the training's job."""
+    activate = Path(sys.executable).with_name("activate")
+    asked = [f"cpus={os.cpu_count()}", "memory=1G", "time=00:30:00", f"activate={activate}", f"folder={folder}", "processes=2"]
+    command = [sys.executable, "-m", "turborec", "launch", "slurm", "--submit", *words]
+    for one in asked:
+        command += ["--job", one]
+    done = subprocess.run(command, env=cluster, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[-1]
+
+
+def test_a_training_waits_for_its_data_and_phases_go_on_after_a_preemption(cluster, tmp_path):
+    generator = np.random.default_rng(0)
+    rows = [f"{u},{generator.integers(1, 61)},{t}" for u in range(60) for t in range(generator.integers(4, 40))]
+    (tmp_path / "events.csv").write_text("user,item,time\n" + "\n".join(rows))
+    (tmp_path / "recipe.yaml").write_text(TABLE)
+    (tmp_path / "phases.yaml").write_text(
+        "phases:\n- {name: a, recipe: recipe.yaml, overrides: [train.epochs=5], at_least: {ndcg@10: 0.001}}\n"
+        "- {name: b, recipe: recipe.yaml, overrides: [train.epochs=1], at_least: {ndcg@10: 0.99}}\n"
+        "- {name: c, recipe: recipe.yaml}\n"
+    )
+    home = f"--home={tmp_path / 'home'}"
+    prepare = ("--prepare", "--job", "prepare.cpus=1", "--job", "prepare.memory=1G")
+    job = submitted(cluster, tmp_path, "recipe.yaml", "train.epochs=2", home, "--out", "run", *prepare)
+    until(lambda: status(tmp_path / "run") == "finished", cluster, job, tmp_path)
+    before = (tmp_path / f"turborec-prepare-{int(job) - 1}.log").read_text()
+    assert str(tmp_path / "home" / "stores") in before
+    assert "Left out" not in (tmp_path / f"turborec-{job}.log").read_text()  # it found the store
+
+    job = submitted(cluster, tmp_path, "--phases", "phases.yaml", home, "--out", "two")
+    until(lambda: steps_done(tmp_path / "two" / "a") > 20, cluster, job, tmp_path)
+    asked(cluster, "scancel", "--batch", "--signal=USR1", job)
+    until(lambda: status(tmp_path / "two") == "interrupted", cluster, job, tmp_path)
+    until(lambda: status(tmp_path / "two") == "failed", cluster, job, tmp_path)
+    log = (tmp_path / f"turborec-{job}.log").read_text()
+    assert log.count("back into the queue") == 1 and log.count("Going on after step") == 1
+    until(lambda: "ExitCode=12:0" in asked(cluster, "scontrol", "show", "job", job), cluster, job, tmp_path)
+    assert not (tmp_path / "two" / "c").exists()
 
 
 def status(run):

@@ -103,7 +103,7 @@ def _write_status(folder: Path, state: log.Status, reason: str = "", code: int =
     """The leader's word, or that of another process that fails while the leader has not said why."""
     if world.leads():
         log.write_status(folder, state, reason, code)
-    elif state == "failed" and _state(folder) == "running":
+    elif state == "failed" and log.state_of(folder) == "running":
         log.write_status(folder, state, f"{reason} (process {world.rank()})", code)
 
 
@@ -119,15 +119,7 @@ def reopen(folder: Path, places: Places, device: str = "auto") -> Run:
 
 def is_finished(folder: Path) -> bool:
     """Whether the run in `folder` came to its end."""
-    return _state(folder) == "finished"
-
-
-def _state(folder: Path) -> str | None:
-    """What `status.json` says, where it can be read."""
-    try:
-        return str(json.loads((folder / "status.json").read_text(encoding="utf-8"))["state"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return log.state_of(folder) == "finished"
 
 
 def recipe_of(folder: Path) -> AnyRecipe:

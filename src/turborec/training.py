@@ -13,7 +13,7 @@ from torch import Tensor
 from turborec.assembly import Run, measure
 from turborec.contract import Counted
 from turborec.data.loader import Epoch, Some, TrainingBatches
-from turborec.engine import checkpoint, hardware, log, loop, world
+from turborec.engine import checkpoint, log, loop, monitor, world
 from turborec.engine.interrupt import Interruption, code_of
 from turborec.engine.sharding import load_whole
 from turborec.engine.state import Position, Tensors, TrainState
@@ -129,16 +129,20 @@ def _epoch(job: _Job, state: TrainState) -> None:
     epochs = sum(s.epochs for s in run.recipe.stages)
     if not position.global_step:
         logger.info(f"{steps} steps an epoch, {plan.targets:,} events to learn from, {plan.fill:.1%} of the positions filled")
+    watch = monitor.Monitor(run.device)
     with task(label, plan.targets, "events") as advance:
         for record in loop.fit(state, Some(plan, range(steps)), stage, run.device):
             left = job.pace.left(position.global_step, steps * (epochs - number) - position.step)
             world.passed(position.global_step)
             advance(record.asked, f"loss {record.loss:.4f}, all epochs {left}")
+            watch.add(record.waited, record.targets)
             facts = {"gradient_norm": record.gradient_norm, "lr": record.lr, "epoch": position.epoch + 1}
             if job.metrics:
                 job.metrics.write("train", position.global_step, {**record.losses, **facts})
             if position.step == steps:
                 break  # the end of the epoch validates first and saves then, so that no record of it comes twice
+            if monitor.due(position.step, steps):
+                _tell_usage(job, state, watch, f"{label}, step {position.step:,} of {steps:,}")
             # A signal may have reached one process alone, and clocks differ: all of them stop and save after the same step.
             late = world.leads() and time.monotonic() - saved > 60 * run.recipe.checkpoints.minutes
             signal, due = world.greatest([int(job.interruption.signal or 0), int(late)])
@@ -148,6 +152,7 @@ def _epoch(job: _Job, state: TrainState) -> None:
             _heed(int(signal), run, position)
     took, done = time.monotonic() - began, position.step - first
     speed = (position.targets - before) / took
+    _tell_usage(job, state, watch, label)
     values: dict[str, float] = {
         "loss": position.loss / max(1, position.targets),
         "fill": plan.fill,
@@ -160,21 +165,36 @@ def _epoch(job: _Job, state: TrainState) -> None:
     logger.info(
         f"{label}: step {position.global_step:,} of about {epochs * steps:,} ({(number + 1) / epochs:.0%}), "
         f"loss {values['loss']:.4f}, validation {run.recipe.select} {values[run.recipe.select]:.4f} "
-        f"(best {state.stopper.best or 0:.4f} in epoch {state.stopper.best_epoch}), {speed:,.0f} targets/s"
+        f"(best {state.stopper.best or 0:.4f} in epoch {state.stopper.best_epoch}{_patience(run, state)}), "
+        f"{speed:,.0f} targets/s"
     )
     _save(run, state)
     _heed(int(world.greatest([int(job.interruption.signal or 0)])[0]), run, position)
 
 
+def _tell_usage(job: _Job, state: TrainState, watch: monitor.Monitor, where: str) -> None:
+    """Say and write down what the steps since the last time used, in all processes."""
+    together, each = watch.read(state.shares.exchange_seconds(1) if world.size() > 1 else None)
+    logger.info(f"{where}: {monitor.told(together, each)}")
+    if job.metrics:
+        stage, epoch = state.position.stage + 1, state.position.epoch + 1
+        job.metrics.write(monitor.KIND, state.position.global_step, {**together, "stage": stage, "epoch": epoch})
+
+
+def _patience(run: Run, state: TrainState) -> str:
+    """How near the training is to being stopped early."""
+    without, most = state.stopper.epoch - state.stopper.reference_epoch, run.recipe.stopping.patience_epochs
+    return f"; {without} of {most} epochs without gain" if without and most else ""
+
+
 def _tell_processes(state: TrainState, step_seconds: float, tokens: int) -> None:
-    """What each process holds, and what their exchange costs: where it is much, the batches that would be worth it."""
-    held = world.gathered(round(hardware.peak_memory() / 2**20))
+    """What the exchange between processes costs: where it is much, the batches that would be worth it."""
     exchange = state.shares.exchange_seconds()
     share = exchange / step_seconds
     mib = state.shares.nbytes / 2**20
     logger.info(
-        f"{world.size()} processes hold {' + '.join(f'{part:,}' for part in held)} MiB; to exchange {mib:,.1f} MiB of "
-        f"gradients takes {1e3 * exchange:,.1f} ms by itself, a step {1e3 * step_seconds:,.1f} ms ({share:.0%})"
+        f"To exchange {mib:,.1f} MiB of gradients between {world.size()} processes takes {1e3 * exchange:,.1f} ms by itself, "
+        f"a step {1e3 * step_seconds:,.1f} ms ({share:.0%})"
     )
     if share > WORTH:
         logger.warning(
@@ -240,7 +260,8 @@ def _next_stage(run: Run, state: TrainState, number: int) -> TrainState:
         fresh.optimizer.load_state_dict({**fresh.optimizer.state_dict(), "state": kept})
     fresh.position = Position(stage=number, global_step=state.position.global_step)
     fresh.stopper = StopperState()
-    logger.info("Stage %d of %d begins", number + 1, len(run.recipe.stages))
+    memory = "the optimizer's memory kept" if stage.keep_optimizer else "a fresh optimizer"
+    logger.info(f"Stage {number + 1} of {len(run.recipe.stages)} begins with the {stage.start} weights and {memory}")
     return fresh
 
 

@@ -71,7 +71,12 @@ def run(tmp_path, store):
         | {"ndcg@10": 0.2 / e}
         for e in (1, 2)
     ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, *epochs]))
+    usage = [
+        {"kind": "usage", "step": 3 * e, "time": 0.0, "epoch": e, "peak_mib": 1500.4 + e, "data_wait_share": 0.01 * e}
+        | {"communication_share": 0.25}
+        for e in (1, 2)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, *epochs, *usage]))
     checkpoint = folder / "checkpoints" / "step_000006"
     checkpoint.mkdir(parents=True)
     (checkpoint / "manifest.json").write_text("{}")
@@ -117,6 +122,7 @@ def test_the_report_of_a_run_holds_what_is_looked_for(run):
     assert "1 (chosen)" in read.text and "2 (chosen)" not in read.text and "1 of 2" in read.text
     assert "sasrec on online_retail, seed 1" in read.text and "turborec train x" in read.text
     assert len(read.all("svg")) == 4 and "1,234" in read.text
+    assert all(told in read.text for told in ("1,502 MiB", "1.5%", "25.0%"))
     assert "max_length: 12" in read.text
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from turborec.errors import UserError
-from turborec.sources._fetch import Remote, fetch, show_terms
+from turborec.sources import _fetch
+from turborec.sources._fetch import Remote, fetch, fetch_trying, show_terms
 
 CONTENT = bytes(range(256)) * 2000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -18,8 +19,8 @@ PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """/range: honours Range; /plain: ignores it; /cut: stops half-way; /chunks: the same without a length; /page and
-    /page.zip: HTML; /empty; /absent: 404."""
+    """/range: honours Range; /plain: ignores it; /cut: stops half-way; /flaky: does so the first time; /chunks: as /cut
+    without a length; /page and /page.zip: HTML; /empty; /absent: 404."""
 
     protocol_version = "HTTP/1.1"
 
@@ -31,7 +32,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/absent":
             self.send_error(404)
             return
-        start = int(self.headers["Range"][6:-1]) if self.path == "/range" and self.headers["Range"] else 0
+        start = int(self.headers["Range"][6:-1]) if self.path in ("/range", "/flaky") and self.headers["Range"] else 0
         if start > len(body):
             self.send_error(416)
             return
@@ -45,7 +46,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/html" if self.path == "/page" else "application/zip")
         self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
-        self.wfile.write(body[start : len(body) // 2] if self.path == "/cut" else body[start:])
+        breaks = self.path == "/cut" or (self.path == "/flaky" and not start)
+        self.wfile.write(body[start : len(body) // 2] if breaks else body[start:])
 
     def log_message(self, *args: object) -> None:
         pass
@@ -115,6 +117,23 @@ def test_cut_off_transfer_leaves_only_the_part(server: str, tmp_path: Path) -> N
     assert names(tmp_path) == {"data.zip.part"}
     assert fetch(known(f"{server}/range"), tmp_path).read_bytes() == CONTENT
     assert Handler.ranges[-1] == "bytes=256000-"
+
+
+def test_broken_connection_is_tried_again_and_goes_on(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(_fetch.time, "sleep", waits.append)
+    Handler.ranges = []
+    path = fetch_trying(Remote(f"{server}/flaky", "data.zip", sha256=SHA256), tmp_path, tries=3)
+    assert path.read_bytes() == CONTENT and Handler.ranges == [None, "bytes=256000-"] and waits == [2]
+    assert "It is tried again in 2 s." in capsys.readouterr().err
+    Handler.ranges = []
+    with pytest.raises(UserError, match="gave another file"):  # which no further try would change
+        fetch_trying(Remote(f"{server}/plain", "other.zip", sha256="0" * 64), tmp_path, tries=3)
+    with pytest.raises(UserError, match="cut off"):
+        fetch_trying(Remote(f"{server}/cut", "third.zip", sha256=SHA256), tmp_path, tries=3)
+    assert Handler.ranges == [None] * 2 + ["bytes=256000-"] * 2
 
 
 def test_transfer_without_length_that_breaks_is_not_trusted(server: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import urlsplit
 
 import typer
 
@@ -60,6 +61,21 @@ def prepare(
     with logging_to(None):
         store = stores.of_recipe(recipes.load(name, overrides or []), stores.Places(home, raw))
     print(json.dumps({"store": str(store.folder), "key": store.key}) if as_json else store.folder)
+
+
+@app.command()
+def fetch(
+    address: Annotated[str, typer.Argument(help="https://, http:// or file://")],
+    sha256: Annotated[str, typer.Option(help="of the file, 64 hexadecimal digits; other content is refused")],
+    out: Annotated[Path, typer.Option(help="the folder it is put into")],
+    name: Annotated[str | None, typer.Option(help="what it is called there; by default as in the address")] = None,
+    tries: Annotated[int, typer.Option(min=1, help="how often, where the connection breaks")] = 4,
+) -> None:
+    """Fetch a file, on from where it stopped, and print where it is once its checksum is right."""
+    from turborec.sources._fetch import Remote, fetch_trying
+
+    place = out / (name or Path(urlsplit(address).path).name)
+    print(fetch_trying(Remote(address, place.name, sha256=sha256.lower()), place.parent, tries))
 
 
 @app.command()

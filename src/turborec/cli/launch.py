@@ -1,23 +1,26 @@
 """The commands that start trainings in several processes, here or on a cluster."""
 
 import json
+import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from turborec.cli import runs
+from turborec.cli._launching import PASSED, asked_of, of_train, options_of, sequence_of, work_of
 from turborec.cli._options import DEFAULT_HOME, Home, Overrides, Raw, RecipeName, StoreFolder
 from turborec.cli._show import counted
-from turborec.errors import UserError, closest
+from turborec.errors import UserError
 
 app = typer.Typer(help="Train in several processes.", no_args_is_help=True)
 verifying = typer.Typer()
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings=PASSED)
 def local(
     context: typer.Context,
     processes: Annotated[int, typer.Option(min=1, help="how many, each with its share of the cores")] = 2,
@@ -29,7 +32,7 @@ def local(
     from turborec import recipes
     from turborec.launch import local as launcher
 
-    chosen = _of_train(context.args)
+    chosen = of_train(context.args)
     if (chosen["name"] is None) == (chosen["resume"] is None):
         raise UserError("Name a recipe to train, or a run folder to go on with: `RECIPE` or `--resume RUN`.")
     if chosen["name"]:
@@ -42,15 +45,52 @@ def local(
     raise typer.Exit(_code(folder, launcher.run(processes, words, restarts)))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings=PASSED)
+def phases(
+    context: typer.Context,
+    processes: Annotated[int, typer.Option(min=1, help="of each training, each with its share of the cores")] = 1,
+    restarts: Annotated[
+        int, typer.Option(min=0, help="how often to start a training anew, from its last checkpoint, after a failure")
+    ] = 0,
+) -> None:
+    """Train one recipe after another, each only if the one before was good enough: FILE --out FOLDER, options of `train`.
+
+    Started again, it goes on where it was. Exit code 10 + N: phase N failed; 75 or 130: stopped, and saved.
+    """
+    from turborec.engine.interrupt import leaving_at_once
+    from turborec.launch import local as launcher
+    from turborec.launch import phases as sequences
+
+    sequence, chosen = sequence_of(context.args)
+
+    def train(words: list[str], place: Path) -> int:
+        for start in range(restarts + 1):
+            code = _code(place, launcher.run(processes, [*words, "--out", str(place)]))
+            if code in (0, 2, *sequences.INTERRUPTED):  # a mistake would be the same one the next time
+                break
+            print(f"Exit code {code}, start {start + 1} of {restarts + 1}", flush=True)
+        return code
+
+    with leaving_at_once():
+        raise typer.Exit(sequences.run(sequence, chosen["out"], options_of(chosen), train))
+
+
+Preset = Annotated[str, typer.Option(help="a kind of machine, or none; docs/launching.md lists them")]
+Job = Annotated[list[str] | None, typer.Option("--job", help="what is asked of the machine, as name=value; --keys lists all")]
+Keys = Annotated[bool, typer.Option("--keys", help="list what --job can say, and leave")]
+PhasesFile = Annotated[str | None, typer.Option("--phases", help="a file of phases, in place of a recipe")]
+ScriptFile = Annotated[Path | None, typer.Option("--script", help="write the script to this file; by default it is printed")]
+
+
+@app.command(context_settings=PASSED)
 def slurm(
     context: typer.Context,
-    preset: Annotated[str, typer.Option(help="a kind of node: none or 4xh100")] = "none",
-    job: Annotated[
-        list[str] | None, typer.Option(help="what is asked of the cluster, such as nodes=2 or partition=gpu; --keys lists all")
-    ] = None,
-    keys: Annotated[bool, typer.Option("--keys", help="list what --job can say, and leave")] = False,
-    script: Annotated[Path | None, typer.Option(help="write the script to this file; by default it is printed")] = None,
+    preset: Preset = "none",
+    job: Job = None,
+    keys: Keys = False,
+    phases: PhasesFile = None,
+    prepare: Annotated[bool, typer.Option("--prepare", help="prepare the data before, in a job without GPUs")] = False,
+    script: ScriptFile = None,
     submit: Annotated[bool, typer.Option("--submit", help="hand it to sbatch")] = False,
 ) -> None:
     """Write the sbatch script of a training, which goes on after preemptions: the other words are those of `turborec train`."""
@@ -58,48 +98,91 @@ def slurm(
     from turborec.cli.recipes import tell_keys
     from turborec.files import write_whole
     from turborec.launch import slurm as rendering
-    from turborec.recipe import override, validate
 
     if keys:
         tell_keys(rendering.Job)
         return
-    chosen = _of_train(context.args)
-    if chosen["name"] is None or chosen["out"] is None:
-        raise UserError("A job needs a recipe and a run folder that stays the same when it starts again: RECIPE --out RUN.")
-    recipes.load(chosen["name"], chosen["overrides"])
-    if preset not in ("none", *rendering.PRESETS):
-        raise UserError(f"There is no preset {preset!r}{closest(preset, list(rendering.PRESETS))}.")
-    tree = override(dict(rendering.PRESETS.get(preset, {})), job or ())
-    asked = validate(rendering.Job, tree, "The job")
+    asked = asked_of(rendering.Job, preset, rendering.PRESETS, [*["prepare={}"] * prepare, *(job or ())])
+    work = work_of(context.args, phases)
     for one in asked.array:
-        recipes.load(chosen["name"], [*(chosen["overrides"] or ()), one])
-    text = rendering.script(asked, _without_out(context.args), str(chosen["out"]))
+        recipes.load(work.command[0], [*(of_train(list(work.command))["overrides"] or ()), one])
+    before = rendering.preparation(asked, work) if asked.prepare else None
+    if before and not (script or submit):
+        raise UserError("A preparation is a script of its own: name a file with --script, which it is put beside, or --submit.")
+    text = rendering.script(asked, work)
     if script is not None:
         write_whole(script, text)
+        if before:
+            first = script.with_name(f"{script.stem}-prepare{script.suffix}")
+            write_whole(first, before)
+            print(f"sbatch --dependency=afterok:$(sbatch --parsable {shlex.quote(str(first))}) {shlex.quote(str(script))}")
     if submit:
-        raise typer.Exit(_sbatch(text))
-    if script is None:
+        waits = [f"--dependency=afterok:{_submitted(before)}"] if before else []
+        print(f"Submitted batch job {_submitted(text, *waits)}")
+    if script is None and not submit:
         print(text, end="")
 
 
-def _sbatch(text: str) -> int:
-    """Hand a script to Slurm, and say what it answers."""
+def _submitted(text: str, *options: str) -> str:
+    """Hand a script to Slurm: the number of the job."""
     if shutil.which("sbatch") is None:
         raise UserError("There is no sbatch on this machine: write the script with --script, and submit it on the cluster.")
-    return subprocess.run(["sbatch"], input=text, text=True, check=False).returncode
+    done = subprocess.run(["sbatch", "--parsable", *options], input=text, text=True, stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        raise UserError("Slurm did not take the job; it has said why.")
+    return done.stdout.strip().split(";")[0]
 
 
-def _without_out(words: list[str]) -> list[str]:
-    """The words of `train` but for the run folder, which the script names itself."""
-    kept, skip = [], False
-    for word in words:
-        if skip or word.startswith("--out="):
-            skip = False
-        elif word == "--out":
-            skip = True
-        else:
-            kept.append(word)
-    return kept
+@app.command("script", context_settings=PASSED)
+def plain(
+    context: typer.Context,
+    job: Job = None,
+    keys: Keys = False,
+    phases: PhasesFile = None,
+    script: ScriptFile = None,
+) -> None:
+    """Write a script that trains on a plain machine: software, data, restarts. The other words are those of `train`."""
+    from turborec.cli.recipes import tell_keys
+    from turborec.files import write_whole
+    from turborec.launch import script as rendering
+
+    if keys:
+        tell_keys(rendering.Machine)
+        return
+    text = rendering.script(asked_of(rendering.Machine, "none", {}, job), work_of(context.args, phases))
+    if script is not None:
+        write_whole(script, text)
+    else:
+        print(text, end="")
+
+
+@app.command(context_settings=PASSED)
+def runpod(
+    context: typer.Context,
+    debug: Annotated[bool | None, typer.Option("--debug/--production", help="a few steps of everything, or all")] = None,
+    preset: Preset = "a6000",
+    job: Job = None,
+    keys: Keys = False,
+    phases: PhasesFile = None,
+    request: Annotated[
+        bool, typer.Option("--request", help="print the JSON that creates the pod and holds the script")
+    ] = False,
+) -> None:
+    """Write what a rented container begins with, which ends the pod when all is done: the other words are those of `train`."""
+    from turborec.cli.recipes import tell_keys
+    from turborec.launch import runpod as rendering
+
+    if keys:
+        tell_keys(rendering.Pod)
+        return
+    if debug is None:
+        raise UserError("Say whether it is a trial or meant: --debug (a few steps of everything) or --production.")
+    pod = asked_of(rendering.Pod, preset, rendering.PRESETS, job)
+    work = work_of(context.args, phases, debug)
+    if debug:
+        work = replace(work, out=f"{work.out}-debug")  # another recipe, whose run would be in the way of the one that is meant
+    text = rendering.start_script(pod, work)
+    print(json.dumps(rendering.request(pod, text), indent=1) if request else text, end="")
 
 
 @verifying.command()
@@ -129,12 +212,6 @@ def verify_resume(
     if not found.equal:
         raise typer.Exit(1)
     print("Killed and resumed equals never stopped.")
-
-
-def _of_train(words: list[str]) -> dict[str, Any]:
-    """The words as `turborec train` reads them."""
-    train: Any = typer.main.get_command(runs.app)
-    return dict(train.commands["train"].make_context("train", list(words)).params)
 
 
 def _code(folder: Path, ended: int) -> int:

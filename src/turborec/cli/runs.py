@@ -54,7 +54,7 @@ def train(
     if resume is not None:
         chosen = run.recipe_of(resume)
     else:
-        chosen = recipes.load(str(name), [*(overrides or []), *(_DEBUG if debug else [])])
+        chosen = recipes.load(str(name), [*(overrides or []), *(DEBUG if debug else [])])
     if dry:
         print(chosen.model_dump_json()) if as_json else console.print(escape(dump(chosen)), end="")
         return
@@ -89,7 +89,8 @@ def tell(folder: Path, done: "Run", results: "dict[str, Result]", as_json: bool)
     console.print(f"\nThe run is in [bold]{escape(str(folder))}[/bold]")
 
 
-_DEBUG = ["train.epochs=2", "then=[]", "evaluation.max_users=200"]
+DEBUG = ["train.epochs=2", "then=[]", "evaluation.max_users=200"]
+"""What --debug changes of a recipe, besides the steps of an epoch."""
 
 
 @app.command()

@@ -128,6 +128,14 @@ def write_status(folder: Path, state: Status, reason: str = "", code: int = 0) -
         log.warning("%s", error)
 
 
+def state_of(folder: Path) -> str | None:
+    """What `status.json` says a run's state is, where it can be read."""
+    try:
+        return str(json.loads((folder / STATUS).read_text(encoding="utf-8"))["state"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def environment() -> dict[str, Any]:
     """What a result depends on besides its recipe: code, versions, hardware and settings, as plain JSON."""
     commit, dirty = _commit(Path(__file__).parent)

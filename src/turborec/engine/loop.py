@@ -79,6 +79,7 @@ class Record:
     targets: int  # predicted: those of its first term
     asked: int  # targets of its batch, whether the model chose to predict them or not
     seconds: float
+    waited: float  # of them, for its batch
 
     @property
     def loss(self) -> float:
@@ -111,6 +112,7 @@ def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device)
             group["lr"] = group["initial_lr"] * factor
         with record_function("data"):
             batch = next(coming)
+        waited = time.perf_counter() - began
         losses, norm, predicted, asked = train_step(state, batch, stage, device)
         position.step += 1
         position.global_step += 1
@@ -119,7 +121,8 @@ def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device)
         if stage.average is not None:
             state.update_average(stage.average)
         seconds = time.perf_counter() - began
-        yield Record(replace(position), len(batches), losses, norm, stage.optimizer.lr * factor, predicted, asked, seconds)
+        rate = stage.optimizer.lr * factor
+        yield Record(replace(position), len(batches), losses, norm, rate, predicted, asked, seconds, waited)
 
 
 def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.device) -> tuple[dict[str, float], float, int, int]:

@@ -42,6 +42,7 @@ def run(processes: int, words: list[str], restarts: int = 0) -> int:
         signals_to_handle=HANDED_ON,
     )
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its lines say no more than ours
+    before = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, HANDED_ON.split(","))}
     try:
         elastic_launch(config, sys.executable)("-m", "turborec", "train", *words)
     except ChildFailedError as error:
@@ -53,4 +54,7 @@ def run(processes: int, words: list[str], restarts: int = 0) -> int:
         return 128 - failure.exitcode
     except SignalException as error:
         return 128 + int(error.sigval)
+    finally:
+        for number, handler in before.items():  # torch's own would outlive its processes
+            signal.signal(number, handler)
     return 0

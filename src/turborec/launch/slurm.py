@@ -5,12 +5,23 @@ into the queue, where it goes on from its checkpoint.
 """
 
 import shlex
-from pathlib import Path
+from typing import Any
 
 from pydantic import Field, model_validator
 
+from turborec.errors import UserError
 from turborec.launch.local import HANDED_ON, SETTINGS
+from turborec.launch.script import ALLOCATOR, Work, environment
 from turborec.recipe import Config
+
+
+class Preparation(Config):
+    """A job of its own that prepares the data, on a node without GPUs."""
+
+    cpus: int = Field(8, ge=1)
+    memory: str = Field("32G", pattern=r"^[0-9]+[KMGT]$")
+    time: str = Field("04:00:00", pattern=r"^([0-9]+-)?[0-9]{1,2}:[0-9]{2}:[0-9]{2}$", description="days-hours:minutes:seconds")
+    partition: str | None = Field(None, pattern=r"^[A-Za-z0-9._,-]+$", description="by default the training's")
 
 
 class Job(Config):
@@ -39,6 +50,8 @@ class Job(Config):
         None, pattern=r"^[0-9]+$", description="a job that must have ended well before, such as a preparation"
     )
     array: tuple[str, ...] = Field((), description="one override for each job of an array: a sweep")
+    allocator: str | None = Field(None, pattern=ALLOCATOR, description="PYTORCH_CUDA_ALLOC_CONF")
+    prepare: Preparation | None = Field(None, description="prepare the data before, in a job that the training waits for")
 
     @model_validator(mode="after")
     def _one_environment(self) -> "Job":
@@ -52,23 +65,56 @@ class Job(Config):
         return self.processes or self.gpus or 1
 
 
-PRESETS = {"4xh100": {"gpus": 4, "cpus": 32, "memory": "480G", "time": "24:00:00"}}
-"""A node of four H100, as the clusters that have them hand it out."""
+PRESETS: dict[str, dict[str, Any]] = {
+    "4xh100": {"gpus": 4, "cpus": 32, "memory": "480G", "time": "24:00:00", "allocator": "expandable_segments:True"},
+    "snellius-4xh100": {
+        "gpus": 4,
+        "cpus": 32,
+        "memory": "480G",
+        "time": "24:00:00",
+        "partition": "gpu_h100",
+        "allocator": "expandable_segments:True,max_split_size_mb:256",
+    },
+}
+"""A node of four H100, as the clusters that have them hand it out; and as the study of RecFormer asked Snellius for it."""
 
 
-def script(job: Job, words: list[str], out: str) -> str:
-    """The sbatch script that runs `turborec train` with these words, writing to the run folder `out`."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+def script(job: Job, work: Work) -> str:
+    """The sbatch script that carries out a training, or phases of them, in its run folder."""
+    if work.phases and (job.nodes > 1 or job.array):
+        raise UserError("Phases run on one node and not as an array: leave out nodes and array, or make a job of each phase.")
+    return _rendered(job, work, preparing=False)
 
-    folder = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=folder, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+def preparation(job: Job, work: Work) -> str:
+    """The sbatch script that prepares a training's data beforehand."""
+    asked = job.prepare or Preparation()
+    if work.prepare is None:
+        raise UserError("Phases prepare their data themselves, and --store names what is prepared: leave out --prepare.")
+    changes = {
+        "name": f"{job.name}-prepare",
+        **{"nodes": 1, "gpus": 0, "processes": None, "array": (), "requeue": True, "allocator": None},
+        **{"cpus": asked.cpus, "memory": asked.memory, "time": asked.time, "partition": asked.partition or job.partition},
+    }
+    return _rendered(job.model_copy(update=changes), work, preparing=True)
+
+
+def _rendered(job: Job, work: Work, preparing: bool) -> str:
+    words = (work.prepare if preparing else work.command) or ()
     # Every word is quoted for the shell here; the template holds no value of the user's that is not checked or quoted.
-    return environment.get_template("slurm.sh.j2").render(
-        job=job,
-        words=shlex.join(words),
-        out=shlex.quote(out),
-        overrides=[shlex.quote(one) for one in job.array],
-        quote=shlex.quote,
-        settings=SETTINGS,
-        signals=HANDED_ON,
+    text: str = (
+        environment()
+        .get_template("slurm.sh.j2")
+        .render(
+            job=job,
+            words=shlex.join(words),
+            out=shlex.quote(work.out),
+            overrides=[shlex.quote(one) for one in job.array],
+            quote=shlex.quote,
+            settings=SETTINGS,
+            signals=HANDED_ON,
+            phases=work.phases,
+            preparing=preparing,
+        )
     )
+    return text

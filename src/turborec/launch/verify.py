@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from turborec.data.store import sha256
+from turborec.engine import monitor
 from turborec.errors import UserError
 from turborec.recipe import dump
 from turborec.recipes import AnyRecipe
@@ -111,5 +112,6 @@ def _outcome(folder: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
     last = max((folder / "checkpoints").glob("step_??????"))
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     timed = ("time", "targets_per_second")
-    plain = [{name: value for name, value in record.items() if name not in timed} for record in records]
+    lasting = [record for record in records if record["kind"] != monitor.KIND]
+    plain = [{name: value for name, value in record.items() if name not in timed} for record in lasting]
     return {path.name: sha256(path) for path in sorted(last.glob("*.safetensors"))}, plain

@@ -14,6 +14,7 @@ import numpy as np
 from turborec import __version__, compare, contestants
 from turborec.assembly import Run
 from turborec.data.store import Part
+from turborec.engine import monitor
 from turborec.engine.checkpoint import STATE, checkpoints
 from turborec.engine.log import read_metrics
 from turborec.errors import UserError
@@ -47,7 +48,7 @@ def write_report(folder: Path, run: Run | None = None, out: Path | None = None, 
 def run_page(folder: Path, run: Run | None = None, missing: str = "") -> str:
     """The page of the run in `folder`."""
     recipe = read(folder / "recipe.yaml")
-    epochs, steps = (_records(folder, kind) for kind in ("epoch", "train"))
+    epochs, steps, usage = (_records(folder, kind) for kind in ("epoch", "train", monitor.KIND))
     chosen = _chosen_epoch(folder, epochs)
     title = f"{recipe['model']['kind']} on {recipe['data']['source']['kind']}, seed {recipe['seed']}"
     results = _results(folder, recipe)
@@ -58,7 +59,7 @@ def run_page(folder: Path, run: Run | None = None, missing: str = "") -> str:
         "name": folder.resolve().name,
         "status": _json(folder / "status.json"),
         "select": recipe["select"],
-        "keys": _keys(results, recipe, epochs, chosen),
+        "keys": [*_keys(results, recipe, epochs, chosen), *_usage(usage)],
         "results": results,
         "figures": _figures(recipe, epochs, steps, chosen),
         "epochs": epochs,
@@ -141,6 +142,19 @@ def _keys(
     if epochs:
         speed = np.median([one["targets_per_second"] for one in epochs])
         keys.append(("training", f"{speed:,.0f}", "targets per second"))
+    return keys
+
+
+def _usage(records: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """What the training used of its machine, where its records say so: name, value, remark."""
+    if not records:
+        return []
+    keys = [("memory", f"{max(one['peak_mib'] for one in records):,.0f} MiB", "the most that a process held")]
+    if most := max(one.get("accelerator_peak_mib", 0.0) for one in records):
+        keys.append(("accelerator memory", f"{most:,.0f} MiB", "the most that a process reserved"))
+    for name, title in (("data_wait_share", "waiting for data"), ("communication_share", "exchange")):
+        if known := [one[name] for one in records if name in one]:
+            keys.append((title, f"{np.median(known):.1%}", "of the time" if title != "exchange" else "of the time, by itself"))
     return keys
 
 

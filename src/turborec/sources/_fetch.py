@@ -2,6 +2,7 @@
 
 import fcntl
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,21 @@ class Remote:
     name: str
     size: int | None = None  # bytes
     sha256: str | None = None
+
+
+class CutOffError(UserError):
+    """The connection was not there, or broke: another try may go on from there."""
+
+
+def fetch_trying(remote: Remote, folder: Path, tries: int) -> Path:
+    """As `fetch`, but where the connection breaks it is tried again, ever later; what came is kept if its hash is known."""
+    for number in range(1, tries):
+        try:
+            return fetch(remote, folder)
+        except CutOffError as error:
+            print(f"{error} It is tried again in {2**number} s.", file=sys.stderr, flush=True)
+            time.sleep(2**number)
+    return fetch(remote, folder)
 
 
 def fetch(remote: Remote, folder: Path) -> Path:
@@ -126,7 +142,7 @@ def _open(remote: Remote, have: int, target: Path) -> Any:
         raise UserError(f"{remote.address} answered {error.code} {error.reason}. {_by_hand(remote, target)}") from error
     except (OSError, HTTPException) as error:
         reason = error.reason if isinstance(error, URLError) else error
-        raise UserError(f"Cannot reach {remote.address}: {reason}. {_by_hand(remote, target)}") from error
+        raise CutOffError(f"Cannot reach {remote.address}: {reason}. {_by_hand(remote, target)}") from error
 
 
 def _chunks(response: Any, begin: int, total: int | None, remote: Remote, target: Path) -> Iterator[bytes]:
@@ -141,7 +157,7 @@ def _chunks(response: Any, begin: int, total: int | None, remote: Remote, target
     if cause or (total is not None and done < total):
         resume = " to go on from there" if remote.sha256 else ""
         of_total = "" if total is None else f" of {total:,}"
-        raise UserError(
+        raise CutOffError(
             f"{remote.address} was cut off after {done:,}{of_total} bytes. Run again{resume}. {_by_hand(remote, target)}"
         ) from cause
 

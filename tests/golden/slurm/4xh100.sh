@@ -20,6 +20,7 @@ source .venv/bin/activate
 out=runs/big
 words=(ml-1m/sasrec seed=2)
 
+export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 export OMP_NUM_THREADS=8
 export PYTHONUNBUFFERED=1

@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# Written by `turborec launch script`. Started again, it goes on where it was.
+# 0: trained; 75 or 130: stopped and saved; 2: a mistake; 11, 12, ...: which of the phases failed.
+set -euo pipefail
+
+logger=
+stopped=
+child=
+say() { echo "$(date -Is) $*"; }
+
+end() {
+  local code=$?
+  trap - EXIT
+  say "ended with exit code $code"
+  [[ -n $logger ]] || exit "$code"
+  exec >&- 2>&-
+  for _ in {1..50}; do  # the last words are on their way to the log
+    kill -0 "$logger" 2>/dev/null || break
+    sleep 0.1
+  done
+  exit "$code"
+}
+
+stop() {
+  stopped=1
+  say "SIG$1: what is done will be saved"
+  [[ -z $child ]] || kill -s "$1" "$child" 2>/dev/null || true
+}
+
+trap end EXIT
+trap 'stop TERM' TERM HUP
+trap 'stop INT' INT
+trap 'stop USR1' USR1
+
+cd 'a b'
+out=runs/own
+words=(runs/own.yaml seed=2 --raw=data)
+mkdir -p "$(dirname "$out")"
+exec > >(exec tee -ai "$out.log") 2>&1
+logger=$!
+
+if grep -qs '"state": "finished"' "$out/status.json"; then
+  say "finished before, in $out"
+  exit 0
+fi
+
+run() {
+  local code=0
+  [[ -z $stopped ]] || return 75
+  set -m  # in a group of its own: it gets Ctrl-C from here, and not from the terminal as well
+  "$@" </dev/null &
+  child=$!
+  set +m
+  [[ -z $stopped ]] || kill "$child" 2>/dev/null || true  # a signal came while it was started
+  wait "$child" || code=$?
+  # A signal ends `wait`, not what runs.
+  while kill -0 "$child" 2>/dev/null; do
+    code=0
+    wait "$child" || code=$?
+  done
+  child=
+  return "$code"
+}
+
+python=python3
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+  say "turborec needs Python 3.11 or newer, which $python is not: name another one by --job python=..."
+  exit 2
+}
+environment=.venv
+if ! "$environment/bin/python" -c 'import turborec' 2>/dev/null; then
+  say "installing into $environment"
+  run "$python" -m venv "$environment"
+  run "$environment/bin/python" -m pip --disable-pip-version-check install --quiet .
+fi
+python=$environment/bin/python
+"$python" -c 'import sys, torch; sys.exit(torch.cuda.device_count() < 4)' || {
+  say "PyTorch does not find 4 GPUs here"
+  exit 2
+}
+
+export PYTHONUNBUFFERED=1
+export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+export TURBOREC_DATA=data
+run "$python" -m turborec data fetch 'https://example.org/x.csv?a=1&b=2' --sha256 aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa --name shop/x.csv --out "$TURBOREC_DATA"
+
+cat >"$out.yaml" <<'END_OF_FILE'
+# mine
+model: {kind: sasrec}
+END_OF_FILE
+
+run "$python" -m turborec data prepare runs/own.yaml seed=2 --raw=data
+
+restarts=3
+for ((start = 0; ; start++)); do
+  code=0
+  run "$python" -m turborec launch local --processes 4 "${words[@]}" --out "$out" || code=$?
+  [[ -z $stopped && $start -lt $restarts ]] || exit "$code"
+  # What was asked to stop would be again, and a mistake is the same one the next time.
+  ((code != 0 && code != 2 && code != 75 && code != 130)) || exit "$code"
+  say "exit code $code: started again from the last checkpoint, $((start + 1)) of $restarts"
+done

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=turborec
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=32
+#SBATCH --mem=480G
+#SBATCH --time=24:00:00
+#SBATCH --partition=gpu
+#SBATCH --output=turborec-%j.log
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@180
+#SBATCH --requeue
+
+set -euo pipefail
+# shellcheck disable=SC1090,SC1091
+source .venv/bin/activate
+
+out=runs/two
+words=(ml-1m-then-ml-20m)
+
+export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+export OMP_NUM_THREADS=8
+export PYTHONUNBUFFERED=1
+echo "$(date -Is) job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST"
+
+srun --kill-on-bad-exit=1 python -m turborec launch phases --processes 4 "${words[@]}" --out "$out" &
+training=$!
+
+warned=
+# srun hands the signal to every process.
+trap 'warned=1; echo "$(date -Is) the training is told to save"; kill -USR1 "$training"' USR1 TERM
+
+code=0
+wait "$training" || code=$?
+# A signal ends `wait`, not the training.
+while kill -0 "$training" 2>/dev/null; do
+  code=0
+  wait "$training" || code=$?
+done
+if [[ -n $warned ]] && grep -q '"state": "interrupted"' "$out/status.json"; then
+  echo "$(date -Is) saved: back into the queue"
+  scontrol requeue "$SLURM_JOB_ID"
+  exit 0
+fi
+exit "$code"

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=turborec
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=32
+#SBATCH --mem=480G
+#SBATCH --time=24:00:00
+#SBATCH --partition=gpu_h100
+#SBATCH --output=turborec-%j.log
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@180
+#SBATCH --requeue
+
+set -euo pipefail
+# shellcheck disable=SC1090,SC1091
+source .venv/bin/activate
+
+out=runs/h
+words=(ml-1m/sasrec)
+
+export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True,max_split_size_mb:256
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+export OMP_NUM_THREADS=8
+export PYTHONUNBUFFERED=1
+# Every start of the job meets at an address of its own: what is left of the one before would be taken for it.
+port=$((20000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 20000))
+leader=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+echo "$(date -Is) job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST"
+
+srun --kill-on-bad-exit=1 python -m torch.distributed.run \
+  --nnodes="$SLURM_NNODES" --nproc-per-node=4 \
+  --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$leader:$port" \
+  --max-restarts=0 --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
+  -m turborec train "${words[@]}" --out "$out" &
+training=$!
+
+warned=
+# srun hands the signal to every process.
+trap 'warned=1; echo "$(date -Is) the training is told to save"; kill -USR1 "$training"' USR1 TERM
+
+code=0
+wait "$training" || code=$?
+# A signal ends `wait`, not the training.
+while kill -0 "$training" 2>/dev/null; do
+  code=0
+  wait "$training" || code=$?
+done
+if [[ -n $warned ]] && grep -q '"state": "interrupted"' "$out/status.json"; then
+  echo "$(date -Is) saved: back into the queue"
+  scontrol requeue "$SLURM_JOB_ID"
+  exit 0
+fi
+exit "$code"
