@@ -16,10 +16,14 @@ SETTINGS = {
 }
 
 
-def run(processes: int, words: list[str], restarts: int = 0) -> int:
+TRAIN = ("-m", "turborec", "train")
+"""The program that is started, in the words of Python's command line."""
+
+
+def run(processes: int, words: list[str], restarts: int = 0, program: tuple[str, ...] = TRAIN) -> int:
     """Train in so many processes: 0 if all ended well, else the exit code of the first that did not.
 
-    `words` are those of `turborec train`. All start anew, up to `restarts` times, when one fails.
+    `words` are those of the program. All start anew, up to `restarts` times, when one fails.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -43,7 +47,7 @@ def run(processes: int, words: list[str], restarts: int = 0) -> int:
     )
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its lines say no more than ours
     try:
-        elastic_launch(config, sys.executable)("-m", "turborec", "train", *words)
+        elastic_launch(config, sys.executable)(*program, *words)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode >= 0:
