@@ -10,7 +10,7 @@ from package_source import files, place, tree
 FLOORS = (
     {"", "errors", "shown"},
     {"contract", "files", "progress", "recipe"},
-    {"data", "engine", "intervals", "losses", "metrics", "nn", "sources", "tiles"},
+    {"bridges", "data", "engine", "intervals", "losses", "metrics", "nn", "sources", "tiles"},
     {"histories", "ranking"},
     {"evaluate", "models", "recommend"},
     {"recipes"},
@@ -26,7 +26,7 @@ FLOORS = (
 )
 """From the ground up; '' is `turborec/__init__.py`, which holds the version."""
 
-ROOMS = {"bench", "cli", "data", "engine", "launch", "nn", "recbole", "report"}
+ROOMS = {"bench", "bridges", "cli", "data", "engine", "launch", "nn", "recbole", "report"}
 """Folders whose files may import one another; in the others only files whose names begin with `_` are shared."""
 
 EXCEPTIONS = {("sources", "data.schema"): "a source describes its files in the words of the schema that reads them"}

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from turborec.bridges.pickled import read
 from turborec.data.store import Part
 from turborec.errors import UserError
 from turborec.recbole import shims
@@ -45,7 +46,14 @@ def _fill(run: Assembled, weights: str | None) -> None:
     if Path(weights).is_dir():
         load_best(run.model, Path(weights))
         return
-    raise UserError(f"Expected the folder of a run, got {weights}.")
+    saved = read(Path(weights))
+    if not isinstance(saved, dict) or not isinstance(saved.get("state_dict"), dict):
+        raise UserError(f"{weights} is no checkpoint of RecBole's: it has no state_dict.")
+    try:
+        run.model.recbole.load_state_dict(saved["state_dict"], strict=True)
+    except RuntimeError as error:
+        told = " ".join(str(error).split())
+        raise UserError(f"The weights in {weights} are not those of this model on these data: {told[:400]}") from error
 
 
 def _values(run: Assembled) -> Values:
