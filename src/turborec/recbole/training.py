@@ -125,7 +125,7 @@ def _fit(run: Assembled, folder: Path, interruption: Interruption) -> None:
         state.restore(saved.tensors, saved.state)
         logger.info("Going on after step %d", state.position.global_step)
     elif world.size() > 1:
-        _refuse_coupled(run)
+        refuse_coupled(run)
     with log.MetricsLog(folder, state.position.global_step) if world.leads() else nullcontext() as metrics:
         while state.position.epoch < stage.epochs:
             if run.stopping.should_stop(state.stopper):
@@ -195,7 +195,8 @@ class _Some:
         return self._steps
 
 
-def _refuse_coupled(run: Assembled) -> None:
+def refuse_coupled(run: Assembled) -> None:
+    """Refuse a model of whose loss no process can have a share."""
     whole = Epoch(run.train.loader, run.train.epoch(0).order, run.train.epoch(0).key, 0, (0, 1)).batch(0)
     if coupled(run.model, whole.to(run.config["device"])):
         raise UserError(
