@@ -105,8 +105,8 @@ def test_a_model_learns_and_two_processes_find_what_one_finds(place, python, mod
 def test_killed_and_resumed_equals_never_stopped(place, python):
     words = ("epochs=4", "train_batch_size=16", "--out")
     train(place, "SASRec", *words, place / "whole")
-    for name, processes, number in (("killed", 1, signal.SIGKILL), ("stopped", 1, signal.SIGTERM)):
-        run = place / name
+    for processes, number in ((1, signal.SIGKILL), (1, signal.SIGTERM)):
+        run = place / f"ended-by-{number.name}"
         arguments = ("train", "SASRec", *SMALL, EXACT, *words[:2], "--dataset", "small", "--data", place, "--out", run)
         process = begun(place, *arguments, "--processes", processes)
         when(run, process, 25)
@@ -117,6 +117,19 @@ def test_killed_and_resumed_equals_never_stopped(place, python):
         assert outcome(run) == outcome(place / "whole")
     said = train(place, "SASRec", "epochs=5", "--out", place / "whole", code=2)
     assert "holds a run of another job" in said
+
+
+def test_two_processes_are_stopped_and_one_goes_on(place, python):
+    run, words = place / "two", ("epochs=4", "train_batch_size=16", "--dataset", "small", "--data", place)
+    process = begun(place, "train", "BPR", *SMALL, *words, "--out", run, "--processes", 2)
+    when(run, process, 25)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == 75 and "recbole train --resume" in said and "Traceback" not in said, said
+    done(place, "train", "--resume", run)
+    train(place, "BPR", *words[:2], "--out", place / "one")
+    losses = [[r["loss"] for r in outcome(some)[1] if r["kind"] == "train"] for some in (run, place / "one")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_one_two_and_three_processes_agree(place, python, tmp_path):
@@ -138,6 +151,43 @@ def test_one_two_and_three_processes_agree(place, python, tmp_path):
                 assert other[name].tolist() == pytest.approx(value.tolist(), rel=1e-5), name
             if name.endswith("ranks"):
                 assert torch.equal(value, other[name]), name
+
+
+HISTORIES = """
+import json, sys
+from turborec.recbole.job import Job, Ranking, checked
+from turborec.recbole.training import assembled
+found = []
+for times in ("exact", "float32"):
+    ranking = Ranking(times=times)
+    settings = ("load_col={inter: [user_id, item_id, timestamp]}", "train_neg_sample_args=~", "MAX_ITEM_LIST_LENGTH=4")
+    job = Job(model="SASRec", dataset="small", data=sys.argv[1], settings=settings, ranking=ranking, device="cpu")
+    with assembled(checked(job)) as run:
+        store, dataset = run.parts["test"].store, run.train.loader._dataset
+        tokens = dataset.field2id_token["item_id"]
+        users = dataset.field2id_token["user_id"][run.parts["test"].loader._dataset.inter_feat["user_id"].numpy()]
+        ends = store.histories.offsets
+        lists = [tokens[store.histories.items[lo:hi]].tolist() for lo, hi in zip(ends, ends[1:])]
+        found.append(dict(zip(users.tolist(), lists)))
+print(json.dumps(found))
+"""
+
+
+def test_histories_are_in_the_order_of_the_file_s_times(place, python):
+    """All of a user's events, however few of them a row shows, by time and then by place in the file."""
+    wanted: dict[str, list[tuple[int, str]]] = {}
+    for line in (place / "small" / "small.inter").read_text().splitlines()[1:]:
+        user, item, _, when = line.split("\t")
+        wanted.setdefault(user, []).append((int(when), item))
+    ordered = {user: [item for _, item in sorted(events, key=lambda event: event[0])] for user, events in wanted.items()}
+    command = [python, "-W", "ignore", "-c", HISTORIES, place]
+    given = {**environment.surroundings(HOME), "OMP_NUM_THREADS": "1"}
+    said = subprocess.run(command, env=given, capture_output=True, text=True, timeout=300, check=True).stdout
+    exact, rounded = json.loads(said)
+    assert exact == ordered
+    assert rounded != ordered and {u: sorted(items) for u, items in rounded.items()} == {
+        u: sorted(i) for u, i in ordered.items()
+    }
 
 
 def test_a_model_that_couples_rows_is_refused_in_several_processes(place, python):

@@ -1,6 +1,5 @@
 """The commands that start trainings in several processes, here or on a cluster."""
 
-import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -39,7 +38,7 @@ def local(
         # Named here, because processes that are started anew would take another new folder.
         folder = runs.new_folder(chosen["name"])
         words += ["--out", str(folder)]
-    raise typer.Exit(_code(folder, launcher.run(processes, words, restarts)))
+    raise typer.Exit(launcher.meant(folder, launcher.run(processes, words, restarts)))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -135,12 +134,3 @@ def _of_train(words: list[str]) -> dict[str, Any]:
     """The words as `turborec train` reads them."""
     train: Any = typer.main.get_command(runs.app)
     return dict(train.commands["train"].make_context("train", list(words)).params)
-
-
-def _code(folder: Path, ended: int) -> int:
-    """What the run meant to end with, which a launcher that was stopped by a signal cannot know."""
-    try:
-        facts = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ended
-    return int(facts.get("code", ended)) if ended and facts.get("state") == "interrupted" else ended

@@ -64,10 +64,11 @@ def train(
         ranking = base.model_copy(update={name: value for name, value in said.items() if value is not None})
         job = _job(model, settings, data, dataset, configs)
         job = job.model_copy(update={"ranking": ranking, "device": device, "steps": steps})
+    found = _made(home, python)
     folder = resume or out or new_folder(f"recbole-{job.model}")
     folder.mkdir(parents=True, exist_ok=True)
     task = Task(kind="train", job=job, out=str(folder.resolve()), processes=processes, restarts=restarts, as_json=as_json)
-    _become(task, home, python)
+    _become(found, task, home)
 
 
 @app.command()
@@ -101,17 +102,22 @@ def check(
         )
     chosen = None if weights is None else str(weights.resolve())
     task = Task(kind="check", job=job.model_copy(update={"device": device}), weights=chosen, as_json=as_json)
-    _become(task, home, python)
+    _become(_made(home, python), task, home)
 
 
 @app.command()
 def setup(home: Home = DEFAULT_HOME, python: Python = None) -> None:
     """Make RecBole's environment, which the other commands do when they first need it; print its interpreter."""
+    print(_made(home, python))
+
+
+def _made(home: Path, python: Path | None) -> Path:
+    """The interpreter of RecBole's environment."""
     from turborec.engine.log import logging_to
     from turborec.recbole import environment
 
     with logging_to(None):
-        print(environment.ready(home, python))
+        return environment.ready(home, python)
 
 
 def _job(model: str | None, settings: list[str] | None, data: Path | None, dataset: str, configs: list[Path] | None) -> "Job":
@@ -122,14 +128,11 @@ def _job(model: str | None, settings: list[str] | None, data: Path | None, datas
     return checked(Job(model=str(model), dataset=dataset, data=folder, configs=files, settings=tuple(settings or ())))
 
 
-def _become(task: "Task", home: Path, python: Path | None) -> None:
+def _become(python: Path, task: "Task", home: Path) -> None:
     """Go on as the interpreter of RecBole's environment, so that signals and exit codes are its own."""
-    from turborec.engine.log import logging_to
     from turborec.recbole import environment
 
-    with logging_to(None):
-        found = environment.ready(home, python)
     sys.stdout.flush()
     sys.stderr.flush()
-    command = [str(found), "-m", "turborec.recbole", task.model_dump_json()]
-    os.execve(found, command, environment.surroundings(home))
+    command = [str(python), "-m", "turborec.recbole", task.model_dump_json()]
+    os.execve(python, command, environment.surroundings(home))

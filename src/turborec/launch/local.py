@@ -1,9 +1,11 @@
 """Several processes on this machine, by torchrun's own engine, with what it needs to restart them and to pass signals on."""
 
+import json
 import logging
 import os
 import signal
 import sys
+from pathlib import Path
 
 from turborec.errors import UserError
 
@@ -58,3 +60,12 @@ def run(processes: int, words: list[str], restarts: int = 0, program: tuple[str,
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
+
+
+def meant(folder: Path, ended: int) -> int:
+    """The exit code that the run in `folder` meant to end with: a launcher that was stopped by a signal cannot know it."""
+    try:
+        facts = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ended
+    return int(facts.get("code", ended)) if ended and facts.get("state") == "interrupted" else ended

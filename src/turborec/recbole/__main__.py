@@ -17,7 +17,8 @@ def main(text: str) -> int:
     """Carry out a task; the exit code."""
     task = Task.model_validate_json(text)
     if task.processes > 1 and "WORLD_SIZE" not in os.environ:
-        return local.run(task.processes, [text], task.restarts, ("-m", "turborec.recbole"))
+        ended = local.run(task.processes, [text], task.restarts, ("-m", "turborec.recbole"))
+        return local.meant(Path(str(task.out)), ended)
     try:
         with world.joined():
             if task.kind == "check":

@@ -69,7 +69,7 @@ class Epoch:
         """
         size, (place, processes) = int(self.loader.step), self.deal
         key = hashed(self.key, step)
-        shims.seed(key)
+        shims.seed_rows(key)
         with shims.told():
             whole = self.loader.collate_fn(self.order[step * size : (step + 1) * size])
         numbers = torch.arange(len(whole))[place::processes]
@@ -113,7 +113,7 @@ class Ranked:
         for number, start in enumerate(range(0, total, size)):
             if number % processes == place:
                 rows = np.arange(start, min(start + size, total))
-                shims.seed(number)  # a transform draws from it, whatever is done with what it draws
+                shims.seed_rows(number)  # a transform draws from it, whatever is done with what it draws
                 with shims.told():
                     found = self.loader.collate_fn(rows)[0]
                 yield Rows(found, torch.from_numpy(rows), number, 0)

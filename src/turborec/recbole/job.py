@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from turborec.errors import UserError
-from turborec.recipe import Config, read
+from turborec.recipe import Config, parse, read
 
 JOB = "recbole.json"
 """The file of a run folder that holds the job."""
@@ -64,11 +64,14 @@ def checked(job: Job) -> Job:
     """The job with whole paths, its mistakes told before RecBole's environment is needed."""
     if not job.model.isidentifier():
         raise UserError(f"A model is named by its class, such as SASRec or LightGCN, got {job.model!r}.")
+    # That all is plain data is known now; RecBole reads it again with its own reader.
     for setting in job.settings:
-        if not setting.partition("=")[1] or not setting.partition("=")[0].isidentifier():
+        name, given, value = setting.partition("=")
+        if not given or not name.isidentifier():
             raise UserError(f"A setting is KEY=VALUE with RecBole's own keys, such as learning_rate=0.01, got {setting!r}.")
+        parse(value, f"The value of {name}")
     for path in job.configs:
-        read(Path(path))  # that it is plain data is known now; RecBole reads it again with its own reader
+        read(Path(path))
     folder = None if job.data is None else str(_folder(Path(job.data), job.dataset))
     configs = tuple(str(Path(path).resolve()) for path in job.configs)
     return job.model_copy(update={"configs": configs, "data": folder})
@@ -77,6 +80,6 @@ def checked(job: Job) -> Job:
 def _folder(data: Path, dataset: str) -> Path:
     """The folder whose child `dataset` holds the atomic files, as RecBole wants it, or the one that holds them itself."""
     for folder in (data / dataset, data):
-        if next(folder.glob(f"{dataset}*.inter"), None):
+        if (folder / f"{dataset}.inter").is_file() or next(folder.glob(f"{dataset}.*.inter"), None):
             return folder.resolve()
     raise UserError(f"There is no {dataset}.inter in {data} nor in {data / dataset}. Name the folder with --data.")

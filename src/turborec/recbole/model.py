@@ -105,7 +105,7 @@ class _Draw:
     def begin(self, batch: Rows, place: int) -> None:
         """Begin a step; what is random besides, and not known here, is drawn by each process for itself."""
         self.step, self.numbers = batch.key, batch.users
-        shims.seed(batch.key + place)
+        torch.manual_seed((batch.key + place) % 2**63)
 
     def keys(self, x: Tensor) -> Tensor:
         """A key for each of x's first places: of the row where they are rows, else of the place: [B]."""

@@ -49,10 +49,15 @@ def told() -> Iterator[None]:
 
 
 def seed(number: int) -> None:
-    """Seed every generator that RecBole's models, samplers and transforms draw from."""
+    """Seed every generator that RecBole draws from."""
+    seed_rows(number)
+    torch.manual_seed(number % 2**63)
+
+
+def seed_rows(number: int) -> None:
+    """Seed those that its samplers and transforms draw from: torch's belongs to the step that may run meanwhile."""
     random.seed(number)
     np.random.seed(number % 2**32)
-    torch.manual_seed(number % 2**63)
 
 
 def model_class(name: str) -> Any:
