@@ -153,6 +153,30 @@ def test_one_two_and_three_processes_agree(place, python, tmp_path):
                 assert torch.equal(value, other[name]), name
 
 
+HELD_OUT = """
+import json
+from turborec.recbole.job import Job, Ranking, checked
+from turborec.recbole.training import assembled
+for scaled in (True, False):
+    found = []
+    for times in ("exact", "float32"):
+        settings = ("train_neg_sample_args=~", f"normalize_all={scaled}", "load_col={inter: [user_id, item_id, timestamp]}")
+        job = Job(model="SASRec", settings=settings, ranking=Ranking(times=times), device="cpu")
+        with assembled(checked(job)) as run:
+            events = run.parts["test"].loader._dataset.inter_feat
+            found.append(dict(zip(events["user_id"].tolist(), events["item_id"].tolist())))
+    print(sum(found[0][user] != found[1][user] for user in found[0]), len(found[0]))
+"""
+
+
+def test_how_many_test_items_float32_changes(python):
+    """RecBole scales all numbers to 0..1 by default, which spares most of them; the page says how many."""
+    given = {**environment.surroundings(HOME), "OMP_NUM_THREADS": "1"}
+    command = [python, "-W", "ignore", "-c", HELD_OUT]
+    said = subprocess.run(command, env=given, capture_output=True, text=True, timeout=900, check=True).stdout
+    assert [line.split() for line in said.splitlines()] == [["4", "943"], ["149", "943"]]
+
+
 HISTORIES = """
 import json, sys
 from turborec.recbole.job import Job, Ranking, checked
