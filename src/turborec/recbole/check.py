@@ -1,6 +1,7 @@
 """Whether turborec, with RecBole's habits switched on, finds what RecBole itself finds, from the same weights."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def check(job: Job, weights: str | None, as_json: bool) -> int:
         _fill(run, weights)
         digits = int(run.config["metric_decimal_place"])
         same = run.job.model_copy(update={"ranking": PARITY.model_copy(update={"digits": digits})})
-        ours = _values(Assembled(same, run.config, run.model, run.train, run.parts))
+        ours = _values(replace(run, job=same))
         state = {name: value.clone() for name, value in run.model.recbole.state_dict().items()}
         metrics = set(metrics_of(run.config))
     with assembled(job.model_copy(update={"ranking": Ranking()})) as run:

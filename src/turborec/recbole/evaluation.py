@@ -71,7 +71,7 @@ def measure(scorer: Scorer, part: Ranked, config: Any, ranking: Ranking, name: s
     result = summarise(tally, targets, part.store, "test", evaluation, int(config["MAX_ITEM_LIST_LENGTH"] or 0))
     digits = ranking.digits
     card = {
-        **{name: value for name, value in result.card.items() if name not in ("data", "filters", "sample")},
+        **{key: value for key, value in result.card.items() if key not in ("data", "filters", "sample")},
         "part": name,
         "data": {"dataset": config["dataset"], **part.store.card["counts"]},
         "split": config["eval_args"],
