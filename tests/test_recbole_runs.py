@@ -214,9 +214,9 @@ def test_histories_are_in_the_order_of_the_file_s_times(place, python):
     }
 
 
-def test_a_model_that_couples_rows_is_refused_in_several_processes(place, python):
+def test_a_model_of_whose_loss_there_are_no_shares_is_refused_in_several_processes(place, python):
     said = train(place, "SGL", "epochs=1", "--processes", 2, "--out", place / "coupled", code=2)
-    assert "couples the rows of a batch" in said and "Traceback" not in said
+    assert "no mean over the rows of a batch" in said and "Traceback" not in said
 
 
 SPLITS = {

@@ -179,10 +179,12 @@ def stage_of(config: Any) -> Stage:
 
 
 def coupled(model: Adapted, batch: Rows) -> bool:
-    """Whether the loss of a row depends on the rows beside it, by more than `EmbLoss`: then no process can have a share."""
+    """Whether the loss is something else than a mean over rows, `EmbLoss` aside: then no process can have a share of it."""
     rows = len(batch.interaction)
     if rows < 4:
         return False
+    shims.seed(batch.key)
+    model.train()  # some draw the graphs then that their loss needs
     model.eval()
     halves = [torch.arange(0, rows // 2), torch.arange(rows // 2, rows)]
     found = []

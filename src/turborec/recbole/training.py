@@ -200,8 +200,8 @@ def refuse_coupled(run: Assembled) -> None:
     whole = Epoch(run.train.loader, run.train.epoch(0).order, run.train.epoch(0).key, 0, (0, 1)).batch(0)
     if coupled(run.model, whole.to(run.config["device"])):
         raise UserError(
-            f"The loss of {run.job.model} couples the rows of a batch, or draws noise of its own, so that shares of a batch do "
-            "not add up to it: train it in one process."
+            f"The loss of {run.job.model} is no mean over the rows of a batch (it is a sum, compares rows with one another, or "
+            "draws noise of its own), so that shares of a batch do not add up to it: train it in one process."
         )
 
 
