@@ -18,7 +18,7 @@ FLOORS = (
     {"assembly"},
     {"training"},
     {"bench", "launch", "plan", "run"},
-    {"adopt", "apply", "contestants"},
+    {"adopt", "apply", "contestants", "recbole"},
     {"compare"},
     {"report"},
     {"cli"},
@@ -26,7 +26,7 @@ FLOORS = (
 )
 """From the ground up; '' is `turborec/__init__.py`, which holds the version."""
 
-ROOMS = {"bench", "bridges", "cli", "data", "engine", "launch", "nn", "report"}
+ROOMS = {"bench", "bridges", "cli", "data", "engine", "launch", "nn", "recbole", "report"}
 """Folders whose files may import one another; in the others only files whose names begin with `_` are shared."""
 
 EXCEPTIONS = {("sources", "data.schema"): "a source describes its files in the words of the schema that reads them"}

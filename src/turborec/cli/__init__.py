@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from turborec import __version__
-from turborec.cli import bench, bridges, data, launch, recipes, reports, runs
+from turborec.cli import bench, bridges, data, launch, recbole, recipes, reports, runs
 from turborec.cli._show import console
 from turborec.errors import InterruptedRunError, UserError
 from turborec.shown import visible
@@ -28,6 +28,7 @@ app.add_typer(launch.app, name="launch")
 app.add_typer(launch.verifying)
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipe")
+app.add_typer(recbole.app, name="recbole")
 
 
 @app.callback(invoke_without_command=True)

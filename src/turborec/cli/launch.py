@@ -42,7 +42,7 @@ def local(
         # Named here, because processes that are started anew would take another new folder.
         folder = runs.new_folder(chosen["name"])
         words += ["--out", str(folder)]
-    raise typer.Exit(_code(folder, launcher.run(processes, words, restarts)))
+    raise typer.Exit(launcher.meant(folder, launcher.run(processes, words, restarts)))
 
 
 @app.command(context_settings=PASSED)
@@ -65,7 +65,7 @@ def phases(
 
     def train(words: list[str], place: Path) -> int:
         for start in range(restarts + 1):
-            code = _code(place, launcher.run(processes, [*words, "--out", str(place)]))
+            code = launcher.meant(place, launcher.run(processes, [*words, "--out", str(place)]))
             if code in (0, 2, *sequences.INTERRUPTED):  # a mistake would be the same one the next time
                 break
             print(f"Exit code {code}, start {start + 1} of {restarts + 1}", flush=True)
@@ -212,12 +212,3 @@ def verify_resume(
     if not found.equal:
         raise typer.Exit(1)
     print("Killed and resumed equals never stopped.")
-
-
-def _code(folder: Path, ended: int) -> int:
-    """What the run meant to end with, which a launcher that was stopped by a signal cannot know."""
-    try:
-        facts = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ended
-    return int(facts.get("code", ended)) if ended and facts.get("state") == "interrupted" else ended

@@ -1,9 +1,11 @@
 """Several processes on this machine, by torchrun's own engine, with what it needs to restart them and to pass signals on."""
 
+import json
 import logging
 import os
 import signal
 import sys
+from pathlib import Path
 
 from turborec.errors import UserError
 
@@ -16,10 +18,14 @@ SETTINGS = {
 }
 
 
-def run(processes: int, words: list[str], restarts: int = 0) -> int:
+TRAIN = ("-m", "turborec", "train")
+"""The program that is started, in the words of Python's command line."""
+
+
+def run(processes: int, words: list[str], restarts: int = 0, program: tuple[str, ...] = TRAIN) -> int:
     """Train in so many processes: 0 if all ended well, else the exit code of the first that did not.
 
-    `words` are those of `turborec train`. All start anew, up to `restarts` times, when one fails.
+    `words` are those of the program. All start anew, up to `restarts` times, when one fails.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -44,7 +50,7 @@ def run(processes: int, words: list[str], restarts: int = 0) -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its lines say no more than ours
     before = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, HANDED_ON.split(","))}
     try:
-        elastic_launch(config, sys.executable)("-m", "turborec", "train", *words)
+        elastic_launch(config, sys.executable)(*program, *words)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode >= 0:
@@ -58,3 +64,12 @@ def run(processes: int, words: list[str], restarts: int = 0) -> int:
         for number, handler in before.items():  # torch's own would outlive its processes
             signal.signal(number, handler)
     return 0
+
+
+def meant(folder: Path, ended: int) -> int:
+    """The exit code that the run in `folder` meant to end with: a launcher that was stopped by a signal cannot know it."""
+    try:
+        facts = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ended
+    return int(facts.get("code", ended)) if ended and facts.get("state") == "interrupted" else ended
