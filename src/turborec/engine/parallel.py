@@ -53,6 +53,11 @@ class Shares:
         self.parts = [p for p in model.parameters() if is_part(p)]
         alone = world.size() == 1 or isinstance(model, FSDPModule)
         self._wrapped = None if alone else _wrap(model, [*self.tables, *self.parts], exchange)
+        world.held_by(self)
+
+    def release(self) -> None:
+        """Let go of the group of processes: no more steps."""
+        self._wrapped = None
 
     def backward(self, total: Tensor) -> None:
         """Add the gradient of a share's loss to that of all; torch takes the mean over the processes, but the sum is wanted."""

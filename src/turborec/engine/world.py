@@ -4,12 +4,15 @@ torchrun starts them and writes into the environment who each of them is. Rank 0
 depends on a clock, a name or a signal is its word. What is told travels as JSON: nothing here is pickled.
 """
 
+import gc
 import json
 import os
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -24,6 +27,9 @@ PATIENCE = timedelta(seconds=float(os.environ.get("TURBOREC_PATIENCE", "600")))
 
 _pulse: Pulse | None = None
 """The signs of life of this process while it has joined others."""
+
+_holders: "WeakSet[Holder]" = WeakSet()
+"""What must let go of the group of processes before it is left."""
 
 _LOST = (
     "Connection closed by peer",
@@ -74,16 +80,35 @@ def joined() -> Iterator[None]:
         _pulse = Pulse(rank(), size(), PATIENCE.total_seconds())
         yield
         wait()  # who leaves first would close the connections on which others still wait
-    except RuntimeError as error:
-        if (why := _lost(error)) is None:
-            raise
-        raise UserError(why) from error
+    except BaseException as error:
+        _forget(error)
+        if isinstance(error, RuntimeError) and (why := _lost(error)) is not None:
+            raise UserError(why) from error
+        raise
     finally:
         if _pulse is not None:
             _pulse.stop()
             _pulse = None
+        for holder in list(_holders):
+            holder.release()
+        # If the last to let go were one of torch's reducers, it would wait for the group's threads while they wait for
+        # Python's lock, which it holds: a process that never ends, or is aborted while Python shuts down (docs/log.md).
+        gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+class Holder(Protocol):
+    """Something that keeps the group of processes alive."""
+
+    def release(self) -> None:
+        """Let go of it: the processes part."""
+        ...
+
+
+def held_by(holder: Holder) -> None:
+    """Have this one let go of the group, if it is still there, before the group is left."""
+    _holders.add(holder)
 
 
 def passed(step: int) -> None:
@@ -165,6 +190,13 @@ def _reduced(values: Sequence[float], operation: Any) -> list[float]:
     dist.all_reduce(numbers, operation)
     found: list[float] = numbers.tolist()
     return found
+
+
+def _forget(error: BaseException | None) -> None:
+    """Drop what the calls that failed were working on: it may hold the group of processes."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _lost(error: RuntimeError) -> str | None:
