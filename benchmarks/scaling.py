@@ -10,13 +10,15 @@ from rows import Row, write
 from turborec.bench import scaling
 
 
-def rows_of(found: dict[str, Any], recipe: str, seed: int) -> list[Row]:
-    """A row for each number of processes and each way to size the batch."""
+def rows_of(found: dict[str, Any], recipe: str, seed: int, named: str) -> list[Row]:
+    """A row for each number of processes and each way to size the batch; `named` is what overrides make of the recipe."""
     data, model = recipe.split("/")
     rows = []
     for measured in found["rows"]:
         alone = measured["processes"] == 1
         variant = "default" if alone else f"{measured['processes']} processes, {measured['mode']}"
+        if named:
+            variant = f"{named}, one process" if alone else f"{named}, {variant}"
         values = {
             "targets_per_second": measured["targets_per_second"]["value"],
             "step_ms": measured["step_ms"],
@@ -28,7 +30,11 @@ def rows_of(found: dict[str, Any], recipe: str, seed: int) -> list[Row]:
             name = "two_process_speedup" if measured["processes"] == 2 else "process_speedup"
             values[name] = measured["speedup"]["value"]
             intervals[name] = [measured["speedup"][end] for end in ("low", "high")]
-        protocol = {**found["plan"], "mode": measured["mode"], "tokens": measured["tokens"], "threads_a_process": 1}
+        protocol = {
+            **found["plan"],
+            **{name: measured[name] for name in ("mode", "tokens", "processes")},
+            "threads_a_process": 1,
+        }
         rows.append(
             {
                 "kind": "scaling",
@@ -37,7 +43,7 @@ def rows_of(found: dict[str, Any], recipe: str, seed: int) -> list[Row]:
                 "recipe": recipe,
                 "variant": variant,
                 "seed": seed,
-                "protocol": {**protocol, "backend": "gloo", "counts": found["data"], "busy": found["warning"]},
+                "protocol": {**protocol, "named": named, "backend": "gloo", "counts": found["data"], "busy": found["warning"]},
                 "values": values,
                 "intervals": intervals,
                 "provenance": found["provenance"],
@@ -50,13 +56,15 @@ def main() -> None:
     """Measure and write."""
     parser = arguments(__doc__)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--named", default="", help="what the overrides make of the recipe, such as 'tables shared'")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=8.0)
     chosen = chosen_by(parser)
     recipe, store = prepared(chosen)
     found = scaling.measure(recipe, store, chosen.processes, chosen.rounds, chosen.seconds, "cpu")
     found["provenance"]["command"] = command(parser.prog)
-    print(write(f"scaling/{chosen.recipe.replace('/', '-')}", rows_of(found, chosen.recipe, recipe.seed)))
+    file = "-".join([*chosen.recipe.split("/"), *chosen.named.split()])
+    print(write(f"scaling/{file}", rows_of(found, chosen.recipe, recipe.seed, chosen.named)))
 
 
 if __name__ == "__main__":

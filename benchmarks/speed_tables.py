@@ -100,11 +100,13 @@ BATCH = {"strong": "shared out", "weak": "one for each"}
 
 SCALING: list[Column] = [
     ("recipe", lambda row: row["recipe"]),
-    ("processes", lambda row: "1" if row["variant"] == "default" else row["variant"].split(" ")[0]),
-    ("batch", lambda row: BATCH[row["protocol"]["mode"]] if row["variant"] != "default" else ""),
+    ("changed", lambda row: row["protocol"]["named"]),
+    ("processes", lambda row: str(row["protocol"]["processes"])),
+    ("batch", lambda row: BATCH[row["protocol"]["mode"]] if row["protocol"]["processes"] > 1 else ""),
     ("tokens", lambda row: f"{row['protocol']['tokens']:,}"),
     ("targets a second", number("targets_per_second")),
     ("× one process", lambda row: interval("two_process_speedup")(row) or interval("process_speedup")(row)),
+    ("exchanged a step, MiB", number("exchanged_mib", "{:,.1f}")),
     ("exchange by itself", number("communication_share", "{:.1%} of a step")),
 ]
 

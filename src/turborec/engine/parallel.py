@@ -13,13 +13,12 @@ import torch
 import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from turborec.contract import Loss, Model, Term
 from turborec.engine import world
-from turborec.engine.sharding import is_part, split_parameters, split_tables
+from turborec.engine.sharding import is_fully_sharded, is_part, split_parameters, split_tables
 from turborec.recipe import Config
 
 
@@ -51,7 +50,7 @@ class Shares:
         self.model = model
         self.tables = [p for p in model.parameters() if getattr(p, "_read_by_rows", False) and not is_part(p)]
         self.parts = [p for p in model.parameters() if is_part(p)]
-        alone = world.size() == 1 or isinstance(model, FSDPModule)
+        alone = world.size() == 1 or is_fully_sharded(model)
         self._wrapped = None if alone else _wrap(model, [*self.tables, *self.parts], exchange)
         world.held_by(self)
 
@@ -75,7 +74,7 @@ class Shares:
     @property
     def nbytes(self) -> int:
         """Of the gradients that every step exchanges whole."""
-        apart = {id(p) for p in (self.tables if isinstance(self.model, FSDPModule) else [*self.tables, *self.parts])}
+        apart = {id(p) for p in (self.tables if is_fully_sharded(self.model) else [*self.tables, *self.parts])}
         return sum(p.nbytes for p in self.model.parameters() if p.requires_grad and id(p) not in apart)
 
     def exchange_seconds(self, times: int = 3) -> float:
@@ -94,8 +93,9 @@ class Shares:
     @contextmanager
     def silent(self, last: bool) -> Iterator[None]:
         """Gradients of a part are kept until those of the `last` part are exchanged with them."""
-        if isinstance(self.model, FSDPModule):
-            self.model.set_requires_gradient_sync(last)
+        if is_fully_sharded(self.model):
+            model: Any = self.model
+            model.set_requires_gradient_sync(last)
             yield
         elif self._wrapped is None or last:
             yield

@@ -1,7 +1,8 @@
 """Models of which each process holds a part: tables by rows, or every parameter (FSDP2); and the whole of them again.
 
 Letters: N rows of this process, M of all processes, D width, V items. A part knows where it belongs, so checkpoints have the
-same names and shapes whatever the number of processes.
+same names and shapes whatever the number of processes. FSDP2 and its tensors are imported where they are made, and known by
+what they can do: their import takes most of a second, which no other training should pay.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,8 +12,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.profiler import record_function
 
 from turborec.contract import Loss, Model, Term, rows_of
@@ -135,6 +134,8 @@ def split_parameters(model: Model, reduced: torch.dtype | None) -> None:
 
     `reduced`: what gradients are sent in, where that is not their own type.
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     for parameter in model.parameters():
         dist.broadcast(parameter.detach(), 0)
     _open_losses()
@@ -154,12 +155,18 @@ def _open_losses() -> None:
 
 def is_part(parameter: Tensor) -> bool:
     """Whether other processes hold the rest of it."""
-    return isinstance(parameter, DTensor) or hasattr(parameter, "_parts")
+    return hasattr(parameter, "to_local") or hasattr(parameter, "_parts")
+
+
+def is_fully_sharded(model: Model) -> bool:
+    """Whether every parameter is held in parts, by FSDP2."""
+    return hasattr(model, "set_requires_gradient_sync")
 
 
 def held(tensor: Tensor) -> Tensor:
     """The plain tensor that this process holds of it."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local
 
 
 def whole(tensor: Tensor, parameter: Tensor) -> Tensor:
@@ -167,19 +174,22 @@ def whole(tensor: Tensor, parameter: Tensor) -> Tensor:
 
     Every process must ask.
     """
-    if isinstance(tensor, DTensor):
-        return tensor.full_tensor()
+    if hasattr(tensor, "full_tensor"):
+        full: Tensor = tensor.full_tensor()
+        return full
     part: Part | None = getattr(parameter, "_parts", None)
     if part is None or not tensor.ndim:
         return tensor
     return part.together(tensor)[0]
 
 
-def part_of(tensor: Tensor, parameter: Tensor) -> Tensor:
+def part_of(tensor: Tensor, parameter: Any) -> Tensor:
     """What this process holds of a whole tensor that is laid out like `parameter`."""
     if not tensor.ndim:
         return tensor
-    if isinstance(parameter, DTensor):
+    if hasattr(parameter, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
         # Every process has all of it, so nothing needs to be sent.
         return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None)
     part: Part | None = getattr(parameter, "_parts", None)
@@ -208,7 +218,7 @@ def whole_model(model: Model, build: Callable[[], Model]) -> Model:
         return model
     copy, device = build(), next(model.parameters()).device
     copy.load_state_dict({name: tensor.cpu() for name, tensor in whole_state(model).items()}, strict=True)
-    tables = [] if isinstance(model, FSDPModule) else _tables(copy)
+    tables = [] if is_fully_sharded(model) else _tables(copy)
     for table in tables:
         table.__class__ = _Embedding
     for tensor in [*copy.parameters(), *copy.buffers()]:
