@@ -16,6 +16,8 @@ settings.load_profile("turborec")
 
 CHECKOUT = Path(__file__).parents[1]
 
+collect_ignore_glob = ["fixtures/checkpoints/*.py", "recbole_trainer.py"]  # scripts for other libraries' environments
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="a test that would be skipped fails")
