@@ -126,7 +126,8 @@ def _is_done(phase: Phase, place: Path) -> bool:
     """Whether the phase's run is finished; one of another recipe is refused."""
     if state_of(place) != "finished":
         return False
-    if (place / "recipe.yaml").read_text(encoding="utf-8") != dump(phase.load()):
+    path = place / "recipe.yaml"
+    if dump(recipes.from_tree(read(path), str(path))) != dump(phase.load()):
         raise UserError(f"{place} holds a finished run of another recipe than the phase {phase.name}: name another --out.")
     return True
 
