@@ -96,7 +96,7 @@ FORECASTS: list[Column] = [
 ]
 
 
-BATCH = {"strong": "shared out", "weak": "one for each"}
+BATCH = {"strong": "shared out", "weak": "one for each", "apart": "trainings of their own, nothing exchanged"}
 
 SCALING: list[Column] = [
     ("recipe", lambda row: row["recipe"]),

@@ -28,11 +28,13 @@ def recipe_of(tokens=192):
 @pytest.mark.timeout(200)
 def test_one_and_two_processes_are_measured_on_the_same_work(store):
     found = scaling.measure(recipe_of(), store, [1, 2], rounds=1, seconds=0.3, device="cpu")
-    alone, strong, _ = found["rows"]
+    alone, strong, _, apart = found["rows"]
+    assert apart["communication_share"] == 0 and apart["exchanged_mib"] == 0
     assert [(row["processes"], row["mode"], row["tokens"]) for row in found["rows"]] == [
         (1, "strong", 192),
         (2, "strong", 192),
         (2, "weak", 384),
+        (2, "apart", 192),
     ]
     for row in found["rows"]:
         sample = row["samples"][0]

@@ -1,6 +1,7 @@
 """How the rate of training grows with processes: at the same global batch (strong) and at the same batch of each (weak).
 
-Every measurement is a training of its own in processes of its own, all numbers of processes in turns.
+Trainings that run beside one another and exchange nothing (apart) show what the machine itself allows. Every measurement is in
+processes of its own, all kinds in turns.
 """
 
 import json
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -20,7 +22,7 @@ from turborec.engine import hardware, log, loop, world
 from turborec.errors import UserError
 from turborec.recipes import AnyRecipe
 
-Mode = Literal["strong", "weak"]
+Mode = Literal["strong", "weak", "apart"]
 
 WARM_UP = 5
 """Steps that do not count."""
@@ -30,7 +32,7 @@ WARM_UP = 5
 class Sample:
     """One training of some seconds."""
 
-    targets: int  # of all processes together
+    targets: float  # of all processes together
     steps: int
     seconds: float
     cpu_seconds: float  # of all processes together
@@ -68,12 +70,13 @@ def measure(recipe: AnyRecipe, store: Store, processes: list[int], rounds: int, 
     if not processes or processes[0] != 1:
         raise UserError(f"The numbers of processes must begin with 1, which the others are compared with: got {processes}.")
     warning, before = hardware.busy(), log.environment()
-    modes: tuple[Mode, ...] = ("strong", "weak")
+    modes: tuple[Mode, ...] = ("strong", "weak", "apart")
     cases: list[tuple[int, Mode]] = [(1, "strong"), *((n, mode) for mode in modes for n in processes[1:])]
     samples: dict[tuple[int, Mode], list[Sample]] = {case: [] for case in cases}
     for number in range(rounds):
         for count, mode in cases if number % 2 == 0 else reversed(cases):
-            samples[count, mode].append(_trained(_batches(recipe, count, mode), store, count, seconds, device))
+            trained = _trained_apart if mode == "apart" else _trained
+            samples[count, mode].append(trained(count, _batches(recipe, count, mode), store, seconds, device))
     rows: list[dict[str, Any]] = []
     for (count, mode), some in samples.items():
         rates = [sample.targets / sample.seconds for sample in some]
@@ -82,7 +85,7 @@ def measure(recipe: AnyRecipe, store: Store, processes: list[int], rounds: int, 
         row = {
             "processes": count,
             "mode": mode,
-            "tokens": _batches(recipe, count, mode).batches.total(count),
+            "tokens": recipe.batches.tokens if mode == "apart" else _batches(recipe, count, mode).batches.total(count),
             "targets_per_second": asdict(step.median(rates)),
             "speedup": asdict(step.ratio_of(rates, alone)),
             "communication_share": step.median(share).value,
@@ -130,7 +133,23 @@ def _batches(recipe: AnyRecipe, processes: int, mode: str) -> AnyRecipe:
     return recipe.model_copy(update={"batches": recipe.batches.model_copy(update={"tokens_of": owner})})
 
 
-def _trained(recipe: AnyRecipe, store: Store, processes: int, seconds: float, device: str) -> Sample:
+def _trained_apart(count: int, recipe: AnyRecipe, store: Store, seconds: float, device: str) -> Sample:
+    """So many trainings at the same time, of one process each, as if they were one."""
+    with ThreadPoolExecutor(count) as pool:
+        found = list(pool.map(lambda _: _trained(1, recipe, store, seconds, device), range(count)))
+    took = sum(sample.seconds for sample in found) / count
+    targets = sum(sample.targets / sample.seconds for sample in found) * took
+    return Sample(
+        targets=targets,
+        steps=sum(sample.steps for sample in found) // count,
+        seconds=took,
+        cpu_seconds=sum(sample.cpu_seconds for sample in found),
+        exchange_seconds=0.0,
+        exchanged_bytes=0,
+    )
+
+
+def _trained(processes: int, recipe: AnyRecipe, store: Store, seconds: float, device: str) -> Sample:
     """One measurement, in processes of its own with one thread each."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
@@ -140,8 +159,6 @@ def _trained(recipe: AnyRecipe, store: Store, processes: int, seconds: float, de
         command += ["--store", str(store.folder), "--device", device]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    # Whoever has given the answer has measured all of it, even if torch aborts on the way out (seen once; docs/log.md).
-    answer = next((line for line in done.stdout.splitlines() if line.startswith('{"targets"')), None)
-    if answer is None:
+    if done.returncode:
         raise UserError(f"A training in {processes} processes failed: {done.stderr.strip()[:1500]}")
-    return Sample(**json.loads(answer))
+    return Sample(**json.loads(done.stdout.strip().splitlines()[-1]))

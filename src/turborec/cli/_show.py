@@ -161,7 +161,7 @@ def scaling_table(found: "dict[str, Any]") -> None:
         alone = row["processes"] == 1
         table.add_row(
             str(row["processes"]),
-            "" if alone else {"strong": "shared out", "weak": "one for each"}[row["mode"]],
+            "" if alone else {"strong": "shared out", "weak": "one for each", "apart": "trainings of their own"}[row["mode"]],
             f"{row['tokens']:,}",
             f"{row['targets_per_second']['value']:,.0f}",
             "" if alone else f"{speedup['value']:.2f}x ({speedup['low']:.2f}-{speedup['high']:.2f})",
