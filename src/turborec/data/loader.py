@@ -77,14 +77,23 @@ class Epoch:
 
     def batch(self, step: int) -> SequenceBatch:
         """The share of this process of the batch of step 0..len - 1; an empty row where there are too few for all."""
-        place, processes = self.deal
-        share = self.order[step][place::processes]
+        share = self._share(self.order[step])
         if len(share):
             return self.batch_of(share, self.width[step], step)
         idle = self.order[step][:1]
         rows = self._rows(idle)
         rows = replace(rows, begin=rows.end, first=rows.end + 1)
         return _build(self.store, rows, self.width[step], self.keys[idle], _hash(self.key, step))
+
+    def _share(self, chosen: Int64) -> Int64:
+        """The rows of this process: as many as each of the others has, or one more, and about as many targets.
+
+        Those with the most targets are dealt first, forth and back, for all wait for the process that has the most to do.
+        """
+        place, processes = self.deal
+        turn = np.arange(len(chosen)) % (2 * processes)
+        dealt = np.argsort(self.rows.first[chosen] - self.rows.end[chosen], kind="stable")
+        return chosen[np.sort(dealt[np.minimum(turn, 2 * processes - 1 - turn) == place])]
 
     def batch_of(self, chosen: Int64, width: int, step: int) -> SequenceBatch:
         """These rows, by their numbers, as the batch of a step: none of them is longer than `width`."""
