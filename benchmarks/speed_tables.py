@@ -106,8 +106,8 @@ SCALING: list[Column] = [
     ("tokens", lambda row: f"{row['protocol']['tokens']:,}"),
     ("targets a second", number("targets_per_second")),
     ("× one process", lambda row: interval("two_process_speedup")(row) or interval("process_speedup")(row)),
-    ("exchanged a step, MiB", number("exchanged_mib", "{:,.1f}")),
-    ("exchange by itself", number("communication_share", "{:.1%} of a step")),
+    ("gradients exchanged whole, MiB", number("exchanged_mib", "{:,.1f}")),
+    ("their exchange by itself", number("communication_share", "{:.1%} of a step")),
 ]
 
 
