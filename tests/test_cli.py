@@ -346,5 +346,8 @@ def test_a_file_is_fetched_and_checked(run, place):
     address = (place / "there.csv").as_uri()
     code, said, _ = run("data", "fetch", address, "--sha256", sha256, "--out", "data", "--name", "shop/events.csv")
     assert code == 0 and said == "data/shop/events.csv\n" and (place / said.strip()).read_bytes() == b"user,item\n"
+    for nothing in ("", "0" * 63):
+        code, _, said = run("data", "fetch", address, "--sha256", nothing, "--out", "other")
+        assert code == 2 and "64 hexadecimal digits" in said
     code, _, said = run("data", "fetch", address, "--sha256", "0" * 64, "--out", "other")
     assert code == 2 and "gave another file" in said

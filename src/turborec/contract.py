@@ -21,7 +21,7 @@ class Parts(Protocol):
 
     first: int  # the row of the table that is the first here
     total: int  # rows of the table
-    most: int  # of them that one process holds
+    most: int  # items that one process holds
 
     def rows(self, table: Tensor, ids: Tensor) -> Tensor:
         """The rows of these ids, whoever holds them: int64 [...] -> [..., D]."""
@@ -58,7 +58,8 @@ class Whole:
     first = 0
 
     def __init__(self, table: Tensor) -> None:
-        self.total = self.most = len(table)
+        self.total = len(table)
+        self.most = self.total - 1
 
     def rows(self, table: Tensor, ids: Tensor) -> Tensor:
         """The rows of these ids: int64 [...] -> [..., D]."""
@@ -94,6 +95,13 @@ def rows_of(table: Tensor, ids: Tensor, shared: bool = False) -> Tensor:
 def read_by_rows(table: nn.Parameter) -> None:
     """From now on the gradient of `rows_of` this table is sparse: an optimizer that updates only such rows asks for it."""
     table._read_by_rows = True  # type: ignore[attr-defined]
+
+
+def read_again(table: Tensor) -> None:
+    """From now on the gradient of this table is dense again, and nobody counts its reads."""
+    for mark in ("_read_by_rows", "_reads"):
+        if hasattr(table, mark):
+            delattr(table, mark)
 
 
 def read_whole(table: nn.Embedding) -> nn.Embedding:

@@ -238,7 +238,7 @@ def _cross_entropy(head: Head, targets: Tensor, low: torch.dtype, needs_gradient
     states, targets = parts.together(head.states, targets)
     head = Head(states, table, head.bias)
     first = 1 if parts.first == 0 else 0  # of the rows that are here: row 0 of the table is padding
-    rows, columns = _tile(parts.most - 1, tile_bytes(table.device, low) // low.itemsize)
+    rows, columns = _tile(parts.most, tile_bytes(table.device, low) // low.itemsize)
     tiles = torch.split(table[first:].to(low), columns)
     starts = [first + number * columns for number in range(len(tiles))]
     biases = [

@@ -168,6 +168,7 @@ def test_a_file_is_cut_where_it_must_be(tmp_path: Path, size: int) -> None:
     assert joined(tmp_path, "a") == content and len(sizes) == max(1, -(-size // UNIT))
     if is_sharded(tmp_path / "a"):
         assert sizes[:-1] == (len(sizes) - 1) * [UNIT]
+        (tmp_path / "a.00000.bak").write_bytes(b"no shard")
         assert mapped(tmp_path / "a").tobytes() == content
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from turborec import recipes
 from turborec.contract import Loss, Model, Term
 from turborec.engine import loop
 from turborec.engine.interrupt import interruptible
@@ -200,3 +201,20 @@ def test_a_second_signal_acts_at_once():
     with pytest.raises(KeyboardInterrupt), interruptible():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("stage", "told"),
+    [
+        ({"accumulate": 2, "exchange": {"static_graph": True}}, "static_graph cannot be promised"),
+        ({"compile": "layers", "exchange": {"shard": "tables"}}, "no graph for"),
+        ({"optimizer": {"kind": "muon"}, "exchange": {"shard": "parameters"}}, "needs an optimizer"),
+        ({"optimizer": {"tables": "rows"}, "exchange": {"shard": "parameters"}}, "needs an optimizer"),
+        ({"optimizer": {"tables": "rows", "clip_rows": 1.0}, "exchange": {"shard": "tables"}}, "cannot count"),
+    ],
+)
+def test_what_does_not_go_together_in_several_processes_is_refused(stage, told):
+    with pytest.raises(UserError, match=told):
+        recipes.from_tree(
+            {"data": {"source": {"kind": "online_retail"}}, "model": {"kind": "sasrec"}, "train": stage}, "the test"
+        )

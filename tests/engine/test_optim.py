@@ -2,9 +2,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from turborec import recipes
-from turborec.contract import rows_of
+from turborec.contract import reads_of, rows_of
 from turborec.engine.optim import AdamW, Constant, Cosine, Joined, Linear, Muon, RowAdam, clip
 
 
@@ -169,3 +170,18 @@ def test_several_optimizers_are_saved_and_restored_as_one(config):
     again(IDS[2]).backward()
     restored.step()
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+def test_a_stage_with_whole_tables_after_one_by_rows_reads_them_whole_again():
+    model = nn.ModuleDict({"table": nn.Embedding(9, 4)})
+    hooks = []
+    for _ in range(2):  # counted once, however many stages ask for it
+        AdamW(tables="rows", clip_rows=1.0).build(model)
+        hooks.append(len(model["table"]._forward_pre_hooks))
+    model["table"](torch.tensor([1, 2, 2])).sum().backward()
+    assert hooks == [1, 1] and model["table"].weight.grad.is_sparse
+    assert int(reads_of(model["table"].weight, False).sum()) == 3
+    model.zero_grad()
+    AdamW().build(model)
+    model["table"](torch.tensor([1, 2, 2])).sum().backward()
+    assert not model["table"].weight.grad.is_sparse and not model["table"]._forward_pre_hooks

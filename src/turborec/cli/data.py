@@ -1,6 +1,7 @@
 """The commands about raw data and prepared stores."""
 
 import json
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,6 +11,7 @@ import typer
 
 from turborec.cli._options import DEFAULT_HOME, AsJson, Home, Overrides, Raw, RecipeName, StoreOrRecipe
 from turborec.cli._show import console, escape
+from turborec.errors import UserError
 
 if TYPE_CHECKING:
     from turborec.data.store import Store
@@ -28,7 +30,6 @@ def list_data(home: Home = DEFAULT_HOME) -> None:
     import importlib
 
     from turborec.data.store import read_card
-    from turborec.errors import UserError
     from turborec.recipe import kinds
 
     console.print("[bold]Sources[/bold]")
@@ -75,6 +76,8 @@ def fetch(
     from turborec.sources._fetch import Remote, fetch_trying
 
     place = out / (name or Path(urlsplit(address).path).name)
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise UserError(f"--sha256 needs the file's SHA-256, 64 hexadecimal digits, got {sha256!r}.")
     print(fetch_trying(Remote(address, place.name, sha256=sha256.lower()), place.parent, tries))
 
 
@@ -110,7 +113,6 @@ def export(
     """Write a store's events with their raw ids and parts."""
     from turborec.data import atomic
     from turborec.data import export as exports
-    from turborec.errors import UserError
 
     if parts and form == "table":
         raise UserError("--parts goes with --format recbole; a table has a column that says the part.")
@@ -132,7 +134,6 @@ def _open_store(name: str, home: Path, raw: Path | None) -> "Store":
     """The store in a folder, of a key, or the one a recipe has prepared or prepares now."""
     from turborec import recipes, stores
     from turborec.data.store import open_store
-    from turborec.errors import UserError
 
     if Path(name).is_dir():
         return open_store(Path(name))

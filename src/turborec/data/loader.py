@@ -93,7 +93,8 @@ class Epoch:
         place, processes = self.deal
         turn = np.arange(len(chosen)) % (2 * processes)
         dealt = np.argsort(self.rows.first[chosen] - self.rows.end[chosen], kind="stable")
-        return chosen[np.sort(dealt[np.minimum(turn, 2 * processes - 1 - turn) == place])]
+        share: Int64 = chosen[np.sort(dealt[np.minimum(turn, 2 * processes - 1 - turn) == place])]
+        return share
 
     def batch_of(self, chosen: Int64, width: int, step: int) -> SequenceBatch:
         """These rows, by their numbers, as the batch of a step: none of them is longer than `width`."""

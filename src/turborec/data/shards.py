@@ -49,7 +49,9 @@ def mapped(path: Path) -> NDArray[np.uint8]:
 
     Raises `OSError` where a shard cannot be mapped, or does not end with a page so that another could follow it.
     """
-    shards = sorted(path.parent.glob(f"{path.name}.[0-9]*"))
+    shards: list[Path] = []
+    while (shard := _shard(path, len(shards))).exists():
+        shards.append(shard)
     sizes = [shard.stat().st_size for shard in shards]
     # The map of nothing reserves the addresses, and gives up what lies at them when the last array over it is gone.
     room = mmap.mmap(-1, sum(sizes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)

@@ -56,6 +56,8 @@ class Stage(Config):
             raise ValueError("exchange.shard tables cannot count how often rows are read: leave out cowclip and clip_rows")
         if shard == "tables" and self.compile != "none":
             raise ValueError("exchange.shard tables exchanges rows within the model, which compile has no graph for")
+        if self.exchange.static_graph and self.accumulate > 1:
+            raise ValueError("exchange.static_graph cannot be promised of a batch computed in parts: leave out accumulate")
         if shard == "parameters" and (self.optimizer.kind == "muon" or tables == "rows"):
             raise ValueError(
                 "exchange.shard parameters needs an optimizer that treats each number by itself: {kind: adamw, tables: dense}"

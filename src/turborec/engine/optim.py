@@ -7,7 +7,7 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
-from turborec.contract import count_reads, note_reads, read_by_rows
+from turborec.contract import count_reads, note_reads, read_again, read_by_rows
 from turborec.engine import world
 from turborec.engine.sharding import held, is_part
 from turborec.errors import UserError
@@ -58,6 +58,7 @@ class AdamW(Config):
 
     def over(self, model: nn.Module, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """An optimizer over some of the model's parameters, which include its tables."""
+        read_whole_tables(model)
         tables = row_tables(model, counted=self.clip_rows is not None) if self.tables == "rows" else []
         trainable = [p for p in parameters if p.requires_grad and not _among(p, tables)]
         groups = [
@@ -199,9 +200,21 @@ def row_tables(model: nn.Module, counted: bool = False) -> list[nn.Parameter]:
             read_by_rows(module.weight)
             if counted:
                 count_reads(module.weight)
-                module.register_forward_pre_hook(lambda module, arguments: note_reads(module.weight, arguments[0]))
+                module._counting = module.register_forward_pre_hook(  # type: ignore[assignment]
+                    lambda module, arguments: note_reads(module.weight, arguments[0])
+                )
             found.append(module.weight)
     return found
+
+
+def read_whole_tables(model: nn.Module) -> None:
+    """Take back what an optimizer of an earlier stage has asked of the model's tables."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.sparse = False
+            read_again(module.weight)
+            if (counting := module.__dict__.pop("_counting", None)) is not None:
+                counting.remove()
 
 
 def clip(parameters: list[nn.Parameter], limit: float) -> float:

@@ -19,6 +19,7 @@ from torch.profiler import record_function
 from turborec.contract import Loss, Model, Term
 from turborec.engine import world
 from turborec.engine.sharding import is_fully_sharded, is_part, split_parameters, split_tables
+from turborec.errors import UserError
 from turborec.recipe import Config
 
 
@@ -148,6 +149,11 @@ def _wrap(model: Model, tables: list[nn.Parameter], exchange: Exchange) -> Distr
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
             static_graph=exchange.static_graph,
+        )
+    if exchange.compress == "bfloat16" and next(model.parameters()).device.type != "cuda":
+        raise UserError(
+            "train.exchange.compress=bfloat16 needs accelerators and nccl: torch exchanges no bfloat16 between processors. "
+            "Leave it out."
         )
     if exchange.compress == "bfloat16":
         from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook

@@ -7,6 +7,7 @@ what they can do: their import takes most of a second, which no other training s
 
 from collections.abc import Callable, Mapping
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class Part:
         bounds = [self.total * number // world.size() for number in range(world.size() + 1)]
         self.bounds = torch.tensor(bounds, device=table.device)
         self.first, self.end = bounds[world.rank()], bounds[world.rank() + 1]
-        self.most = -(-self.total // world.size())
+        self.most = max(end - max(1, first) for first, end in pairwise(bounds))
         self._counts: list[int] = []
 
     def of(self, table: Tensor) -> Tensor:
@@ -172,15 +173,15 @@ def held(tensor: Tensor) -> Tensor:
 def whole(tensor: Tensor, parameter: Tensor) -> Tensor:
     """All of a tensor that is laid out like `parameter`, such as itself or what an optimizer remembers of it.
 
-    Every process must ask.
+    Every process must ask. What is held in parts comes to the host, where there is room for it: a device may have none.
     """
     if hasattr(tensor, "full_tensor"):
         full: Tensor = tensor.full_tensor()
-        return full
+        return full.cpu()
     part: Part | None = getattr(parameter, "_parts", None)
     if part is None or not tensor.ndim:
         return tensor
-    return part.together(tensor)[0]
+    return part.together(tensor)[0].cpu()
 
 
 def part_of(tensor: Tensor, parameter: Any) -> Tensor:
@@ -217,7 +218,7 @@ def whole_model(model: Model, build: Callable[[], Model]) -> Model:
     if not any(is_part(parameter) for parameter in model.parameters()):
         return model
     copy, device = build(), next(model.parameters()).device
-    copy.load_state_dict({name: tensor.cpu() for name, tensor in whole_state(model).items()}, strict=True)
+    copy.load_state_dict(whole_state(model), strict=True)
     tables = [] if is_fully_sharded(model) else _tables(copy)
     for table in tables:
         table.__class__ = _Embedding

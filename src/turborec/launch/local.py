@@ -67,9 +67,14 @@ def run(processes: int, words: list[str], restarts: int = 0, program: tuple[str,
 
 
 def meant(folder: Path, ended: int) -> int:
-    """The exit code that the run in `folder` meant to end with: a launcher that was stopped by a signal cannot know it."""
+    """The exit code that the run in `folder` meant to end with: a launcher that was stopped by a signal cannot know it.
+
+    A mistake (2) is one, whatever an earlier start of the run ended with.
+    """
+    if ended in (0, 2):
+        return ended
     try:
         facts = json.loads((folder / "status.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ended
-    return int(facts.get("code", ended)) if ended and facts.get("state") == "interrupted" else ended
+    return int(facts.get("code", ended)) if facts.get("state") == "interrupted" else ended

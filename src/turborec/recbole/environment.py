@@ -45,7 +45,7 @@ def ready(home: Path, python: Path | None = None) -> Path:
 
 
 def surroundings(home: Path) -> dict[str, str]:
-    """The variables with which its interpreter finds turborec, and nothing else of the environment that runs now."""
+    """The variables with which its interpreter finds turborec, and nothing else: no code of the folder that it runs in."""
     package = Path(__file__).resolve().parents[1]
     folder = home / "recbole" / f"turborec-{hashlib.sha256(os.fsencode(package)).hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def surroundings(home: Path) -> dict[str, str]:
         temporary.replace(folder / "turborec")
     hidden = ("PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
-    return {**kept, "PYTHONPATH": str(folder), "PYTHONNOUSERSITE": "1"}
+    return {**kept, "PYTHONPATH": str(folder), "PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1"}
 
 
 def key(constraints: bytes, version: tuple[int, int]) -> str:

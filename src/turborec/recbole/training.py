@@ -124,7 +124,7 @@ def _fit(run: Assembled, folder: Path, interruption: Interruption) -> None:
     if saved := checkpoint.load_latest(folder / "checkpoints"):
         state.restore(saved.tensors, saved.state)
         logger.info("Going on after step %d", state.position.global_step)
-    elif world.size() > 1:
+    if world.size() > 1:
         refuse_coupled(run)
     with log.MetricsLog(folder, state.position.global_step) if world.leads() else nullcontext() as metrics:
         while state.position.epoch < stage.epochs:
