@@ -51,13 +51,26 @@ class Checkpoint:
             told = f"{type(error).__name__}: {str(error)[:200]}"
             raise UserError(f"{self.path} is not what {self.library} writes ({told}). Is the library the right one?") from error
         if self.ids is not None:
-            return Imported(**{**vars(imported), "ids": read_ids(self.ids)})
+            return replace(imported, ids=_of_all_items(read_ids(self.ids), imported, self.ids))
         if imported.ids is None:
             raise UserError(
                 f"{self.path} does not hold the raw ids of its items. Write them down where the data were prepared, and name "
                 f"the file with --items: {bridge.IDS}"
             )
         return imported
+
+
+def _of_all_items(ids: dict[str, int], imported: Imported, path: Path) -> dict[str, int]:
+    """The rows of the items, without that of padding, where they are those of the checkpoint's tables; else a UserError."""
+    ids = {text: row for text, row in ids.items() if (text, row) != ("[PAD]", imported.padding)}
+    if wrong := [text for text, row in ids.items() if row == imported.padding]:
+        raise UserError(
+            f"Row {imported.padding} is padding, but {path} gives it to {wrong[0][:60]!r}: are its rows shifted by one?"
+        )
+    rows = min(len(table.rows) for table in imported.tables.values()) - (imported.padding is not None)
+    if len(ids) != rows:
+        raise UserError(f"The checkpoint has {rows:,} items, {path} names {len(ids):,}: is it of the same data?")
+    return ids
 
 
 def adopt(
@@ -77,14 +90,18 @@ def adopt(
     imported = checkpoint.read()
     recipe = _recipe(imported, name, overrides)
     store = stores.of_recipe(recipe, places)
-    weights, remarks = weights_for(imported, store)  # before there is a folder, so that a mistake leaves none
+    weights, remarks = weights_for(imported, store)
+    try:  # before there is a folder, so that a mistake leaves none
+        recipe.model.build(stores.spec_of(store, recipe)).load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise UserError(f"The weights do not fit the recipe's model. {' '.join(str(error).split())[:600]}") from error
 
     def take(opened: Run) -> None:
         for remark in remarks:
             logger.warning(remark)
         facts = {"library": checkpoint.library, "checkpoint": checkpoint.path.name, "sha256": sha256(checkpoint.path)}
-        write_whole(folder / "imported.json", json.dumps(facts, indent=1))
         training.adopt(opened, weights)
+        write_whole(folder / "imported.json", json.dumps(facts, indent=1))
 
     return run.carry_out(recipe, folder, replace(places, store=store.folder), device, take)
 

@@ -134,10 +134,27 @@ def test_other_items_are_told(tmp_path):
     assert "knows 0 of the 90 items" in told and "'sku-" in told
     path.write_text(json.dumps(dict.fromkeys(ids, 1)))
     assert "should all differ" in refused(tmp_path, given, name, [])
-    path.write_text(json.dumps(ids | {"other": 10**6}))
+    path.write_text(json.dumps(ids | {min(ids): 10**6}))
     assert "between 0 and" in refused(tmp_path, given, name, [])
+    path.write_text(json.dumps(ids | {"other": 90}))
+    assert "has 90 items" in refused(tmp_path, given, name, [])
     path.write_text("[1, 2]")
     assert "JSON object" in refused(tmp_path, given, name, [])
+
+
+@pytest.mark.parametrize(("library", "shift"), [("recbole", -1), ("replay", 1)])
+def test_rows_that_are_shifted_by_one_are_told(tmp_path, library, shift):
+    """One item would be given the row of padding, and all others their neighbour's."""
+    ids = {text: row for text, row in read_ids(FIXTURES / f"{library}-items.json").items() if text != "[PAD]"}
+    path = tmp_path / "items.json"
+    path.write_text(json.dumps({text: row + shift for text, row in ids.items()}))
+    given = adopt.Checkpoint(library, checkpoint(library, "sasrec").path, path)
+    assert "shifted by one" in refused(tmp_path, given, recipe(tmp_path), ["model.heads=2"] if library == "replay" else [])
+
+
+def test_weights_that_do_not_fit_leave_no_run(tmp_path):
+    told = refused(tmp_path, checkpoint("rectools", "sasrec"), recipe(tmp_path), ["model.hidden=99"])
+    assert "do not fit" in told and not (tmp_path / "run").exists()
 
 
 def test_an_unknown_item_gets_the_mean_of_the_scores(tmp_path, caplog):

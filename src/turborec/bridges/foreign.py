@@ -30,6 +30,7 @@ class Imported:
     weights: dict[str, Tensor]
     tables: dict[str, Table]
     ids: dict[str, int] | None  # raw id -> row of the tables; None where the checkpoint does not hold them
+    padding: int | None = None  # the row that is no item's, where there is one among those that ids may name
 
 
 @dataclass

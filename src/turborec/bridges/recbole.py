@@ -48,7 +48,7 @@ def convert(checkpoint: Any, origin: Path) -> Imported:
         weights["positions.weight"] = positions
         model |= {"activation": activation}
     state.require_all_taken()
-    return Imported(model, len(positions), weights, tables, None)
+    return Imported(model, len(positions), weights, tables, None, padding=0)
 
 
 def _block(state: State, number: int) -> dict[str, Tensor]:

@@ -57,7 +57,7 @@ def _sasrec(state: State) -> Imported:
         **{"width": items.shape[1], "layers": len(blocks), "hidden": len(weights["blocks.0.feed_forward.up.bias"])},
     }
     tables = {"items.weight": Table(items, torch.zeros_like(items[0]))}
-    return Imported(model, len(weights["positions.weight"]), weights, tables, None)
+    return Imported(model, len(weights["positions.weight"]), weights, tables, None, padding=len(items) - 1)
 
 
 def _bert4rec(state: State, settings: Any) -> Imported:
