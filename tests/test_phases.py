@@ -101,6 +101,7 @@ def test_a_run_of_another_recipe_is_not_taken_for_a_phase(trained, tmp_path):
     train(["recipe.yaml", "seed=9"], tmp_path / "out" / "p1")
     with pytest.raises(UserError, match="another recipe"):
         phases.run(sequence(tmp_path, "at_least: {}"), tmp_path / "out", [], train)
+    assert not (tmp_path / "out" / "status.json").exists()
 
 
 def test_a_trial_asks_for_nothing(trained, tmp_path):

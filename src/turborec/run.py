@@ -18,6 +18,7 @@ from turborec.contract import Counted, Model
 from turborec.data.store import Part
 from turborec.engine import checkpoint, hardware, log, world
 from turborec.engine.interrupt import interruptible, leaving_at_once
+from turborec.engine.sharding import parameters_of
 from turborec.engine.trackers import KINDS, Tracking, remembered
 from turborec.errors import InterruptedRunError, UserError
 from turborec.evaluate import Result
@@ -156,7 +157,7 @@ def _describe(run: Run) -> None:
     logger.info(f"Data: {counts['users']:,} users, {counts['items']:,} items, {counts['events']:,} events")
     if isinstance(run.model, Counted):
         return
-    parameters = sum(p.numel() for p in run.model.parameters())
+    parameters = parameters_of(run.model)
     dtype = str(hardware.compute_dtype(run.recipe.train.precision, run.device)).removeprefix("torch.")
     logger.info(f"Model: {run.recipe.model.kind} with {parameters:,} parameters, products in {dtype} on {run.device}")
 

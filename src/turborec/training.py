@@ -97,8 +97,8 @@ def _refuse_other_batches(run: Run, tokens: int) -> None:
     each = run.recipe.batches.tokens
     if (now := run.recipe.batches.total(world.size())) != tokens:
         raise UserError(
-            f"The run in {run.folder} has batches of {tokens:,} tokens, and {world.size()} processes with {each:,} each would "
-            f"make it {now:,}: go on with {tokens // each} processes."
+            f"The run in {run.folder} has batches of {tokens:,} tokens, and {each:,} for each of {world.size()} would make it "
+            f"{now:,}: go on with {tokens // each} processes."
         )
 
 
@@ -210,9 +210,14 @@ def _heed(signal: int, run: Run, position: Position) -> None:
     if signal:
         raise InterruptedRunError(
             f"Stopped by {signals.Signals(signal).name} after step {position.global_step:,}; everything is saved. "
-            f"Go on with: turborec train --resume {run.folder}",
+            f"Go on with: turborec {_command()} --resume {run.folder}",
             code_of(signal),
         )
+
+
+def _command() -> str:
+    """How a training of so many processes is begun and gone on with."""
+    return "train" if world.size() == 1 else f"launch local --processes {world.size()}"
 
 
 def _validate(run: Run, state: TrainState, values: dict[str, float], metrics: log.MetricsLog | None) -> None:

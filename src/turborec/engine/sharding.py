@@ -164,6 +164,12 @@ def is_fully_sharded(model: Model) -> bool:
     return hasattr(model, "set_requires_gradient_sync")
 
 
+def parameters_of(model: Model) -> int:
+    """How many numbers the model learns, those that other processes hold among them."""
+    learnt: list[Any] = list(model.parameters())
+    return sum(p._parts.total * p[0].numel() if hasattr(p, "_parts") else p.numel() for p in learnt)
+
+
 def held(tensor: Tensor) -> Tensor:
     """The plain tensor that this process holds of it."""
     local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -93,6 +93,8 @@ def run(sequence: Phases, folder: Path, words: list[str], train: Train) -> int:
 
     Otherwise the code of an interruption, or `FAILED` plus the number of the phase that failed; `status.json` says why.
     """
+    for phase in sequence.phases:
+        _is_done(phase, folder / phase.name)  # a folder of other runs is refused before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     write_status(folder, "running")
     try:
@@ -111,6 +113,9 @@ def run(sequence: Phases, folder: Path, words: list[str], train: Train) -> int:
                 return _ended(folder, f"{title}: {missed}", FAILED + number)
     except InterruptedRunError as error:
         write_status(folder, "interrupted", str(error), error.code)
+        raise
+    except BaseException as error:
+        write_status(folder, "failed", f"{type(error).__name__}: {error}", 1)
         raise
     write_status(folder, "finished")
     return 0
