@@ -17,6 +17,7 @@ from typing import Any
 
 from measured import arguments, chosen_by, command, told
 from rows import Row, write
+from turborec import recipes
 from turborec.engine import log
 from turborec.errors import UserError
 
@@ -63,17 +64,18 @@ def main() -> None:
     """Train and write."""
     parser: argparse.ArgumentParser = arguments(__doc__)
     parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=1024, help="of the batch of one process")
+    parser.add_argument("--tokens", type=int, help="of the batch of one process; the recipe's, which its rate is meant for")
     parser.add_argument("--seeds", type=int, default=3)
     chosen = chosen_by(parser)
     data, model = chosen.recipe.split("/")
+    tokens = chosen.tokens or recipes.load(chosen.recipe, chosen.overrides).batches.tokens
     rows: list[Row] = []
     # Seed by seed, so that what slows the machine down for a while does so to all kinds.
     for seed in range(1, chosen.seeds + 1):
-        for variant, (processes, words) in variants(chosen.processes, chosen.tokens).items():
+        for variant, (processes, words) in variants(chosen.processes, tokens).items():
             with tempfile.TemporaryDirectory() as folder:
                 found = trained(chosen.recipe, processes, [*chosen.overrides, *words, f"seed={seed}"], Path(folder) / "run")
-            size = chosen.tokens * (processes if "batches.tokens_of=process" in words else 1)
+            size = tokens * (processes if "batches.tokens_of=process" in words else 1)
             found["protocol"] |= {"processes": processes, "tokens": size, "threads_a_process": 1, "backend": "gloo"}
             found["provenance"]["command"] = command(parser.prog)
             row = {"kind": "batches", "data": data, "model": model, "recipe": chosen.recipe, "variant": variant, "seed": seed}

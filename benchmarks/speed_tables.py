@@ -104,6 +104,7 @@ SCALING: list[Column] = [
     ("processes", lambda row: str(row["protocol"]["processes"])),
     ("batch", lambda row: BATCH[row["protocol"]["mode"]] if row["protocol"]["processes"] > 1 else ""),
     ("tokens", lambda row: f"{row['protocol']['tokens']:,}"),
+    ("rounds", lambda row: str(row["protocol"]["rounds"])),
     ("targets a second", number("targets_per_second")),
     ("× one process", lambda row: interval("two_process_speedup")(row) or interval("process_speedup")(row)),
     ("gradients exchanged whole, MiB", number("exchanged_mib", "{:,.1f}")),
@@ -175,7 +176,10 @@ def speed_sections(rows: list[Row]) -> list[str]:
         lines += ["", "### Forecasts", "", told, *_by_place(forecasts, FORECASTS)]
     scaling = [row for row in rows if row["kind"] == "scaling"]
     if scaling:
-        told = "Processes of one thread each (gloo), against one such process, by wall time."
+        told = (
+            "Processes of one thread each (gloo), against one such process, by wall time; fewer than six rounds give the range "
+            "that was seen. States and rows of tables that are shared are not among the gradients exchanged whole."
+        )
         lines += ["", "### Several processes", "", told, *_by_place(scaling, SCALING)]
     batches = [row for row in rows if row["kind"] == "batches"]
     if batches:

@@ -97,7 +97,7 @@ def read_by_rows(table: nn.Parameter) -> None:
     table._read_by_rows = True  # type: ignore[attr-defined]
 
 
-def read_again(table: Tensor) -> None:
+def read_densely(table: Tensor) -> None:
     """From now on the gradient of this table is dense again, and nobody counts its reads."""
     for mark in ("_read_by_rows", "_reads"):
         if hasattr(table, mark):

@@ -1,7 +1,6 @@
 """The training of a run: stages of epochs, each one validated and saved."""
 
 import logging
-import signal as signals
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -14,12 +13,12 @@ from turborec.assembly import Run, measure
 from turborec.contract import Counted
 from turborec.data.loader import Epoch, Some, TrainingBatches
 from turborec.engine import checkpoint, log, loop, monitor, world
-from turborec.engine.interrupt import Interruption, code_of
+from turborec.engine.interrupt import Interruption, heed
 from turborec.engine.sharding import load_whole
 from turborec.engine.state import Position, Tensors, TrainState
 from turborec.engine.stopping import StopperState, still_rising
 from turborec.engine.trackers import Tracking
-from turborec.errors import InterruptedRunError, UserError
+from turborec.errors import UserError
 from turborec.progress import Pace, task
 
 logger = logging.getLogger("turborec")
@@ -122,7 +121,7 @@ def _epoch(job: _Job, state: TrainState) -> None:
     if not steps:
         raise UserError("There is nothing to train on: no user has two events before the validation part.")
     began = saved = time.monotonic()
-    before, first, label = position.targets, position.step, f"Epoch {position.epoch + 1}/{stage.epochs}"
+    before, label = position.targets, f"Epoch {position.epoch + 1}/{stage.epochs}"
     epochs = sum(s.epochs for s in run.recipe.stages)
     if not position.global_step:
         logger.info(f"{steps} steps an epoch, {plan.targets:,} events to learn from, {plan.fill:.1%} of the positions filled")
@@ -146,10 +145,9 @@ def _epoch(job: _Job, state: TrainState) -> None:
             if signal or due:
                 _save(run, state)
                 saved = time.monotonic()
-            _heed(int(signal), run, position)
-    took, done = time.monotonic() - began, position.step - first
-    speed = (position.targets - before) / took
-    _tell_usage(job, state, watch, label)
+            heed(int(signal), position.global_step, _to_go_on(run))
+    speed = (position.targets - before) / (time.monotonic() - began)
+    _warn_if_small(run, _tell_usage(job, state, watch, label))
     values: dict[str, float] = {
         "loss": position.loss / max(1, position.targets),
         "fill": plan.fill,
@@ -157,8 +155,6 @@ def _epoch(job: _Job, state: TrainState) -> None:
     }
     position.epoch, position.step, position.loss, position.targets = position.epoch + 1, 0, 0.0, 0
     _validate(run, state, values, job.metrics)
-    if world.size() > 1:
-        _tell_processes(state, took / max(1, done), run.recipe.batches.total(world.size()))
     logger.info(
         f"{label}: step {position.global_step:,} of about {epochs * steps:,} ({(number + 1) / epochs:.0%}), "
         f"loss {values['loss']:.4f}, validation {run.recipe.select} {values[run.recipe.select]:.4f} "
@@ -166,16 +162,26 @@ def _epoch(job: _Job, state: TrainState) -> None:
         f"{speed:,.0f} targets/s"
     )
     _save(run, state)
-    _heed(int(world.greatest([int(job.interruption.signal or 0)])[0]), run, position)
+    heed(int(world.greatest([int(job.interruption.signal or 0)])[0]), position.global_step, _to_go_on(run))
 
 
-def _tell_usage(job: _Job, state: TrainState, watch: monitor.Monitor, where: str) -> None:
+def _tell_usage(job: _Job, state: TrainState, watch: monitor.Monitor, where: str) -> monitor.Usage:
     """Say and write down what the steps since the last time used, in all processes."""
-    together, each = watch.read(state.shares.exchange_seconds(1) if world.size() > 1 else None)
+    together, each = watch.read(state.shares.exchange_seconds() if world.size() > 1 else None)
     logger.info(f"{where}: {monitor.told(together, each)}")
     if job.metrics:
         stage, epoch = state.position.stage + 1, state.position.epoch + 1
         job.metrics.write(monitor.KIND, state.position.global_step, {**together, "stage": stage, "epoch": epoch})
+    return together
+
+
+def _warn_if_small(run: Run, used: monitor.Usage) -> None:
+    """Where the exchange between processes takes much of an epoch, name the batches that would be worth it."""
+    if (share := used.get("communication_share", 0.0)) > WORTH:
+        logger.warning(
+            "The processes' shares of a batch are too small to pay for their exchange: with "
+            f"batches.tokens={round(run.recipe.batches.tokens * share / WORTH):,} they would, or use fewer processes."
+        )
 
 
 def _patience(run: Run, state: TrainState) -> str:
@@ -184,40 +190,15 @@ def _patience(run: Run, state: TrainState) -> str:
     return f"; {without} of {most} epochs without gain" if without and most else ""
 
 
-def _tell_processes(state: TrainState, step_seconds: float, tokens: int) -> None:
-    """What the exchange between processes costs: where it is much, the batches that would be worth it."""
-    exchange = state.shares.exchange_seconds()
-    share = exchange / step_seconds
-    mib = state.shares.nbytes / 2**20
-    logger.info(
-        f"To exchange {mib:,.1f} MiB of gradients between {world.size()} processes takes {1e3 * exchange:,.1f} ms by itself, "
-        f"a step {1e3 * step_seconds:,.1f} ms ({share:.0%})"
-    )
-    if share > WORTH:
-        logger.warning(
-            "The processes' shares of a batch are too small to pay for their exchange: with "
-            f"batches.tokens={round(tokens * share / WORTH):,} they would, or use fewer processes."
-        )
-
-
 def _metrics(run: Run, state: TrainState, tracking: Tracking | None) -> AbstractContextManager[log.MetricsLog | None]:
     """Where records are written to: of several processes the leader alone writes."""
     return log.MetricsLog(run.folder, state.position.global_step, tracking) if world.leads() else nullcontext()
 
 
-def _heed(signal: int, run: Run, position: Position) -> None:
-    """End the run if that was asked for; what there is has just been saved."""
-    if signal:
-        raise InterruptedRunError(
-            f"Stopped by {signals.Signals(signal).name} after step {position.global_step:,}; everything is saved. "
-            f"Go on with: turborec {_command()} --resume {run.folder}",
-            code_of(signal),
-        )
-
-
-def _command() -> str:
-    """How a training of so many processes is begun and gone on with."""
-    return "train" if world.size() == 1 else f"launch local --processes {world.size()}"
+def _to_go_on(run: Run) -> str:
+    """The command that goes on with the run in as many processes."""
+    begun = "train" if world.size() == 1 else f"launch local --processes {world.size()}"
+    return f"turborec {begun} --resume {run.folder}"
 
 
 def _validate(run: Run, state: TrainState, values: dict[str, float], metrics: log.MetricsLog | None) -> None:

@@ -45,6 +45,15 @@ def interruptible() -> Iterator[Interruption]:
         yield request
 
 
+def heed(number: int, step: int, command: str) -> None:
+    """Raise `InterruptedRunError` if a signal asked to end (0: none did); what there is has just been saved after `step`."""
+    if number:
+        raise InterruptedRunError(
+            f"Stopped by {signal.Signals(number).name} after step {step:,}; everything is saved. Go on with: {command}",
+            code_of(number),
+        )
+
+
 @contextmanager
 def leaving_at_once() -> Iterator[None]:
     """Leave the block with `InterruptedRunError` when a scheduler's signal comes: there is nothing to save in it."""

@@ -7,7 +7,7 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
-from turborec.contract import count_reads, note_reads, read_again, read_by_rows
+from turborec.contract import count_reads, note_reads, read_by_rows, read_densely
 from turborec.engine import world
 from turborec.engine.sharding import held, is_part
 from turborec.errors import UserError
@@ -58,7 +58,7 @@ class AdamW(Config):
 
     def over(self, model: nn.Module, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """An optimizer over some of the model's parameters, which include its tables."""
-        read_whole_tables(model)
+        reset_tables(model)
         tables = row_tables(model, counted=self.clip_rows is not None) if self.tables == "rows" else []
         trainable = [p for p in parameters if p.requires_grad and not _among(p, tables)]
         groups = [
@@ -207,12 +207,12 @@ def row_tables(model: nn.Module, counted: bool = False) -> list[nn.Parameter]:
     return found
 
 
-def read_whole_tables(model: nn.Module) -> None:
+def reset_tables(model: nn.Module) -> None:
     """Take back what an optimizer of an earlier stage has asked of the model's tables."""
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.sparse = False
-            read_again(module.weight)
+            read_densely(module.weight)
             if (counting := module.__dict__.pop("_counting", None)) is not None:
                 counting.remove()
 

@@ -82,7 +82,7 @@ def joined() -> Iterator[None]:
         wait()  # who leaves first would close the connections on which others still wait
     except BaseException as error:
         _forget(error)
-        if isinstance(error, RuntimeError) and (why := _lost(error)) is not None:
+        if isinstance(error, RuntimeError) and (why := lost(error)) is not None:
             raise UserError(why) from error
         raise
     finally:
@@ -199,7 +199,7 @@ def _forget(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _lost(error: RuntimeError) -> str | None:
+def lost(error: RuntimeError) -> str | None:
     """What an error of communication means; None for any other error."""
     words = str(error)
     if any(word in words for word in _LOST):

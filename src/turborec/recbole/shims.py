@@ -42,9 +42,11 @@ def told() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the pandas and numpy it was written for
             yield
-    except UserError:
+    except (UserError, torch.OutOfMemoryError):
         raise
     except kinds as error:
+        if isinstance(error, RuntimeError) and world.lost(error):
+            raise  # another process has ended, which is no mistake in settings or files
         raise UserError(f"RecBole refuses this: {type(error).__name__}: {error}") from error
 
 

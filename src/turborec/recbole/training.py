@@ -7,7 +7,6 @@ evaluation/<part>/  result.json and per_user.npz of the weights that validation 
 
 import json
 import logging
-import signal as signals
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -17,7 +16,7 @@ from typing import Any
 
 from turborec.data.store import Part
 from turborec.engine import checkpoint, hardware, log, loop, world
-from turborec.engine.interrupt import Interruption, code_of, interruptible, leaving_at_once
+from turborec.engine.interrupt import Interruption, heed, interruptible, leaving_at_once
 from turborec.engine.loop import Stage
 from turborec.engine.state import TrainState
 from turborec.engine.stopping import EarlyStopping
@@ -158,7 +157,7 @@ def _epoch(
         if signal or due:
             _save(folder, state)
             saved = time.monotonic()
-        _heed(int(signal), folder, position.global_step)
+        heed(int(signal), position.global_step, _to_go_on(folder))
     values: dict[str, float] = {"loss": position.loss / max(1, position.targets)}
     position.epoch, position.step, position.loss, position.targets = position.epoch + 1, 0, 0.0, 0
     values |= _validated(run, state)
@@ -167,7 +166,7 @@ def _epoch(
     told = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     logger.info(f"Epoch {position.epoch}/{stage.epochs}: {told}; {time.monotonic() - began:,.1f} s")
     _save(folder, state)
-    _heed(int(world.greatest([int(interruption.signal or 0)])[0]), folder, position.global_step)
+    heed(int(world.greatest([int(interruption.signal or 0)])[0]), position.global_step, _to_go_on(folder))
 
 
 def _validated(run: Assembled, state: TrainState) -> dict[str, float]:
@@ -214,13 +213,8 @@ def _save(folder: Path, state: TrainState) -> None:
     world.wait()
 
 
-def _heed(signal: int, folder: Path, step: int) -> None:
-    if signal:
-        raise InterruptedRunError(
-            f"Stopped by {signals.Signals(signal).name} after step {step:,}; everything is saved. "
-            f"Go on with: turborec recbole train --resume {folder}",
-            code_of(signal),
-        )
+def _to_go_on(folder: Path) -> str:
+    return f"turborec recbole train --resume {folder}"
 
 
 @contextmanager
