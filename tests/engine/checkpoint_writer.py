@@ -1,7 +1,7 @@
 """What the tests of checkpoints run in processes of their own."""
 
 import signal
-from multiprocessing.sharedctypes import Synchronized
+from ctypes import c_longlong
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from turborec.engine.checkpoint import keep, load_latest, lock, save, sweep
 
 
-def save_for_ever(folder: Path, committed: "Synchronized[int]") -> None:
+def save_for_ever(folder: Path, committed: "c_longlong") -> None:
     """Save step after step, each twice so that it is replaced as well, and tell which was committed last."""
     torch.set_num_threads(1)
     sweep(folder)
