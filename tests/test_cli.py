@@ -293,7 +293,9 @@ def test_what_a_job_can_be_asked_is_listed(run, kind):
 def test_a_job_that_prepares_its_data_is_two_scripts(run, place):
     words = ("--prepare", "--job", "prepare.partition=cpu", "recipe.yaml", "seed=2", "--raw", "raw data", "--out", "runs/x")
     code, said, _ = run("launch", "slurm", "--preset", "4xh100", *words, "--script", "job.sh")
-    assert code == 0 and said == "sbatch --dependency=afterok:$(sbatch --parsable job-prepare.sh) job.sh\n"
+    assert code == 0 and said == (
+        "sbatch --dependency=afterok:$(sbatch --parsable job-prepare.sh) --kill-on-invalid-dep=yes job.sh\n"
+    )
     first, second = (place / "job-prepare.sh").read_text(), (place / "job.sh").read_text()
     assert "#SBATCH --partition=cpu" in first and "gpus" not in first and "words=(recipe.yaml seed=2 '--raw=raw data')" in first
     assert "words=(recipe.yaml seed=2 --raw 'raw data')" in second and "expandable_segments:True" in second
@@ -307,7 +309,13 @@ def test_a_script_carries_a_file_of_the_users_own(run, place):
     assert code == 0 and RECIPE in said and "words=(runs/x.yaml seed=2 --debug)" in said
     assert "data prepare runs/x.yaml seed=2\n" in said
     code, said, _ = run("launch", "script", "--phases", "phases.yaml", "--out", "runs/x", "--job", "processes=2")
-    assert code == 0 and PHASES in said and "launch phases --restarts 3 --processes 2" in said and "prepare" not in said
+    assert (
+        code == 0
+        and said.count(RECIPE) == 2
+        and "recipe: runs/x.second.yaml" in said
+        and "launch phases --restarts 3 --processes 2" in said
+        and "prepare" not in said
+    )
     code, said, _ = run("launch", "script", "ml-1m/sasrec", "--out", "runs/x")
     assert code == 0 and "END_OF_FILE" not in said
 

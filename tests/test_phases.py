@@ -104,6 +104,31 @@ def test_a_run_of_another_recipe_is_not_taken_for_a_phase(trained, tmp_path):
     assert not (tmp_path / "out" / "status.json").exists()
 
 
+def test_two_do_not_share_a_folder(trained, tmp_path):
+    train, begun = trained
+    asked = sequence(tmp_path, "at_least: {}")
+
+    def twice(words, place):
+        with pytest.raises(UserError, match="in use by process"):
+            phases.run(asked, tmp_path / "out", [], train)
+        return 0
+
+    with pytest.raises(UserError, match="does not say"):
+        phases.run(sequence(tmp_path, "at_least: {ndcg@10: 0}"), tmp_path / "out", [], twice)
+    assert begun == []
+
+
+def test_what_another_machine_is_given_names_recipes_that_are_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    text, beside = sequence(tmp_path, "at_least: {mrr: 0.1}, part: test").carried("runs/two")
+    assert beside == {"runs/two.p1.yaml": RECIPE}
+    (tmp_path / "there.yaml").write_text(text.replace("runs/two.p1.yaml", "recipe.yaml"))
+    assert phases.load("there.yaml") == phases.load("phases.yaml")
+    (tmp_path / "shipped.yaml").write_text("phases: [{name: a, recipe: ml-1m/sasrec}]")
+    assert phases.load("shipped.yaml").carried("runs/two")[1] == {}
+
+
 def test_a_trial_asks_for_nothing(trained, tmp_path):
     train, begun = trained
     asked = sequence(tmp_path, "at_least: {ndcg@10: 0.99}", "at_least: {}").trial(["train.epochs=1"])

@@ -160,11 +160,11 @@ def served(tmp_path):
     thread.join()
 
 
-def started(folder, served, sha256=None, **machine):
+def started(folder, served, sha256=None, words=(), **machine):
     """The script, under way."""
     data = Download(address=served[0], sha256=sha256 or served[1])
     asked = Machine(environment=None, python=sys.executable, folder=str(folder), home="home", data=(data,), **machine)
-    work = Work(("recipe.yaml", "--device=cpu"), "runs/x", prepare=("recipe.yaml",), text=RECIPE)
+    work = Work(("recipe.yaml", "--device=cpu", *words), "runs/x", prepare=("recipe.yaml",), text=RECIPE)
     given = {**os.environ, "OMP_NUM_THREADS": "1", "SCRIPT_OF": str(folder)}
     said = (folder / "said").open("ab")
     with said:
@@ -213,7 +213,10 @@ def test_a_killed_training_is_started_again_and_finishes(tmp_path, served):
     assert "Going on after step" in log and log.rstrip().endswith("ended with exit code 0")
     assert json.loads((tmp_path / "runs" / "x" / "status.json").read_text())["state"] == "finished"
     assert started(tmp_path, served).wait(timeout=120) == 0
-    assert "finished before" in (tmp_path / "runs" / "x.log").read_text()
+    assert "nothing is left to train" in (tmp_path / "runs" / "x.log").read_text()
+    other = started(tmp_path, served, words=("seed=2",))
+    assert other.wait(timeout=120) == 2
+    assert "holds a run of another recipe" in (tmp_path / "said").read_text()
 
 
 @pytest.mark.slow

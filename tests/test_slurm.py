@@ -1,7 +1,9 @@
 """The scripts for Slurm: as they were when somebody last read them, sound as shell, and safe with whatever a user names."""
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,44 @@ def test_phases_stay_on_one_node():
     for wrong in ({"nodes": 2}, {"array": ("seed=1", "seed=2")}):
         with pytest.raises(UserError, match="one node"):
             slurm.script(slurm.Job(**wrong), Work(("x",), "runs/x", phases=True))
+
+
+SRUN = """#!/usr/bin/env bash
+save() {
+  mkdir -p run/checkpoints/step_$1
+  touch run/checkpoints/step_$1/manifest.json
+  echo '{"state": "interrupted"}' >run/status.json
+  exit 1
+}
+trap 'save $STEP' USR1
+touch ready
+for _ in {1..600}; do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize(("step", "code", "asked"), [("000002", 0, "requeue 1\n"), ("000001", 75, "")])
+def test_a_start_that_did_nothing_is_not_put_back_into_the_queue(tmp_path, step, code, asked):
+    """The script with stand-ins for Slurm's commands; tests/test_slurm_real.py has a real Slurm."""
+    (tmp_path / "run" / "checkpoints" / "step_000001").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "step_000001" / "manifest.json").touch()
+    commands = {"srun": SRUN, "scontrol": '#!/bin/sh\n[ "$1" = show ] && echo here || echo "$@" >>asked\n'}
+    for name, text in commands.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    environment = {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "here", "SLURM_NNODES": "1", "STEP": step}
+    environment["PATH"] = f"{tmp_path}:/usr/bin:/bin"
+    text = slurm.script(slurm.Job(activate=None, folder=str(tmp_path)), Work(("recipe.yaml",), "run"))
+    (tmp_path / "asked").touch()
+    job = subprocess.Popen(["bash", "-c", text], env=environment, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    job.send_signal(signal.SIGUSR1)
+    said = job.communicate(timeout=60)[0]
+    assert job.returncode == code, said
+    assert (tmp_path / "asked").read_text() == asked
+    assert ("nothing was done in this start" in said) == (code == 75)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ A run folder holds recipe.yaml, environment.json, status.json, metrics.jsonl, lo
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from turborec.contract import Counted, Model
 from turborec.data.store import Part
 from turborec.engine import checkpoint, hardware, log, world
 from turborec.engine.interrupt import interruptible, leaving_at_once
+from turborec.engine.lock import lock
 from turborec.engine.sharding import parameters_of
 from turborec.engine.trackers import KINDS, Tracking, remembered
 from turborec.errors import InterruptedRunError, UserError
@@ -66,6 +68,8 @@ def carry_out(
             if is_finished(folder):
                 logger.info(f"The run in {folder} is finished: nothing is left to train, its results are computed again")
             log.write_status(folder, "running")
+            if start := int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+                logger.warning(f"Start {start + 1}: a process of the one before failed")
             checkpoint.sweep(folder / "checkpoints")
         world.wait()
         try:
@@ -96,7 +100,7 @@ def _held(folder: Path) -> Iterator[None]:
         with log.logging_to(None, logging.WARNING):
             yield
         return
-    with checkpoint.lock(folder), log.logging_to(None), log.logging_to(folder):
+    with lock(folder), log.logging_to(None), log.logging_to(folder):
         yield
 
 

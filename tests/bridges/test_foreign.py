@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from turborec.bridges import recbole, rectools, replay
-from turborec.bridges.foreign import texts
+from turborec.bridges.foreign import member, texts
 from turborec.bridges.pickled import read
 from turborec.errors import UserError
 
@@ -58,6 +58,48 @@ def test_other_settings_are_refused_by_name():
         assert name in told(rectools, checkpoint)
         settings[name] = before
     rectools.convert(checkpoint, Path("theirs.ckpt"))
+
+
+def endless():
+    """Nested 2 ** 60 times over, in 60 lists."""
+    value = ["x"]
+    for _ in range(60):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "value", [endless(), {"a": endless()}, 10**10_000, float("nan"), -1.0, None], ids=lambda value: type(value).__name__
+)
+@pytest.mark.parametrize(
+    ("bridge", "file", "place", "names"),
+    [
+        (recbole, "recbole-sasrec.pth", ("config", "final_config_dict"), ("hidden_act", "hidden_dropout_prob", "n_heads")),
+        (rectools, "rectools-sasrec.ckpt", ("hyper_parameters", "model_config"), ("cls", "dropout_rate", "session_max_len")),
+    ],
+)
+def test_settings_of_any_size_and_kind_are_refused_at_once(bridge, file, place, names, value):
+    checkpoint = read(FIXTURES / file)
+    settings = member(checkpoint, Path("theirs.ckpt"), *place)
+    for name in names:
+        before, settings[name] = settings[name], value
+        assert len(told(bridge, checkpoint)) < 600
+        settings[name] = before
+
+
+def test_a_file_does_not_ask_for_more_memory_than_it_holds():
+    checkpoint = read(FIXTURES / "rectools-sasrec.ckpt")
+    checkpoint["hyper_parameters"]["model_config"] |= {"use_pos_emb": False, "session_max_len": 10**6}
+    state = checkpoint["state_dict"]
+    rows = state["torch_model.item_model.item_net_blocks.0.ids_emb.weight"]
+    state["torch_model.item_model.item_net_blocks.0.ids_emb.weight"] = torch.zeros(len(rows), 300)
+    assert "more than any model's" in told(rectools, checkpoint)
+    checkpoint = read(FIXTURES / "recbole-sasrec.pth")
+    state = checkpoint["state_dict"]
+    for name in list(state):
+        if name.startswith("trm_encoder"):
+            state[name] = state["LayerNorm.weight"][:1].expand(100_000)
+    assert "views of one another" in told(recbole, checkpoint)
 
 
 def test_no_weight_is_left_out_or_made_up():

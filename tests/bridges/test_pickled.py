@@ -257,6 +257,7 @@ TRICKS = {
     "open mark": (b"\x80\x02(N.", "one value"),
     "mark missing": (b"\x80\x02t.", "damaged"),
     "list as a key": (b"\x80\x02}]Ns.", "key that is too large or a list"),
+    "numbers that meet": (b"\x80\x02}\x8a\x08" + (2**61 - 1).to_bytes(8, "little") + b"Ns.", "key that is too large or a int"),
     "dictionary in a set": (b"\x80\x04\x8f(}\x90.", "a dict"),
     "append to a number": (b"\x80\x02K\x01Na.", "fills a int"),
     "state of a number": (b"\x80\x02K\x01}b.", "gives a state"),

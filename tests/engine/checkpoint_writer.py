@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from turborec.engine.checkpoint import keep, load_latest, lock, save, sweep
+from turborec.engine.checkpoint import keep, load_latest, save, sweep
+from turborec.engine.lock import lock
 
 
 def save_for_ever(folder: Path, committed: "c_longlong") -> None:

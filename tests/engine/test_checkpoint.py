@@ -1,7 +1,6 @@
 """Checkpoints survive kills, full disks, flipped bits and second writers, and come back exactly as they were."""
 
 import errno
-import fcntl
 import itertools
 import json
 import logging
@@ -10,7 +9,6 @@ import os
 import random
 import resource
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -26,7 +24,7 @@ from disks import small_disk
 from torch import Tensor
 
 from turborec.engine import checkpoint
-from turborec.engine.checkpoint import DamagedCheckpointError, load, load_latest, lock, save, sweep
+from turborec.engine.checkpoint import DamagedCheckpointError, load, load_latest, save, sweep
 from turborec.errors import UserError
 
 GROUPS = {"model": {"weight": torch.arange(6.0).view(2, 3)}, "optimizer": {"step": torch.tensor(7)}}
@@ -418,8 +416,6 @@ def test_a_place_that_cannot_be_written_is_told_plainly(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"^Not a directory: step 1 was not saved in .*/file/run\."):
         save(tmp_path / "file" / "run", 1, GROUPS, STATE)
-    with pytest.raises(UserError, match="cannot be written: Not a directory"), lock(tmp_path / "file" / "run"):
-        pass
 
 
 # --- keeping a few ---
@@ -450,57 +446,7 @@ def test_a_delete_that_fails_is_a_warning(two: Path, monkeypatch: pytest.MonkeyP
     assert names(two) == ["step_000002"]
 
 
-# --- one writer to a folder ---
-
-
-def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
-    held = multiprocessing.get_context("forkserver").Event()
-    with process(checkpoint_writer.hold, tmp_path, held) as child:
-        assert held.wait(20)
-        with pytest.raises(UserError) as caught, lock(tmp_path):
-            pass
-        assert str(caught.value) == (
-            f"The run folder {tmp_path} is in use by process {child.pid} on {socket.gethostname()}. "
-            "Wait for it or stop it, or choose another folder."
-        )
-    with lock(tmp_path):
-        pass
-
-
-def test_the_lock_can_be_taken_again_after_release_and_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), lock(tmp_path):
-        _ = 1 / 0
-    with lock(tmp_path), pytest.raises(UserError, match=f"in use by process {os.getpid()}"), lock(tmp_path):
-        pass
-    with lock(tmp_path):
-        pass
-
-
-def test_the_lock_of_another_host_is_never_broken(tmp_path: Path) -> None:
-    (tmp_path / "run.lock").write_text('{"pid": 1, "host": "elsewhere"}')
-    advice = r"process 1 on elsewhere\. If that process is gone, delete .*run\.lock"
-    with pytest.raises(UserError, match=advice), lock(tmp_path):
-        pass
-    (tmp_path / "run.lock").unlink()
-    with lock(tmp_path):
-        pass
-
-
-def test_where_the_file_system_has_no_locks_the_process_named_decides(
-    tmp_path: Path, dead_pid: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unsupported(*_: Any) -> None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr(fcntl, "flock", unsupported)
-    with lock(tmp_path):
-        pass
-    (tmp_path / "run.lock").write_text(json.dumps({"pid": dead_pid, "host": socket.gethostname()}))
-    with lock(tmp_path):
-        pass
-    (tmp_path / "run.lock").write_text(json.dumps({"pid": os.getppid(), "host": socket.gethostname()}))
-    with pytest.raises(UserError, match=f"in use by process {os.getppid()}"), lock(tmp_path):
-        pass
+# --- quiet ---
 
 
 def test_nothing_is_logged_when_all_is_well(two: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from turborec.bridges.pickled import Foreign
 from turborec.errors import UserError
+
+LARGEST = 2**28
+"""Numbers in a table of positions that a file may ask for without holding them."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,12 @@ class State:
     tensors: Mapping[str, Tensor]
     origin: Path
     _taken: set[str] = field(default_factory=set)
+    _room: int = 0  # bytes that may still be taken: a few names can be views of one large piece of memory
+
+    def __post_init__(self) -> None:
+        """Allow for weights that are tied, and for no more."""
+        storages = (t.untyped_storage() for t in self.tensors.values() if isinstance(t, Tensor))
+        self._room = 2 * sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     def take(self, name: str) -> Tensor:
         """The weight of this name, in float32."""
@@ -47,6 +57,9 @@ class State:
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             raise UserError(f"{self.origin} is not of a model that can be imported: its weights lack {name}.")
         self._taken.add(name)
+        self._room -= tensor.nbytes
+        if self._room < 0:
+            raise UserError(f"{self.origin} is not of a model that can be imported: its weights are views of one another.")
         return tensor.float()
 
     def linear(self, ours: str, theirs: str) -> dict[str, Tensor]:
@@ -89,11 +102,39 @@ class State:
 def require(origin: Path, settings: Mapping[str, Any], wanted: Mapping[str, tuple[Any, ...]]) -> None:
     """Refuse settings that our models do not know: each that is there must be one of the wanted values."""
     for name, values in wanted.items():
-        if name in settings and not any(settings[name] is value or settings[name] == value for value in values):
+        if name in settings and not any(_equals(settings[name], value) for value in values):
             known = " or ".join(map(repr, values))
-            raise UserError(
-                f"{origin} cannot be imported: it has {name}={str(settings[name])[:80]!r}, and only {known} is known."
-            )
+            raise UserError(f"{origin} cannot be imported: it has {name}={_told(settings[name])}, and only {known} is known.")
+
+
+def text(origin: Path, settings: Mapping[str, Any], name: str) -> str:
+    """A setting that is a text."""
+    value = settings.get(name)
+    if not isinstance(value, str):
+        raise UserError(f"{origin} cannot be imported: its {name} should be a text, got {_told(value)}.")
+    return value
+
+
+def rate(origin: Path, settings: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    """A setting that is a number from 0 to below 1."""
+    value = settings.get(name, default)
+    if type(value) not in (int, float) or not 0 <= value < 1:
+        raise UserError(f"{origin} cannot be imported: its {name} should be a number from 0 to 1, got {_told(value)}.")
+    return float(value)
+
+
+def _equals(value: Any, known: Any) -> bool:
+    """Whether a value is a known one, which has at most one entry; others are not looked into: they may be without end."""
+    if isinstance(known, dict) and isinstance(value, dict):
+        return value.keys() == known.keys() and all(_equals(value[key], known[key]) for key in known)
+    return isinstance(value, bool | int | float | str | None) and bool(value == known)
+
+
+def _told(value: Any) -> str:
+    """A value in a few letters, whatever it is."""
+    if isinstance(value, bool | float | None) or (isinstance(value, int) and abs(value) < 2**63):
+        return repr(value)
+    return repr(value[:60]) if isinstance(value, str) else f"a {type(value).__name__}"
 
 
 def member(value: Any, origin: Path, *names: str) -> Any:
@@ -110,9 +151,17 @@ def whole(origin: Path, settings: Mapping[str, Any], name: str) -> int:
     """A setting that is a whole number from 1 to a million."""
     value = settings.get(name)
     if type(value) is not int or not 0 < value <= 10**6:
-        told = str(value)[:60] if isinstance(value, float | str) else type(value).__name__
+        told = _told(value)
         raise UserError(f"{origin} cannot be imported: its {name} should be a whole number from 1 to a million, got {told}.")
     return value
+
+
+def nowhere(origin: Path, settings: Mapping[str, Any], name: str, width: int) -> Tensor:
+    """Positions of a model that has none, for as many places as the setting says."""
+    places = whole(origin, settings, name)
+    if places * width > LARGEST:
+        raise UserError(f"{origin} cannot be imported: {places:,} places of width {width:,} are more than any model's.")
+    return torch.zeros(places, width)
 
 
 def read_ids(path: Path) -> dict[str, int]:

@@ -249,7 +249,8 @@ def _keys(values: list[Any]) -> list[Any]:
         while waiting:
             part = waiting.pop()
             count += 1
-            if count > LARGEST_KEY or not isinstance(part, _HASHABLE):
+            # Python hashes whole numbers below 2^61 to themselves; larger ones can be chosen to meet one another.
+            if count > LARGEST_KEY or not isinstance(part, _HASHABLE) or (isinstance(part, int) and abs(part) >= 2**61 - 1):
                 raise RefusedError(f"its pickle has a key that is too large or a {type(part).__name__}")
             waiting.extend(part if isinstance(part, tuple | frozenset) else ())
     return values

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from turborec.bridges.foreign import Imported, State, Table, member, require, whole
+from turborec.bridges.foreign import Imported, State, Table, member, rate, require, text, whole
 
 IDS = 'json.dump(dataset.field2token_id["item_id"], open("items.json", "w"))'
 """How a user of the library writes the rows of the items down."""
@@ -20,9 +20,10 @@ def convert(checkpoint: Any, origin: Path) -> Imported:
     """The model in a checkpoint, a UserError where it is another one."""
     settings = member(checkpoint, origin, "config", "final_config_dict")
     state = State(member(checkpoint, origin, "state_dict"), origin)
-    name = str(member(checkpoint, origin, "config", "model"))
+    name = text(origin, {"model": member(checkpoint, origin, "config", "model")}, "model")
     require(origin, {"model": name}, {"model": ("SASRec", "BERT4Rec")})
-    bert, activation = name == "BERT4Rec", {"swish": "silu"}.get(settings["hidden_act"], settings["hidden_act"])
+    given = text(origin, settings, "hidden_act")
+    bert, activation = name == "BERT4Rec", {"swish": "silu"}.get(given, given)
     known = ("gelu",) if bert else ("gelu", "relu", "silu", "tanh", "sigmoid")
     require(origin, {"hidden_act": activation}, {"hidden_act": known})
     layers = whole(origin, settings, "n_layers")
@@ -33,8 +34,8 @@ def convert(checkpoint: Any, origin: Path) -> Imported:
     model: dict[str, Any] = {
         **{"kind": name.lower(), "norm": "post", "embedding_norm": True, "count_from": "start"},
         **{"width": items.shape[1], "layers": layers, "heads": whole(origin, settings, "n_heads")},
-        **{"hidden": len(weights["blocks.0.feed_forward.up.bias"]), "dropout": float(settings["hidden_dropout_prob"])},
-        "norm_eps": float(settings["layer_norm_eps"]),
+        **{"hidden": len(weights["blocks.0.feed_forward.up.bias"]), "dropout": rate(origin, settings, "hidden_dropout_prob")},
+        "norm_eps": rate(origin, settings, "layer_norm_eps"),
     }
     if bert:
         weights |= state.linear("dense", "output_ffn") | state.linear("dense_norm", "output_ln")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from turborec.bridges.foreign import Imported, State, Table, member, require, texts, whole
+from turborec.bridges.foreign import Imported, State, Table, member, nowhere, rate, require, texts, whole
 from turborec.errors import UserError
 
 IDS = ""
@@ -51,12 +51,13 @@ def convert(checkpoint: Any, origin: Path) -> Imported:
     for block in range(layers):
         weights |= _block(state, block, bert)
     named = "torch_model.pos_encoding_layer.pos_emb.weight"
-    nowhere = torch.zeros(whole(origin, settings, "session_max_len"), items.shape[1])
-    weights["positions.weight"] = state.take(named) if settings.get("use_pos_emb", True) else nowhere
+    placed = settings.get("use_pos_emb", True)
+    none = nowhere(origin, settings, "session_max_len", items.shape[1])
+    weights["positions.weight"] = state.take(named) if placed else none
     model: dict[str, Any] = {
         **{"kind": "bert4rec" if bert else "sasrec", "width": items.shape[1], "layers": layers},
         **{"heads": whole(origin, settings, "n_heads"), "hidden": len(weights["blocks.0.feed_forward.up.bias"])},
-        **{"dropout": float(settings["dropout_rate"])},
+        **{"dropout": rate(origin, settings, "dropout_rate")},
     }
     tables = {"items.weight": Table(items, items[1] if bert else torch.zeros_like(items[0]))}
     if bert:

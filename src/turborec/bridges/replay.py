@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from turborec.bridges.foreign import Imported, State, Table, member, require, whole
+from turborec.bridges.foreign import Imported, State, Table, member, nowhere, rate, require, whole
 from turborec.errors import UserError
 
 IDS = 'json.dump({str(raw): int(row) for raw, row in encoder.mapping["item_id"].items()}, open("items.json", "w"))'
@@ -66,11 +66,8 @@ def _bert4rec(state: State, settings: Any) -> Imported:
     items = _table(state, "_model.item_embedder.cat_embeddings.", ".weight")
     tied = bool(settings.get("enable_embedding_tying"))
     mask, no_bias = state.take("_model.item_embedder.mask_embedding.weight")[0], torch.zeros(())
-    nowhere, placed = (
-        torch.zeros(whole(origin, settings, "max_seq_len"), items.shape[1]),
-        settings.get("enable_positional_embedding", True),
-    )
-    positions = state.take("_model.item_embedder.position.pe.weight") if placed else nowhere
+    placed, none = settings.get("enable_positional_embedding", True), nowhere(origin, settings, "max_seq_len", items.shape[1])
+    positions = state.take("_model.item_embedder.position.pe.weight") if placed else none
     weights, blocks = {"positions.weight": positions.flip(0)}, whole(origin, settings, "block_count")
     for number in range(blocks):
         ours, theirs = f"blocks.{number}", f"_model.transformer_blocks.{number}"
@@ -90,6 +87,6 @@ def _bert4rec(state: State, settings: Any) -> Imported:
     model: dict[str, Any] = {
         **{"kind": "bert4rec", "embedding_norm": False, "final_norm": False, "head": False, "tied": tied},
         **{"width": items.shape[1], "layers": blocks, "heads": whole(origin, settings, "head_count")},
-        **{"hidden": len(weights["blocks.0.feed_forward.up.bias"]), "dropout": float(settings.get("dropout_rate", 0.1))},
+        **{"hidden": len(weights["blocks.0.feed_forward.up.bias"]), "dropout": rate(origin, settings, "dropout_rate", 0.1)},
     }
     return Imported(model, len(positions) - 1, weights, tables, None)

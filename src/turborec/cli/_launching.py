@@ -55,8 +55,11 @@ def work_of(words: list[str], phases: str | None, debug: bool = False) -> "Work"
     debugged = ["--debug"] * debug
     if phases is not None:
         _, chosen = sequence_of([phases, *words, *debugged])
-        out, plain = str(chosen["out"]), without(words, "out")
-        return Work((phases, *plain, *debugged), out, True, None, None if phases in sequences.shipped() else _text(phases))
+        out, command = str(chosen["out"]), (phases, *without(words, "out"), *debugged)
+        if phases in sequences.shipped():
+            return Work(command, out, True)
+        texts, beside = sequences.load(phases).carried(out)
+        return Work(command, out, True, None, texts, beside)
     chosen = of_train(words)
     name, overrides = chosen["name"], chosen["overrides"] or []
     if name is None or chosen["out"] is None:

@@ -42,7 +42,7 @@ def local(
         # Named here, because processes that are started anew would take another new folder.
         folder = runs.new_folder(chosen["name"])
         words += ["--out", str(folder)]
-    raise typer.Exit(launcher.meant(folder, launcher.run(processes, words, restarts)))
+    raise typer.Exit(launcher.run(processes, words, folder, restarts))
 
 
 @app.command(context_settings=PASSED)
@@ -65,7 +65,7 @@ def phases(
 
     def train(words: list[str], place: Path) -> int:
         for start in range(restarts + 1):
-            code = launcher.meant(place, launcher.run(processes, [*words, "--out", str(place)]))
+            code = launcher.run(processes, [*words, "--out", str(place)], place)
             if code in (0, 2, *sequences.INTERRUPTED):  # a mistake would be the same one the next time
                 break
             print(f"Exit code {code}, start {start + 1} of {restarts + 1}", flush=True)
@@ -74,6 +74,9 @@ def phases(
     with leaving_at_once():
         raise typer.Exit(sequences.run(sequence, chosen["out"], options_of(chosen), train))
 
+
+AFTER = "--kill-on-invalid-dep=yes"
+"""What `sbatch` is told of a job that waits for another: it would wait for ever for one that has failed."""
 
 Preset = Annotated[str, typer.Option(help="a kind of machine, or none; docs/launching.md lists them")]
 Job = Annotated[list[str] | None, typer.Option("--job", help="what is asked of the machine, as name=value; --keys lists all")]
@@ -115,9 +118,10 @@ def slurm(
         if before:
             first = script.with_name(f"{script.stem}-prepare{script.suffix}")
             write_whole(first, before)
-            print(f"sbatch --dependency=afterok:$(sbatch --parsable {shlex.quote(str(first))}) {shlex.quote(str(script))}")
+            number = f"$(sbatch --parsable {shlex.quote(str(first))})"
+            print(f"sbatch --dependency=afterok:{number} {AFTER} {shlex.quote(str(script))}")
     if submit:
-        waits = [f"--dependency=afterok:{_submitted(before)}"] if before else []
+        waits = [f"--dependency=afterok:{_submitted(before)}", AFTER] if before else []
         print(f"Submitted batch job {_submitted(text, *waits)}")
     if script is None and not submit:
         print(text, end="")

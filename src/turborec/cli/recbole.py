@@ -54,12 +54,13 @@ def train(
 
     if (model is None) == (resume is None):
         raise UserError("Name a model class to train, or a run folder to go on with: `train MODEL` or `train --resume RUN`.")
-    if resume is not None and (settings or configs or data):
+    said = {"times": times, "history": history, "ties": ties, "digits": digits}
+    if resume is not None and (settings or configs or data or out or steps or parity or any(said.values())):
         raise UserError("A resumed run keeps its settings: --resume takes none. Train anew to change them.")
     if resume is not None:
         job = job_of(resume)
+        job = job if device == "auto" else job.model_copy(update={"device": device})
     else:
-        said = {"times": times, "history": history, "ties": ties, "digits": digits}
         base = PARITY if parity else Ranking()
         ranking = base.model_copy(update={name: value for name, value in said.items() if value is not None})
         job = _job(model, settings, data, dataset, configs)

@@ -1,4 +1,4 @@
-"""Checkpoints: folders of safetensors and JSON, committed by one rename, verified by a manifest, guarded by a lock.
+"""Checkpoints: folders of safetensors and JSON, committed by one rename and verified by a manifest.
 
     step_000123/
         model.safetensors, optimizer.safetensors, ...   one file for each group of tensors
@@ -10,38 +10,34 @@ latest is computed, never stored.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-import socket
-from collections.abc import Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from turborec.engine.lock import alive
 from turborec.errors import UserError
 from turborec.files import sync
 
 SCHEMA = 1
 """Raised when the meaning of a file changes, so that an older version refuses what it would misread."""
 
-LOCK = "run.lock"
 MANIFEST = "manifest.json"
 STATE = "state.json"
 
 _COMMITTED = re.compile(r"step_(\d{6,})")
 _LEFTOVER = re.compile(r"(step_\d{6,})\.(tmp|old)\.(\d+)")
 _MARGIN_BYTES = 2**20  # the manifest, the headers and what a file system rounds up
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
 
 log = logging.getLogger(__name__)
 
@@ -167,34 +163,13 @@ def sweep(folder: Path) -> None:
     for path in folder.iterdir() if folder.is_dir() else ():
         match = _LEFTOVER.fullmatch(path.name)
         # A restarted container hands out the same process ids: what bears ours was left by the process before us.
-        if not match or (int(match[3]) != os.getpid() and _alive(int(match[3]))):
+        if not match or (int(match[3]) != os.getpid() and alive(int(match[3]))):
             continue
         committed = folder / match[1]
         if match[2] == "old" and not committed.exists():
             path.replace(committed)
         else:
             shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; `UserError` names the process that already does.
-
-    The kernel drops the lock of a process that dies. On file systems without locks, and between hosts, the process
-    named in the file counts as alive unless it is of this host and known to be dead.
-    """
-    path = folder / LOCK
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"The run folder {folder} cannot be written: {error.strerror}. Choose another.") from error
-    with file:
-        _claim(file, path)
-        try:
-            yield
-        finally:
-            file.truncate(0)
 
 
 def _storable(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -293,52 +268,3 @@ def _check_file(path: Path, fact: Mapping[str, Any]) -> None:
 
 def _differs(path: Path, got: str, stated: str) -> str:
     return f"The checkpoint {path.parent} is damaged: {path.name} has {got}, not {stated}."
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _claim(file: TextIO, path: Path) -> None:
-    """Lock the file and write this process into it, or say who holds it."""
-    locked = _flock(file)
-    holder = _holder(file)
-    own_host = socket.gethostname()
-    elsewhere = holder is not None and holder[1] != own_host
-    unsure = locked is None and holder is not None and holder[0] != os.getpid() and _alive(holder[0])
-    if locked is False or elsewhere or unsure:
-        who = f"process {holder[0]} on {holder[1]}" if holder else "another process"
-        advice = f"If that process is gone, delete {path}" if elsewhere else "Wait for it or stop it"
-        raise UserError(f"The run folder {path.parent} is in use by {who}. {advice}, or choose another folder.")
-    file.truncate(0)
-    file.write(json.dumps({"pid": os.getpid(), "host": own_host}))
-    file.flush()
-
-
-def _flock(file: TextIO) -> bool | None:
-    """Whether the lock was had; None where the file system has no locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            return None
-        raise
-    return True
-
-
-def _holder(file: TextIO) -> tuple[int, str] | None:
-    """The process and host that a lock file names."""
-    file.seek(0)
-    try:
-        facts = json.loads(file.read())
-        return int(facts["pid"]), str(facts["host"])
-    except (ValueError, KeyError, TypeError):
-        return None

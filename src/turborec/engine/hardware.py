@@ -85,12 +85,17 @@ def free_memory(device: torch.device) -> int:
     return min(machine, int(limit)) if limit.isdecimal() else machine
 
 
+def cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def busy() -> str | None:
     """Why wall times of this moment say little; None on an idle machine."""
-    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if load <= LOAD * cores:
+    load = os.getloadavg()[0]
+    if load <= LOAD * cores():
         return None
-    return f"The machine is busy (load average {load:.1f} on {cores} cores): compare processor seconds, not wall time."
+    return f"The machine is busy (load average {load:.1f} on {cores()} cores): compare processor seconds, not wall time."
 
 
 def peak_memory() -> int:

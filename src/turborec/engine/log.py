@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from turborec import __version__
+from turborec.engine.hardware import cores
 from turborec.engine.trackers import Mirror, TensorBoard, Tracking, numbers, open_trackers, replay
 from turborec.errors import UserError
 from turborec.files import write_whole
@@ -148,7 +149,7 @@ def environment() -> dict[str, Any]:
         "hardware": {
             "platform": platform.platform(),
             "processor": _processor(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": cores(),
             "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
         "threads": torch.get_num_threads(),

@@ -96,7 +96,13 @@ def start(model: Model, stage: Stage, device: torch.device) -> TrainState:
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]  # torch's name for the rate that a schedule takes shares of
     # After the optimizer, which decides whose gradients are of rows alone.
-    return TrainState(Shares(model, stage.exchange), optimizer, torch.amp.GradScaler(device.type, enabled=scaled))
+    shares = Shares(model, stage.exchange)
+    if scaled and stage.exchange.shard != "none" and world.size() > 1:
+        # Each process holds another part of the gradient: an overflow in one of them is one for all.
+        from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
+        return TrainState(shares, optimizer, ShardedGradScaler(device.type, process_group=torch.distributed.group.WORLD))
+    return TrainState(shares, optimizer, torch.amp.GradScaler(device.type, enabled=scaled))
 
 
 def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device) -> Iterator[Record]:

@@ -9,7 +9,7 @@ import torch
 from turborec.engine import world
 from turborec.engine.hardware import peak_memory
 
-EVERY = int(os.environ.get("TURBOREC_TOLD_STEPS", "500"))
+EVERY = max(1, int(os.environ.get("TURBOREC_TOLD_STEPS", "500")))
 """Steps of a long epoch after which the log says what they used."""
 
 KIND = "usage"

@@ -73,7 +73,9 @@ def joined() -> Iterator[None]:
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if (own := int(os.environ["LOCAL_RANK"])) >= (there := torch.cuda.device_count()):
+            raise UserError(f"There are {there} accelerators here and more processes than that: start one for each of them.")
+        torch.cuda.set_device(own)
     global _pulse
     try:
         dist.init_process_group(backend, timeout=PATIENCE)

@@ -7,6 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
+from turborec.engine.hardware import cores
+from turborec.engine.log import write_status
 from turborec.errors import UserError
 
 HANDED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
@@ -15,25 +17,31 @@ HANDED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 SETTINGS = {
     # Restarted processes would otherwise meet at the address of those before them, and hang (pytorch issue 135712).
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    # Seconds until processes that were warned are killed: torchrun's half a minute may be too short for what they save.
+    "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600",
 }
-
 
 TRAIN = ("-m", "turborec", "train")
 """The program that is started, in the words of Python's command line."""
 
 
-def run(processes: int, words: list[str], restarts: int = 0, program: tuple[str, ...] = TRAIN) -> int:
-    """Train in so many processes: 0 if all ended well, else the exit code of the first that did not.
+def run(processes: int, words: list[str], folder: Path, restarts: int = 0, program: tuple[str, ...] = TRAIN) -> int:
+    """Train in so many processes, in the run folder that `words`, those of the program, name: the exit code that the run meant.
 
-    `words` are those of the program. All start anew, up to `restarts` times, when one fails.
+    All start anew, up to `restarts` times, when one fails.
     """
+    return _meant(folder, _run(processes, words, folder, restarts, program))
+
+
+def _run(processes: int, words: list[str], folder: Path, restarts: int, program: tuple[str, ...]) -> int:
+    """0 if all ended well, else the exit code of the first that did not."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     if processes < 1:
         raise UserError(f"The processes must be at least 1, got {processes}.")
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // processes))}
     for name, value in {**SETTINGS, **threads}.items():
         os.environ.setdefault(name, value)
     config = LaunchConfig(
@@ -55,8 +63,10 @@ def run(processes: int, words: list[str], restarts: int = 0, program: tuple[str,
         rank, failure = error.get_first_failure()
         if failure.exitcode >= 0:
             return failure.exitcode  # it has said itself what was wrong
-        name = signal.Signals(-failure.exitcode).name
-        print(f"turborec: process {rank} was killed by {name}, and the others were stopped.", file=sys.stderr)
+        reason = f"process {rank} was killed by {signal.Signals(-failure.exitcode).name}, and the others were stopped"
+        print(f"turborec: {reason}.", file=sys.stderr)
+        if folder.is_dir():
+            write_status(folder, "failed", reason, 128 - failure.exitcode)  # the others could only say that it was gone
         return 128 - failure.exitcode
     except SignalException as error:
         return 128 + int(error.sigval)
@@ -66,7 +76,7 @@ def run(processes: int, words: list[str], restarts: int = 0, program: tuple[str,
     return 0
 
 
-def meant(folder: Path, ended: int) -> int:
+def _meant(folder: Path, ended: int) -> int:
     """The exit code that the run in `folder` meant to end with: a launcher that was stopped by a signal cannot know it.
 
     A mistake (2) is one, whatever an earlier start of the run ended with.

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from turborec import recipes
 from turborec.engine import checkpoint
+from turborec.engine.lock import lock
 from turborec.engine.log import read_metrics, state_of, write_status
 from turborec.errors import InterruptedRunError, UserError, closest
 from turborec.recipe import Config, dump, read, validate
@@ -71,6 +72,17 @@ class Phases(Config):
             )
         )
 
+    def carried(self, out: str) -> tuple[str, dict[str, str]]:
+        """The same phases as text for another machine, and that of each recipe that is a file here, by its place there."""
+        beside, phases = {}, []
+        for phase in self.phases:
+            place = phase.recipe
+            if place not in recipes.shipped():
+                place = f"{out}.{phase.name}.yaml"
+                beside[place] = Path(phase.recipe).read_text(encoding="utf-8")
+            phases.append(phase.model_copy(update={"recipe": place}))
+        return dump(Phases(phases=tuple(phases))), beside
+
 
 def shipped() -> dict[str, Path]:
     """Name and file of the sequences that come with turborec."""
@@ -95,7 +107,11 @@ def run(sequence: Phases, folder: Path, words: list[str], train: Train) -> int:
     """
     for phase in sequence.phases:
         _is_done(phase, folder / phase.name)  # a folder of other runs is refused before anything is written
-    folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder):
+        return _run(sequence, folder, words, train)
+
+
+def _run(sequence: Phases, folder: Path, words: list[str], train: Train) -> int:
     write_status(folder, "running")
     try:
         for number, phase in enumerate(sequence.phases, start=1):

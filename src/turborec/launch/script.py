@@ -1,7 +1,8 @@
 """A training as a script for a plain machine: checked, given software and data, and started anew after failures."""
 
 import shlex
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -65,14 +66,17 @@ class Work:
     phases: bool = False
     prepare: tuple[str, ...] | None = None  # words of `turborec data prepare`, where there is something to prepare before
     text: str | None = None  # of the recipe or phases, where they are a file that only this machine has: `command[0]`
+    beside: Mapping[str, str] = field(default_factory=dict)  # what `text` names: files and their texts
 
 
 def script(machine: Machine, work: Work, pod: Any = None) -> str:
     """The bash script; `pod`: where and how it ends, on RunPod."""
     command, prepare = list(work.command), list(work.prepare or ())
     raw = [f"--raw={machine.data_folder}"] if machine.data else []
+    files = dict(work.beside)  # brought along in the script
     if work.text is not None:
-        own = f"{work.out}.yaml"  # brought along in the script
+        own = f"{work.out}.yaml"
+        files[own] = work.text
         command[0] = own
         prepare[:1] = [own] if prepare else []
     # Every word is quoted for the shell here; the template holds no value of the user's that is not checked or quoted.
@@ -86,7 +90,8 @@ def script(machine: Machine, work: Work, pod: Any = None) -> str:
             prepare=shlex.join([*prepare, *raw]) if work.prepare else None,
             pod=pod,
             quote=shlex.quote,
-            end=_mark(work.text or ""),
+            files=files.items(),
+            mark=_mark,
         )
     )
     return text

@@ -17,8 +17,7 @@ def main(text: str) -> int:
     """Carry out a task; the exit code."""
     task = Task.model_validate_json(text)
     if task.processes > 1 and "WORLD_SIZE" not in os.environ:
-        ended = local.run(task.processes, [text], task.restarts, ("-m", "turborec.recbole"))
-        return local.meant(Path(str(task.out)), ended)
+        return local.run(task.processes, [text], Path(str(task.out)), task.restarts, ("-m", "turborec.recbole"))
     try:
         with world.joined():
             if task.kind == "check":

@@ -3,6 +3,7 @@
 Used in RecBole's own environment alone: no other file names a module of RecBole, and nothing here is imported elsewhere.
 """
 
+import logging
 import os
 import pkgutil
 import random
@@ -23,6 +24,8 @@ from turborec.engine import world
 from turborec.errors import UserError, closest
 from turborec.recbole.job import Job, Times
 
+log = logging.getLogger(__name__)
+
 ROW = "turborec_row"
 """A field that tells the rows of a sequential data set, in order of user and time, whatever part they come into."""
 
@@ -37,7 +40,18 @@ OTHERS = {
 @contextmanager
 def told() -> Iterator[None]:
     """What RecBole complains of, as a mistake of the user's: its settings and files are."""
-    kinds = (ValueError, KeyError, NotImplementedError, RuntimeError, TypeError, AssertionError, AttributeError, OSError)
+    unreadable: type[Exception] = import_module("yaml").YAMLError
+    kinds = (
+        unreadable,
+        ValueError,
+        KeyError,
+        NotImplementedError,
+        RuntimeError,
+        TypeError,
+        AssertionError,
+        AttributeError,
+        OSError,
+    )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the pandas and numpy it was written for
@@ -99,6 +113,7 @@ def configured(job: Job, device: torch.device, scratch: Path) -> Any:
     build = import_module("recbole.config").Config
     with told(), _no_arguments(), _kept_environment():
         config = build(found.__name__, job.dataset, files, {"gpu_id": "", "use_gpu": False})
+    _tell_unknown(config)
     config["device"] = device
     # Its caches are pickles, found again by the name of the data set: none are read or written.
     config["checkpoint_dir"] = str(scratch)
@@ -108,6 +123,13 @@ def configured(job: Job, device: torch.device, scratch: Path) -> Any:
         config["data_path"] = job.data  # RecBole takes its own ml-100k whatever folder is named
     _refuse(config)
     return config
+
+
+def _tell_unknown(config: Any) -> None:
+    """Warn of settings that RecBole has no use for: it takes any key without a word."""
+    known = {*config.internal_config_dict, *(key for keys in config.parameters.values() for key in keys)}
+    for key in sorted({*config.file_config_dict, *config.variable_config_dict} - known - {"gpu_id", "use_gpu"}):
+        log.warning("RecBole declares no setting %r%s: it may be read by nothing.", key, closest(key, sorted(known)))
 
 
 def _refuse(config: Any) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from turborec.data.store import Part
 from turborec.engine import checkpoint, hardware, log, loop, world
 from turborec.engine.interrupt import Interruption, heed, interruptible, leaving_at_once
+from turborec.engine.lock import lock
 from turborec.engine.loop import Stage
 from turborec.engine.state import TrainState
 from turborec.engine.stopping import EarlyStopping
@@ -222,7 +223,7 @@ def _held(folder: Path) -> Iterator[None]:
     """The run folder for this run alone, and its log; of several processes the leader holds both."""
     with ExitStack() as stack:
         if world.leads():
-            stack.enter_context(checkpoint.lock(folder))
+            stack.enter_context(lock(folder))
             stack.enter_context(log.logging_to(folder))
         stack.enter_context(log.logging_to(None, logging.INFO if world.leads() else logging.WARNING))
         yield

@@ -39,11 +39,6 @@ mkdir -p "$(dirname "$out")"
 exec > >(exec tee -ai "$out.log") 2>&1
 logger=$!
 
-if grep -qs '"state": "finished"' "$out/status.json"; then
-  say "finished before, in $out"
-  exit 0
-fi
-
 run() {
   local code=0
   [[ -z $stopped ]] || return 75
@@ -84,7 +79,7 @@ export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 export TURBOREC_DATA=data
 run "$python" -m turborec data fetch 'https://example.org/x.csv?a=1&b=2' --sha256 aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa --name shop/x.csv --out "$TURBOREC_DATA"
 
-cat >"$out.yaml" <<'END_OF_FILE'
+cat >runs/own.yaml <<'END_OF_FILE'
 # mine
 model: {kind: sasrec}
 END_OF_FILE

@@ -47,11 +47,6 @@ mkdir -p "$(dirname "$out")"
 exec > >(exec tee -ai "$out.log") 2>&1
 logger=$!
 
-if grep -qs '"state": "finished"' "$out/status.json"; then
-  say "finished before, in $out"
-  exit 0
-fi
-
 run() {
   local code=0
   [[ -z $stopped ]] || return 75

@@ -22,11 +22,17 @@ words=(ml-1m/sasrec seed=2)
 
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600
 export OMP_NUM_THREADS=8
 export PYTHONUNBUFFERED=1
+# srun does not take over by itself what the job was given.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-32}
 # Every start of the job meets at an address of its own: what is left of the one before would be taken for it.
 port=$((20000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 20000))
 leader=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# Which checkpoints there are, as a sum.
+saved() { { find "$out" -path '*/checkpoints/*/manifest.json' 2>/dev/null || true; } | sort | cksum; }
+before=$(saved)
 echo "$(date -Is) job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST"
 
 srun --kill-on-bad-exit=1 python -m torch.distributed.run \
@@ -50,6 +56,10 @@ while kill -0 "$training" 2>/dev/null; do
   wait "$training" || code=$?
 done
 if [[ -n $warned ]] && grep -q '"state": "interrupted"' "$out/status.json"; then
+  if [[ $(saved) == "$before" ]]; then
+    echo "$(date -Is) nothing was done in this start, nor would be in another: ask for more time"
+    exit 75
+  fi
   echo "$(date -Is) saved: back into the queue"
   scontrol requeue "$SLURM_JOB_ID"
   exit 0

@@ -18,8 +18,11 @@ out=runs/c
 words=(ml-1m/sasrec)
 
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600
 export OMP_NUM_THREADS=8
 export PYTHONUNBUFFERED=1
+# srun does not take over by itself what the job was given.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-8}
 # Every start of the job meets at an address of its own: what is left of the one before would be taken for it.
 port=$((20000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 20000))
 leader=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

@@ -21,8 +21,14 @@ words=(ml-1m-then-ml-20m)
 
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600
 export OMP_NUM_THREADS=8
 export PYTHONUNBUFFERED=1
+# srun does not take over by itself what the job was given.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-32}
+# Which checkpoints there are, as a sum.
+saved() { { find "$out" -path '*/checkpoints/*/manifest.json' 2>/dev/null || true; } | sort | cksum; }
+before=$(saved)
 echo "$(date -Is) job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST"
 
 srun --kill-on-bad-exit=1 python -m turborec launch phases --processes 4 "${words[@]}" --out "$out" &
@@ -42,6 +48,10 @@ while kill -0 "$training" 2>/dev/null; do
   wait "$training" || code=$?
 done
 if [[ -n $warned ]] && grep -q '"state": "interrupted"' "$out/status.json"; then
+  if [[ $(saved) == "$before" ]]; then
+    echo "$(date -Is) nothing was done in this start, nor would be in another: ask for more time"
+    exit 75
+  fi
   echo "$(date -Is) saved: back into the queue"
   scontrol requeue "$SLURM_JOB_ID"
   exit 0
