@@ -197,6 +197,8 @@ def test_a_full_disk_ends_all_and_the_run_goes_on_when_there_is_room(place, tmp_
         run = disk / "run"
         process = launched(place, run)
         when(place, run, process, 7)
+        while not checkpoint.checkpoints(run / "checkpoints") and process.poll() is None:
+            time.sleep(0.005)
         make_room = filled(disk, process, kind)
         began = time.monotonic()
         code, said = ended(process)

@@ -131,7 +131,7 @@ def test_resuming_hides_the_events_that_come_again(tmp_path: Path) -> None:
 def test_without_tensorboard_metrics_are_written_and_one_line_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
     caplog.set_level(logging.INFO)
     write_steps(tmp_path, range(1, 4))
     assert steps_of(tmp_path) == [1, 2, 3]

@@ -1,6 +1,5 @@
 """What a run writes down: metrics as JSON lines and in trackers, a log, its status and its surroundings."""
 
-import errno
 import json
 import logging
 import math
@@ -68,8 +67,8 @@ class MetricsLog:
         record = {"kind": kind, "step": step, "time": round(time.time(), 3), **plain}
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         try:
-            if self._file.write(line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            while line := line[self._file.write(line) :]:
+                pass  # the rest of a line that did not fit says why
             for mirror in [*self._events, *self._trackers]:
                 mirror.write(kind, step, numbers(values))
         except OSError as error:

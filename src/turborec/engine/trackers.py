@@ -7,7 +7,9 @@ out with a warning: the numbers are in `metrics.jsonl` anyway.
 import json
 import logging
 import os
+import socket
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout, suppress
@@ -65,22 +67,37 @@ class _Identity:
 
 
 class TensorBoard:
-    """Event files in the run folder."""
+    """Event files in the run folder, written at once: a writer with a thread of its own may hang where the disk is full."""
 
     def __init__(self, folder: Path, purge_step: int) -> None:
         """Hides events from `purge_step` on; an ImportError where TensorBoard is not installed."""
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._events = SummaryWriter(folder / "tensorboard", purge_step=purge_step, flush_secs=30)
+        self._event: Any = event_pb2.Event
+        self._summary: Any = summary_pb2.Summary
+        place = folder / "tensorboard"
+        place.mkdir(parents=True, exist_ok=True)
+        seconds, rest = divmod(time.time_ns(), 10**9)
+        name = f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}.{rest}"
+        self._file = (place / name).open("wb", buffering=0)
+        self._records = RecordWriter(self._file)
+        self._add({"file_version": "brain.Event:2"})
+        if purge_step:
+            started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._add({"step": purge_step, "session_log": started})
 
     def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Write each number as a scalar."""
-        for name, value in values.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
+        scalars = [self._summary.Value(tag=f"{kind}/{name}", simple_value=value) for name, value in values.items()]
+        self._add({"step": step, "summary": self._summary(value=scalars)})
 
     def close(self) -> None:
         """Close the event file."""
-        self._events.close()
+        self._file.close()
+
+    def _add(self, facts: Mapping[str, Any]) -> None:
+        self._records.write(self._event(wall_time=time.time(), **facts).SerializeToString())
 
 
 class _Wandb:
