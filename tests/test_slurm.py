@@ -138,7 +138,7 @@ def test_a_start_that_did_nothing_is_not_put_back_into_the_queue(tmp_path, step,
     said = job.communicate(timeout=60)[0]
     assert job.returncode == code, said
     assert (tmp_path / "asked").read_text() == asked
-    assert ("nothing was done in this start" in said) == (code == 75)
+    assert ("nothing was saved in this start" in said) == (code == 75)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def _held(folder: Path) -> Iterator[None]:
         with log.logging_to(None, logging.WARNING):
             yield
         return
-    with lock(folder), log.logging_to(None), log.logging_to(folder):
+    with leaving_at_once(), lock(folder), log.logging_to(None), log.logging_to(folder):
         yield
 
 

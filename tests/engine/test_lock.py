@@ -5,7 +5,6 @@ import fcntl
 import json
 import multiprocessing
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +31,11 @@ def named(folder: Path, pid: int, host: str = "elsewhere") -> Path:
     path = folder / "run.lock"
     path.write_text(json.dumps({"pid": pid, "host": host}))
     return path
+
+
+def name_in(folder: Path) -> tuple[int, str]:
+    facts = json.loads((folder / "run.lock").read_text())
+    return facts["pid"], facts["host"]
 
 
 def no_locks(*_: Any) -> None:
@@ -78,7 +82,7 @@ def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
 def test_what_a_dead_machine_left_is_taken_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     named(tmp_path, 1)
     with lock(tmp_path):
-        assert json.loads((tmp_path / "run.lock").read_text()) == {"pid": os.getpid(), "host": socket.gethostname()}
+        assert name_in(tmp_path) == (os.getpid(), socket.gethostname())
     assert "held by process 1 on elsewhere: listening for 0.5 s whether it lives" in caplog.text
 
 
@@ -111,8 +115,7 @@ def test_who_holds_a_folder_touches_its_file(tmp_path: Path) -> None:
             time.sleep(0.01)
 
 
-def test_who_was_taken_for_dead_ends_and_leaves_the_other_its_folder(tmp_path: Path) -> None:
-    program = """
+HOLD = """
 import pathlib, sys, time
 from turborec.engine import lock as locks
 locks.BEAT = 0.05
@@ -120,15 +123,40 @@ with locks.lock(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
+
+
+@pytest.mark.parametrize("left", ['{"pid": 7, "host": "elsewhere"}', "", '{"pid": 1, "host"{"pid": 2', None])
+def test_who_was_taken_for_dead_ends_and_writes_nothing(tmp_path: Path, left: str | None) -> None:
+    """Another has its folder, or had it, or both wrote at once, or it is gone."""
     child = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert child.stdout is not None
     assert child.stdout.readline() == "held\n"
-    named(tmp_path, 7)
-    assert "Process 7 on elsewhere has taken the run folder" in child.communicate(timeout=60)[1]
-    assert child.returncode == -signal.SIGTERM
-    assert json.loads((tmp_path / "run.lock").read_text())["host"] == "elsewhere"
+    if left is None:
+        (tmp_path / "run.lock").unlink()
+    else:
+        (tmp_path / "run.lock").write_text(left)
+    assert "was taken by another process, so this one ends" in child.communicate(timeout=60)[1]
+    assert child.returncode == locks.LOST
+    assert left is None or (tmp_path / "run.lock").read_text() == left
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"\xff\xfe",
+        b"[1]",
+        b'{"pid": Infinity, "host": "x"}',
+        b'{"pid": 1e400, "host": "x"}',
+        b"[" * 4000,
+        b'{"pid": -1, "host": "x"}',
+    ],
+)
+def test_a_file_that_names_nobody_holds_nothing(tmp_path: Path, junk: bytes) -> None:
+    (tmp_path / "run.lock").write_bytes(junk)
+    with lock(tmp_path):
+        assert name_in(tmp_path)[0] == os.getpid()
 
 
 @pytest.mark.usefixtures("in_haste")

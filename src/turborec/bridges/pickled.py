@@ -21,6 +21,9 @@ from turborec.errors import UserError
 LARGEST_KEY = 1000
 """Values within a key of a dictionary or an element of a set: tuples that repeat one another could be hashed for ever."""
 
+MOST_COMPOSITE = 1000
+"""Keys of a dictionary, or elements of a set, of which one is made of others."""
+
 COPIES = 16
 """What the calls of a pickle may copy, as a multiple of its bytes."""
 
@@ -161,13 +164,14 @@ class _Machine:
         """Add to the set that is the last value."""
         target = self.stack[-1]
         self._expect(target, set)
-        target.items.extend(values) if isinstance(target, Foreign) else target.update(_keys(values))
+        target.items.extend(values) if isinstance(target, Foreign) else target.update(_keys(values, len(target)))
 
     def fill(self, flat: list[Any]) -> None:
         """Set entries, given as key, value, key, value …, of the last value."""
         target = self.stack[-1]
         self._expect(target, dict)
-        (target.entries if isinstance(target, Foreign) else target).update(_entries(flat))
+        filled = target.entries if isinstance(target, Foreign) else target
+        filled.update(_entries(flat, len(filled)))
 
     def _expect(self, target: Any, kind: type) -> None:
         if not isinstance(target, Foreign | kind):
@@ -236,14 +240,16 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], object]] = {
 }
 
 
-def _entries(flat: list[Any]) -> Iterator[tuple[Any, Any]]:
+def _entries(flat: list[Any], held: int = 0) -> Iterator[tuple[Any, Any]]:
     if len(flat) % 2:
         raise RefusedError("its pickle sets a key without a value")
-    return zip(_keys(flat[::2]), flat[1::2], strict=True)
+    return zip(_keys(flat[::2], held), flat[1::2], strict=True)
 
 
-def _keys(values: list[Any]) -> list[Any]:
-    """The values themselves, unless one of them cannot be hashed, or not in any bearable time."""
+def _keys(values: list[Any], held: int = 0) -> list[Any]:
+    """The values themselves, unless one of them cannot be hashed, or not in any bearable time; `held` are there already."""
+    if held + len(values) > MOST_COMPOSITE and any(isinstance(value, tuple | frozenset) for value in values):
+        raise RefusedError("its pickle has too many keys that are tuples, whose hashes can be chosen to meet one another")
     for value in values:
         count, waiting = 0, [value]
         while waiting:

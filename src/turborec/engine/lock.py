@@ -10,49 +10,64 @@ import fcntl
 import json
 import logging
 import os
-import signal
+import secrets
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TextIO
 
 from turborec.errors import UserError
 
 LOCK = "run.lock"
 BEAT, LISTENED = 5.0, 30.0
 
+LOST = 75
+"""The exit code of a process that has lost its folder to another: it goes on when it is started again."""
+
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """Who holds a folder. The token tells containers apart that have one name and number their processes alike."""
+
+    pid: int
+    host: str
+    token: str = ""
 
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process; `UserError` names the process that already does.
 
-    A process that was taken for dead (stopped for long, or cut off from the disk) and is not any more is told to end.
+    A process that was taken for dead (stopped for long, or cut off from the disk) and is not any more ends at once when it
+    sees that: what it holds in memory is older than what is in the folder.
     """
-    path = folder / LOCK
+    path, own = folder / LOCK, _Holder(os.getpid(), socket.gethostname(), secrets.token_hex(8))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise UserError(f"The run folder {folder} cannot be written: {error.strerror}. Choose another.") from error
-    with file:
-        _claim(file, path)
+    try:
+        _claim(file, path, own)
         left = threading.Event()
-        beating = threading.Thread(target=_beat, args=(path, left), name="turborec-lock", daemon=True)
+        beating = threading.Thread(target=_beat, args=(path, own, left), name="turborec-lock", daemon=True)
         beating.start()
         try:
             yield
         finally:
             left.set()
             beating.join(2)  # in vain where the disk hangs
-            if _holder(file) == _self():
-                file.truncate(0)
+            if _read(file) == own:
+                os.ftruncate(file, 0)
+    finally:
+        os.close(file)
 
 
 def alive(pid: int) -> bool:
@@ -66,45 +81,52 @@ def alive(pid: int) -> bool:
     return True
 
 
-def _claim(file: TextIO, path: Path) -> None:
+def _claim(file: int, path: Path, own: _Holder) -> None:
     """Lock the file and write this process into it, or say who holds it."""
-    locked, holder = _flock(file), _holder(file)
+    locked, holder = _flock(file), _read(file)
+    here = holder is not None and holder.host == own.host
     used = locked is False
-    if not used and holder is not None and holder != _self():
-        pid, host = holder
-        here = host == socket.gethostname()
-        if not here or (locked is None and alive(pid)):
-            log.warning(
-                "The run folder %s is held by process %d on %s: listening for %g s whether it lives.",
-                path.parent,
-                pid,
-                host,
-                LISTENED,
-            )
-            used = _shows_life(path)
+    if holder is not None and not used and (not here or (locked is None and alive(holder.pid))):
+        told = (path.parent, holder.pid, holder.host, LISTENED)
+        log.warning("The run folder %s is held by process %d on %s: listening for %g s whether it lives.", *told)
+        used = _shows_life(path)
     if used:
-        who = f"process {holder[0]} on {holder[1]}" if holder else "another process"
+        # The kernel's lock is of this host: who has it may still be listening to the one that the file names.
+        known = holder is not None and (here or locked is not False)
+        who = f"process {holder.pid} on {holder.host}" if holder and known else "another process that has just begun"
         raise UserError(f"The run folder {path.parent} is in use by {who}. Wait for it or stop it, or choose another folder.")
-    file.truncate(0)
-    file.write(json.dumps(dict(zip(("pid", "host"), _self(), strict=True))))
-    file.flush()
+    _write(file, own)
 
 
-def _beat(path: Path, left: threading.Event) -> None:
-    """Touch the file until the folder is left, or another process has taken it."""
+def _write(file: int, own: _Holder) -> None:
+    """Put this process's name into the file, in one piece."""
+    text = json.dumps(asdict(own)).encode()
+    os.pwrite(file, text, 0)
+    os.ftruncate(file, len(text))
+
+
+def _beat(path: Path, own: _Holder, left: threading.Event) -> None:
+    """Touch the file until the folder is left, or is not this process's any more, twice in a row."""
+    strange = 0
     while not left.wait(BEAT):
         try:
-            with path.open("r", encoding="utf-8") as file:
-                holder = _holder(file)
-            if holder == _self():
-                os.utime(path)
-                continue
+            file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            strange += 1
         except OSError:
             continue  # what is wrong with the disk is told by those who need it
-        if holder is not None:
-            log.error("Process %d on %s has taken the run folder %s, so this one ends.", *holder, path.parent)
-            signal.raise_signal(signal.SIGTERM)
-            return
+        else:
+            try:
+                strange = 0 if _read(file) == own else strange + 1
+                if not strange:
+                    os.utime(file)
+            except OSError:
+                continue
+            finally:
+                os.close(file)
+        if strange > 1 and not left.is_set():
+            log.error("The run folder %s was taken by another process, so this one ends.", path.parent)
+            os._exit(LOST)  # nothing more may be written into the folder, not even that it was lost
 
 
 def _shows_life(path: Path) -> bool:
@@ -112,22 +134,21 @@ def _shows_life(path: Path) -> bool:
     seen, until = _touched(path), time.monotonic() + LISTENED
     while time.monotonic() < until:
         time.sleep(min(1.0, LISTENED / 10))
-        if _touched(path) != seen:
+        if (now := _touched(path)) != seen and now is not None:
             return True
     return False
 
 
-def _touched(path: Path) -> int:
+def _touched(path: Path) -> int | None:
     """When the file was last touched, by the clock of its disk. Opened anew, since NFS looks again only then."""
-    with path.open("rb") as file:
-        return os.fstat(file.fileno()).st_mtime_ns
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_mtime_ns
+    except OSError:
+        return None
 
 
-def _self() -> tuple[int, str]:
-    return os.getpid(), socket.gethostname()
-
-
-def _flock(file: TextIO) -> bool | None:
+def _flock(file: int) -> bool | None:
     """Whether the lock was had; None where the file system has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -140,11 +161,14 @@ def _flock(file: TextIO) -> bool | None:
     return True
 
 
-def _holder(file: TextIO) -> tuple[int, str] | None:
+def _read(file: int) -> _Holder | None:
     """The process and host that a lock file names."""
-    file.seek(0)
     try:
-        facts = json.loads(file.read())
-        return int(facts["pid"]), str(facts["host"])
-    except (ValueError, KeyError, TypeError):
+        facts = json.loads(os.pread(file, 4096, 0))
+        pid, host = facts["pid"], facts["host"]
+        token = facts.get("token", "")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+    if type(pid) is not int or not 0 < pid < 2**31 or not isinstance(host, str) or not isinstance(token, str):
+        return None
+    return _Holder(pid, host, token)

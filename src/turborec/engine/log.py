@@ -72,7 +72,8 @@ class MetricsLog:
             for mirror in [*self._events, *self._trackers]:
                 mirror.write(kind, step, numbers(values))
         except OSError as error:
-            raise UserError(f"{self._file.name} cannot be written: {error.strerror}. What is saved is intact.") from error
+            folder = Path(self._file.name).parent
+            raise UserError(f"The records in {folder} cannot be written: {error.strerror}. What is saved is intact.") from error
 
     def __enter__(self) -> Self:
         return self

@@ -80,12 +80,11 @@ class TensorBoard:
         place.mkdir(parents=True, exist_ok=True)
         seconds, rest = divmod(time.time_ns(), 10**9)
         name = f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}.{rest}"
-        self._file = (place / name).open("wb", buffering=0)
+        self._file = _Whole((place / name).open("wb", buffering=0))
         self._records = RecordWriter(self._file)
         self._add({"file_version": "brain.Event:2"})
-        if purge_step:
-            started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._add({"step": purge_step, "session_log": started})
+        started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._add({"step": purge_step, "session_log": started})
 
     def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Write each number as a scalar."""
@@ -98,6 +97,20 @@ class TensorBoard:
 
     def _add(self, facts: Mapping[str, Any]) -> None:
         self._records.write(self._event(wall_time=time.time(), **facts).SerializeToString())
+
+
+@dataclass
+class _Whole:
+    """A raw file in which a record is written to its end: what of it does not fit says why."""
+
+    raw: Any
+
+    def write(self, data: bytes) -> None:
+        while data := data[self.raw.write(data) :]:
+            pass
+
+    def close(self) -> None:
+        self.raw.close()
 
 
 class _Wandb:

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 from turborec.engine.hardware import cores
@@ -30,7 +31,8 @@ def run(processes: int, words: list[str], folder: Path, restarts: int = 0, progr
 
     All start anew, up to `restarts` times, when one fails.
     """
-    return _meant(folder, _run(processes, words, folder, restarts, program))
+    began = datetime.now(UTC).replace(microsecond=0)
+    return _meant(folder, _run(processes, words, folder, restarts, program), began)
 
 
 def _run(processes: int, words: list[str], folder: Path, restarts: int, program: tuple[str, ...]) -> int:
@@ -76,7 +78,7 @@ def _run(processes: int, words: list[str], folder: Path, restarts: int, program:
     return 0
 
 
-def _meant(folder: Path, ended: int) -> int:
+def _meant(folder: Path, ended: int, began: datetime) -> int:
     """The exit code that the run in `folder` meant to end with: a launcher that was stopped by a signal cannot know it.
 
     A mistake (2) is one, whatever an earlier start of the run ended with.
@@ -85,6 +87,7 @@ def _meant(folder: Path, ended: int) -> int:
         return ended
     try:
         facts = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        state, code, said = facts["state"], int(facts["code"]), datetime.fromisoformat(facts["time"])
+    except (OSError, ValueError, KeyError, TypeError):
         return ended
-    return int(facts.get("code", ended)) if facts.get("state") == "interrupted" else ended
+    return code if state == "interrupted" and said >= began else ended

@@ -128,8 +128,9 @@ def configured(job: Job, device: torch.device, scratch: Path) -> Any:
 def _tell_unknown(config: Any) -> None:
     """Warn of settings that RecBole has no use for: it takes any key without a word."""
     known = {*config.internal_config_dict, *(key for keys in config.parameters.values() for key in keys)}
-    for key in sorted({*config.file_config_dict, *config.variable_config_dict} - known - {"gpu_id", "use_gpu"}):
-        log.warning("RecBole declares no setting %r%s: it may be read by nothing.", key, closest(key, sorted(known)))
+    for key in {*config.file_config_dict, *config.variable_config_dict} - known - {"gpu_id", "use_gpu"}:
+        near = closest(key, sorted(map(str, known))) if isinstance(key, str) else ""  # YAML 1.1 reads `on` as a truth value
+        log.warning("RecBole declares no setting %r%s: it may be read by nothing.", key, near)
 
 
 def _refuse(config: Any) -> None:

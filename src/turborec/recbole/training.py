@@ -223,6 +223,7 @@ def _held(folder: Path) -> Iterator[None]:
     """The run folder for this run alone, and its log; of several processes the leader holds both."""
     with ExitStack() as stack:
         if world.leads():
+            stack.enter_context(leaving_at_once())
             stack.enter_context(lock(folder))
             stack.enter_context(log.logging_to(folder))
         stack.enter_context(log.logging_to(None, logging.INFO if world.leads() else logging.WARNING))

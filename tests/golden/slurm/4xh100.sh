@@ -30,8 +30,8 @@ export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-32}
 # Every start of the job meets at an address of its own: what is left of the one before would be taken for it.
 port=$((20000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 20000))
 leader=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-# Which checkpoints there are, as a sum.
-saved() { { find "$out" -path '*/checkpoints/*/manifest.json' 2>/dev/null || true; } | sort | cksum; }
+# Which checkpoints and results there are, as a sum.
+saved() { { find "$out" '(' -path '*/checkpoints/*/manifest.json' -o -name result.json ')' 2>/dev/null || true; } | sort | cksum; }
 before=$(saved)
 echo "$(date -Is) job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST"
 
@@ -44,9 +44,9 @@ training=$!
 
 warned=
 # srun hands the signal to every process.
-trap 'warned=1; echo "$(date -Is) the training is told to save"; kill -USR1 "$training"' USR1
+trap 'warned=1; echo "$(date -Is) the training is told to save"; kill -USR1 "$training" 2>/dev/null || true' USR1
 # Slurm itself puts back what it preempts; what is cancelled stays out of the queue.
-trap 'echo "$(date -Is) the job is ended: the training is told to save"; kill -USR1 "$training"' TERM
+trap 'echo "$(date -Is) the job is ended: the training is told to save"; kill -USR1 "$training" 2>/dev/null || true' TERM
 
 code=0
 wait "$training" || code=$?
@@ -57,7 +57,7 @@ while kill -0 "$training" 2>/dev/null; do
 done
 if [[ -n $warned ]] && grep -q '"state": "interrupted"' "$out/status.json"; then
   if [[ $(saved) == "$before" ]]; then
-    echo "$(date -Is) nothing was done in this start, nor would be in another: ask for more time"
+    echo "$(date -Is) nothing was saved in this start: ask for more time, or prepare the data before"
     exit 75
   fi
   echo "$(date -Is) saved: back into the queue"

@@ -37,9 +37,9 @@ training=$!
 
 warned=
 # srun hands the signal to every process.
-trap 'warned=1; echo "$(date -Is) the training is told to save"; kill -USR1 "$training"' USR1
+trap 'warned=1; echo "$(date -Is) the training is told to save"; kill -USR1 "$training" 2>/dev/null || true' USR1
 # Slurm itself puts back what it preempts; what is cancelled stays out of the queue.
-trap 'echo "$(date -Is) the job is ended: the training is told to save"; kill -USR1 "$training"' TERM
+trap 'echo "$(date -Is) the job is ended: the training is told to save"; kill -USR1 "$training" 2>/dev/null || true' TERM
 
 code=0
 wait "$training" || code=$?
