@@ -84,7 +84,7 @@ def measure(assembly: Assembly, part: Part, model: Model | None = None, config: 
     with torch.no_grad():
         result = evaluate(model.scorer(), share, assembly.store, part, config, device, shown.max_length, world.add_up)
     windows = shown.model_dump(include={"max_length", "coverage", "overlap", "seams"})
-    return replace(result, card={**result.card, "training_windows": windows})
+    return replace(result, card={**result.card, "request_time": shown.request_time, "training_windows": windows})
 
 
 def whole(assembly: Assembly) -> Model:

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from stores import store_of
+from turborec.data.batch import DataSpec
 from turborec.data.loader import Batches, TrainingBatches, evaluation_batches, history_batch
 from turborec.data.schema import UNKNOWN_TIME
 
@@ -76,6 +77,35 @@ def test_evaluation_batches_are_fixed(store):
     config = Batches(max_length=6, tokens=12)
     first, again = (list(evaluation_batches(store, "validation", config)) for _ in range(2))
     assert all(torch.equal(a.items, b.items) for a, b in zip(first, again, strict=True))
+
+
+def test_models_are_told_when_they_are_asked_where_the_recipe_says_so_and_no_more(tmp_path):
+    times = [[1000 * u + 10 * t for t in h] for u, h in enumerate(HISTORIES)]
+    store = store_of(tmp_path / "timed", HISTORIES, times=times)
+    told, silent = (Batches(max_length=6, tokens=16, request_time=which) for which in ("target", "none"))
+    for step in range(len(TrainingBatches(store, told, seed=1).epoch(0))):
+        batch, other = (TrainingBatches(store, config, seed=1).epoch(0).batch(step) for config in (told, silent))
+        asked = batch.targets.gather(1, batch.last()[:, None])[:, 0]
+        assert torch.equal(batch.request, 1000 * batch.users + 10 * asked)
+        assert other.request is None and torch.equal(other.times, batch.times)
+    for part, back in (("validation", 2), ("test", 1)):
+        for batch in evaluation_batches(store, part, told):
+            assert batch.request.tolist() == [times[u][-back] for u in batch.users.tolist()]
+            assert batch.times.max() < batch.request.max()
+        assert all(batch.request is None for batch in evaluation_batches(store, part, silent))
+
+
+def test_gaps_are_before_events_or_after_them(tmp_path):
+    store = store_of(tmp_path / "timed", [[1, 2, 3, 4, 5]], times=[[10, 10, 40, UNKNOWN_TIME, 100]])
+    for told, seconds, known in (
+        (False, [0, 0, 30, 0], [False, True, True, False]),
+        (True, [0, 30, 0, 0], [True, True, False, False]),
+    ):
+        (batch,) = evaluation_batches(store, "test", Batches(request_time="target" if told else "none"))
+        found = batch.gaps(DataSpec(1, 5, 50, told=told))
+        assert [part.tolist()[0] for part in found] == [seconds, known]
+        (batch,) = evaluation_batches(store, "validation", Batches(request_time="target" if told else "none"))
+        assert batch.gaps(DataSpec(1, 5, 50, ticks=10, told=told))[0].tolist() == [[0, 3, 0] if told else [0, 0, 3]]
 
 
 def test_histories_from_outside_keep_their_newest_events():

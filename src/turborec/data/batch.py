@@ -21,10 +21,21 @@ class DataSpec:
     items: int  # V: real items; tables have V + 1 rows because row 0 is padding
     max_length: int  # the longest history a batch shows
     popularity: Tensor | None = None  # int64 [V + 1]: training events of each item; None where nobody counted
+    ticks: int = 1  # of the unit of time in a second
+    told: bool = False  # whether batches say when what follows their last event is asked for
 
     def item_counts(self) -> Tensor:
         """Training events of each item, one each where nobody counted: int64 [V + 1]."""
         return torch.ones(self.items + 1, dtype=torch.int64) if self.popularity is None else self.popularity
+
+
+def between(earlier: Tensor, later: Tensor, ticks: int) -> tuple[Tensor, Tensor]:
+    """Seconds between times of `ticks` a second, and whether both are known: int64 [...] twice -> float32 [...], bool [...].
+
+    0 where time goes back, as in a store whose order is by parts first, and where it is not known.
+    """
+    known = (earlier != UNKNOWN_TIME) & (later != UNKNOWN_TIME)
+    return torch.where(known, later - earlier, 0).clamp(min=0).float() / ticks, known
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,7 @@ class SequenceBatch:
     keys: Tensor  # int64 [B]: the random key of each row; whatever is random about a row follows from it
     key: int = 0  # the random key of the step, for what all its rows share (negatives)
     targets_count: int = 0  # how many targets are not 0; counted once, where the batch is made
+    request: Tensor | None = None  # int64 [B]: when what follows the last event is asked for, where models are told
 
     def num_targets(self) -> int:
         """How many predictions the batch asks for."""
@@ -73,6 +85,18 @@ class SequenceBatch:
     def last(self) -> Tensor:
         """The position of each row's last event (0 for an empty row): int64 [B]."""
         return (self.lengths - 1).clamp(min=0)
+
+    def gaps(self, spec: DataSpec) -> tuple[Tensor, Tensor]:
+        """Seconds from the event before each event, and whether they are known: float32 [B, L], bool [B, L].
+
+        Where models are told when they are asked, they are those to the event after it, and to the request.
+        """
+        times, unknown = self.times, self.times.new_full((len(self.times), 1), UNKNOWN_TIME)
+        if not spec.told:
+            return between(torch.cat([unknown, times[:, :-1]], dim=1), times, spec.ticks)
+        after = torch.cat([times[:, 1:], unknown], dim=1)
+        request = unknown if self.request is None else self.request[:, None]
+        return between(times, after.scatter(1, self.last()[:, None], request), spec.ticks)
 
     def _tensors(self) -> dict[str, Tensor]:
         values = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -29,12 +29,20 @@ class Batches(Config):
     overlap: int = Field(0, ge=0, description="events a window shows for context before its first target")
     seams: Seams = Field("long", description="histories whose windows are laid anew in every epoch: fixed (none), long, all")
     shapes: int = Field(12, ge=1, description="how many padded widths there are at most")
+    request_time: Literal["none", "target"] = Field(
+        "none", description="target: models are told when what they predict happens, in training and in evaluation"
+    )
 
     @model_validator(mode="after")
     def _overlap_leaves_targets(self) -> "Batches":
         if self.overlap >= self.max_length:
             raise ValueError(f"overlap {self.overlap} must be smaller than max_length {self.max_length}")
         return self
+
+    @property
+    def told(self) -> bool:
+        """Whether models are told when they are asked."""
+        return self.request_time == "target"
 
     def total(self, processes: int) -> int:
         """Tokens of a global batch."""
@@ -59,6 +67,7 @@ class Epoch:
     key: int  # random key of the epoch
     number: int  # from 0
     deal: Deal = ALONE
+    told: bool = False  # whether models are told when they are asked
 
     def __len__(self) -> int:
         """Batches, which is optimizer steps."""
@@ -83,7 +92,7 @@ class Epoch:
         idle = self.order[step][:1]
         rows = self._rows(idle)
         rows = replace(rows, begin=rows.end, first=rows.end + 1)
-        return _build(self.store, rows, self.width[step], self.keys[idle], _hash(self.key, step))
+        return _build(self.store, rows, self.width[step], self.keys[idle], _hash(self.key, step), self.told)
 
     def _share(self, chosen: Int64) -> Int64:
         """The rows of this process: as many as each of the others has, or one more, and about as many targets.
@@ -98,7 +107,7 @@ class Epoch:
 
     def batch_of(self, chosen: Int64, width: int, step: int) -> SequenceBatch:
         """These rows, by their numbers, as the batch of a step: none of them is longer than `width`."""
-        return _build(self.store, self._rows(chosen), width, self.keys[chosen], _hash(self.key, step))
+        return _build(self.store, self._rows(chosen), width, self.keys[chosen], _hash(self.key, step), self.told)
 
     def _rows(self, chosen: Int64) -> WindowRows:
         return WindowRows(*(getattr(self.rows, name)[chosen] for name in ("users", "begin", "end", "first")))
@@ -147,7 +156,8 @@ class TrainingBatches:
                 width.append(int(self.widths[place]))
         turn = generator.permutation(len(order))
         keys = _row_keys(key, rows)
-        return Epoch(self.store, rows, [order[t] for t in turn], [width[t] for t in turn], keys, key, number, self.deal)
+        turned = [order[t] for t in turn], [width[t] for t in turn]
+        return Epoch(self.store, rows, *turned, keys, key, number, self.deal, self.config.told)
 
     def _lay(self, generator: np.random.Generator) -> WindowRows:
         config = self.config
@@ -174,7 +184,7 @@ def evaluation_batches(store: Store, part: Part, batches: Batches, users: Int64 
         chosen = order[at : at + size]
         at += size
         rows = WindowRows(users[chosen], begin[chosen], end[chosen], end[chosen] + 1)
-        yield _build(store, rows, max(1, int(rows.lengths.max())), np.zeros(len(chosen), np.int64), 0)
+        yield _build(store, rows, max(1, int(rows.lengths.max())), np.zeros(len(chosen), np.int64), 0, batches.told)
 
 
 def history_batch(items: list[Int64], times: list[Int64], max_length: int) -> SequenceBatch:
@@ -191,7 +201,7 @@ def history_batch(items: list[Int64], times: list[Int64], max_length: int) -> Se
     return _tensors(shown, when, np.zeros_like(shown), lengths, nobody, np.zeros_like(nobody), 0)
 
 
-def _build(store: Store, rows: WindowRows, width: int, keys: Int64, key: int) -> SequenceBatch:
+def _build(store: Store, rows: WindowRows, width: int, keys: Int64, key: int, told: bool) -> SequenceBatch:
     """Gather rows from the memory map: [B] positions -> [B, width] tensors."""
     lengths, histories = rows.lengths, store.histories
     position = np.arange(width + 1)
@@ -204,10 +214,20 @@ def _build(store: Store, rows: WindowRows, width: int, keys: Int64, key: int) ->
     items, targets = (
         np.multiply(part, mask, dtype=np.int64) for part, mask in ((events[:, :-1], shown), (events[:, 1:], wanted))
     )
-    return _tensors(items, times, targets, lengths, rows.users, keys, key)
+    request = histories.times.take(rows.end, mode="clip") if told else None
+    return _tensors(items, times, targets, lengths, rows.users, keys, key, request)
 
 
-def _tensors(items: Int64, times: Int64, targets: Int64, lengths: Int64, users: Int64, keys: Int64, key: int) -> SequenceBatch:
+def _tensors(
+    items: Int64,
+    times: Int64,
+    targets: Int64,
+    lengths: Int64,
+    users: Int64,
+    keys: Int64,
+    key: int,
+    request: Int64 | None = None,
+) -> SequenceBatch:
     as_tensor = torch.from_numpy
     return SequenceBatch(
         items=as_tensor(items),
@@ -218,6 +238,7 @@ def _tensors(items: Int64, times: Int64, targets: Int64, lengths: Int64, users: 
         keys=as_tensor(keys),
         key=key,
         targets_count=int(np.count_nonzero(targets)),
+        request=None if request is None else as_tensor(request),
     )
 
 
