@@ -10,23 +10,23 @@ from package_source import files, place, tree
 FLOORS = (
     {"", "errors", "shown"},
     {"contract", "files", "progress", "recipe"},
-    {"bridges", "data", "engine", "intervals", "losses", "metrics", "nn", "sources", "tiles"},
+    {"bridges", "data", "drift", "engine", "intervals", "losses", "metrics", "nn", "sources", "tiles"},
     {"histories", "ranking"},
     {"evaluate", "models", "recommend"},
     {"recipes"},
     {"stores"},
-    {"assembly"},
+    {"assembly", "worlds"},
     {"training"},
     {"bench", "launch", "plan", "run"},
-    {"adopt", "apply", "contestants", "recbole"},
-    {"compare"},
+    {"adopt", "apply", "checkup", "contestants", "recbole"},
+    {"backtest", "compare"},
     {"report"},
     {"cli"},
     {"__main__"},
 )
 """From the ground up; '' is `turborec/__init__.py`, which holds the version."""
 
-ROOMS = {"bench", "bridges", "cli", "data", "engine", "launch", "nn", "recbole", "report"}
+ROOMS = {"bench", "bridges", "cli", "data", "drift", "engine", "launch", "nn", "recbole", "report"}
 """Folders whose files may import one another; in the others only files whose names begin with `_` are shared."""
 
 EXCEPTIONS = {("sources", "data.schema"): "a source describes its files in the words of the schema that reads them"}

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from turborec import __version__
-from turborec.cli import bench, bridges, data, launch, recbole, recipes, reports, runs
+from turborec.cli import bench, bridges, data, drift, launch, recbole, recipes, reports, runs
 from turborec.cli._show import console
 from turborec.errors import InterruptedRunError, UserError
 from turborec.shown import visible
@@ -27,6 +27,7 @@ app.add_typer(bench.app)
 app.add_typer(launch.app, name="launch")
 app.add_typer(launch.verifying)
 app.add_typer(data.app, name="data")
+app.add_typer(drift.app, name="drift")
 app.add_typer(recipes.app, name="recipe")
 app.add_typer(recbole.app, name="recbole")
 

@@ -1,9 +1,14 @@
 """The arguments that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from turborec.errors import UserError
+
+if TYPE_CHECKING:
+    from turborec.drift.periods import Every
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="a shipped recipe (see `recipe list`) or a YAML file")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[A.B=VALUE]...", help="changes to the recipe; values are YAML")]
@@ -17,4 +22,17 @@ Track = Annotated[list[str] | None, typer.Option(help="also tell a tracker: wand
 Project = Annotated[str, typer.Option(envvar="TURBOREC_PROJECT", help="the trackers' project")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for a script")]
 
+EveryPeriod = Annotated[
+    str, typer.Option("--every", help="day, week, month or year, or a number: so many periods of as many events")
+]
+
 DEFAULT_HOME = Path.home() / ".cache" / "turborec"
+
+
+def periods_of(every: str) -> "Every | int":
+    """`--every` as it is meant."""
+    if every.isdecimal() and int(every) > 0:
+        return int(every)
+    if every not in ("day", "week", "month", "year"):
+        raise UserError(f"--every is day, week, month, year or a number of periods, got {every!r}.")
+    return every  # type: ignore[return-value]

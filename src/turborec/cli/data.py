@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from turborec.cli._options import DEFAULT_HOME, AsJson, Home, Overrides, Raw, RecipeName, StoreOrRecipe
+from turborec.cli._options import DEFAULT_HOME, AsJson, Home, Overrides, Raw, RecipeName, StoreOrRecipe, periods_of
 from turborec.cli._show import console, escape
 from turborec.errors import UserError
 
@@ -84,7 +84,7 @@ def fetch(
 @app.command()
 def describe(store: StoreOrRecipe, home: Home = DEFAULT_HOME, raw: Raw = None, as_json: AsJson = False) -> None:
     """Show what a prepared store holds and how it came to be."""
-    card = _open_store(store, home, raw).card
+    card = open_named(store, home, raw).card
     if as_json:
         print(json.dumps(card))
         return
@@ -95,8 +95,32 @@ def describe(store: StoreOrRecipe, home: Home = DEFAULT_HOME, raw: Raw = None, a
 @app.command()
 def verify(store: StoreOrRecipe, home: Home = DEFAULT_HOME, raw: Raw = None) -> None:
     """Compare every file of a store with the checksums on its card."""
-    opened = _open_store(store, home, raw)
+    opened = open_named(store, home, raw)
     console.print(f"{len(opened.card['files'])} files agree with the card of {opened.key[:16]}.")
+
+
+@app.command()
+def windows(
+    store: StoreOrRecipe,
+    every: Annotated[
+        str, typer.Option(help="day, week, month or year, or a number: so many periods of as many events")
+    ] = "month",
+    home: Home = DEFAULT_HOME,
+    raw: Raw = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cut what comes after the training of a store that is split by time into periods, as `turborec drift` takes them."""
+    from turborec.worlds import events_of, of_store, plan
+
+    opened = open_named(store, home, raw)
+    world = of_store(opened)
+    chosen = plan(world, periods_of(every))
+    rows = [{"window": f"{opened.folder}@{span}", "events": n} for span, n in events_of(world, chosen)]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        console.print(f"{escape(str(row['window']))}  {row['events']:,} events")
 
 
 @app.command()
@@ -116,7 +140,7 @@ def export(
 
     if parts and form == "table":
         raise UserError("--parts goes with --format recbole; a table has a column that says the part.")
-    opened = _open_store(store, home, raw)
+    opened = open_named(store, home, raw)
     events = exports.export(opened, out) if form == "table" else atomic.export_atomic(opened, out, parts)
     console.print(f"{events:,} events written to {escape(str(out))}.")
     if form == "recbole":
@@ -130,7 +154,7 @@ def export(
         console.print(f"turborec reads them again with data.source='{{{escape(source)}}}'{split} and --raw {escape(str(out))}.")
 
 
-def _open_store(name: str, home: Path, raw: Path | None) -> "Store":
+def open_named(name: str, home: Path, raw: Path | None) -> "Store":
     """The store in a folder, of a key, or the one a recipe has prepared or prepares now."""
     from turborec import recipes, stores
     from turborec.data.store import open_store

@@ -98,7 +98,7 @@ class GlobalTime(Config):
         first, second = (self._ticks(value, events) for value in (self.validation_from, self.test_from))
         if first >= second:
             raise UserError(f"validation_from must come before test_from, but they come to {first} and {second} here.")
-        return _cuts_below(events.offsets, events.times, first, second)
+        return cuts_below(events.offsets, events.times, first, second)
 
     def _ticks(self, value: str | float, events: Ordered) -> int:
         instant = _instant(value)
@@ -117,7 +117,7 @@ class Labelled(Config):
 
     def cut(self, events: Ordered) -> Cut:
         """Each user's history where the label changes."""
-        return _cuts_below(events.offsets, events.labels, 1, 2)
+        return cuts_below(events.offsets, events.labels, 1, 2)
 
 
 class UserHoldout(Config):
@@ -173,7 +173,7 @@ class ItemHoldout(Config):
 
     def cut(self, events: Ordered) -> Cut:
         """Each user's history where the items turn cold."""
-        return _cuts_below(events.offsets, events.labels, 1, 2)
+        return cuts_below(events.offsets, events.labels, 1, 2)
 
 
 def _tails(offsets: Int64, validation: Int64, test: Int64) -> Cut:
@@ -184,7 +184,7 @@ def _tails(offsets: Int64, validation: Int64, test: Int64) -> Cut:
     return _cuts(offsets, np.where(enough, second - validation, ends), second)
 
 
-def _cuts_below(offsets: Int64, values: NDArray[Any], first: int, second: int) -> Cut:
+def cuts_below(offsets: Int64, values: NDArray[Any], first: int, second: int) -> Cut:
     """Cut each history where its ascending `values` reach `first` and `second`."""
     starts = offsets[:-1]
     return _cuts(offsets, starts + below(offsets, values, first), starts + below(offsets, values, second))

@@ -1,0 +1,231 @@
+"""A model and its data looked at again: have the data moved, has the model lost, and why.
+
+Letters: U users, E events, V items, P periods, N sampled targets, W periods that are looked at, R resamples.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from turborec.assembly import Assembly
+from turborec.data.loader import evaluation_batches
+from turborec.data.store import Histories, Store
+from turborec.drift.attribution import CAUSES, Targets, losses
+from turborec.drift.counts import BLOCK, Counted, count
+from turborec.drift.moved import RESAMPLES, Moved, moved
+from turborec.drift.statistics import STATISTICS, Embedded, Statistic, deciles, kolmogorov_smirnov
+from turborec.errors import UserError
+from turborec.evaluate import evaluate
+from turborec.progress import task
+from turborec.worlds import Plan, World
+
+Int64 = NDArray[np.int64]
+Float = NDArray[np.float64]
+
+LEVEL = 0.05
+"""The probability of telling anything of data that have not moved, and of a model that has not lost."""
+SAMPLED = 2000
+"""Users of each period whom the model is asked for."""
+BOOTSTRAP = 2000
+"""Resamples of users behind an interval of a metric."""
+
+Verdict = Literal["none", "warning", "drift"]
+CODES: dict[Verdict, int] = {"none": 0, "warning": 3, "drift": 4}
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """How well the model ranks what the sampled users of a period did next."""
+
+    period: str
+    targets: Targets
+    scores: Float  # [N]: the highest score of any item
+
+    @property
+    def value(self) -> float:
+        """The mean of the metric."""
+        return float(self.targets.values.mean())
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What the model has lost from the reference to a period, with its interval at the family-wise level."""
+
+    period: str
+    value: float
+    low: float
+    high: float
+    causes: dict[str, tuple[float, float, float]]  # value, low and high of each of `CAUSES`
+    score_shift: float  # Kolmogorov-Smirnov distance of the highest scores
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """What was found."""
+
+    plan: Plan
+    counted: Counted
+    data: Moved
+    metric: str | None
+    ranked: list[Ranked]  # the reference first; none without a model
+    losses: list[Loss]
+    facts: dict[str, Any]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Drift where the model has lost, a warning where the data alone have moved."""
+        if any(loss.low > 0 for loss in self.losses):
+            return "drift"
+        return "warning" if self.data.beyond.any() else "none"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        names = self.plan.periods.names
+        rows = zip(self.data.statistics, self.data.values, self.data.thresholds, self.data.beyond, strict=True)
+        return {
+            "verdict": self.verdict,
+            "code": CODES[self.verdict],
+            "reference": [names[p] for p in self.plan.reference],
+            "periods": self.plan.names,
+            "events": self.counted.events[self.plan.current].tolist(),
+            "users": self.counted.users[self.plan.current].tolist(),
+            "data": [
+                {"statistic": s.name, "cause": s.cause, "is": s.says, "values": v.tolist(), "thresholds": t.tolist()}
+                | {"moved": beyond.tolist()}
+                for s, v, t, beyond in rows
+            ],
+            "metric": self.metric,
+            "values": [{"period": one.period, "value": one.value, "targets": len(one.scores)} for one in self.ranked],
+            "losses": [vars(loss) for loss in self.losses],
+            **self.facts,
+        }
+
+
+def check(
+    world: World,
+    chosen: Plan,
+    assembly: Assembly | None = None,
+    sampled: int = SAMPLED,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Checkup:
+    """Look at the data of the periods and, where there is a model, at what it makes of them."""
+    counted = count(world.log, chosen.periods, seed)
+    statistics = [one for one in STATISTICS if one.table in counted.tables]
+    if vectors := _vectors(world, assembly):
+        statistics.append(
+            Statistic("item vectors", "items", "preference", vectors, "shift of the mean vector, in deviations of items")
+        )
+    data = moved(counted, chosen.reference, chosen.current, statistics, level, resamples, seed)
+    facts = {"level": level, "resamples": resamples, "seed": seed, "remarks": [*world.remarks, *chosen.remarks]}
+    if assembly is None:
+        return Checkup(chosen, counted, data, None, [], [], facts)
+    ranked = list(_ranked(world, chosen, assembly, sampled, seed))
+    found = [_lost(ranked[0], one, level / len(ranked[1:]), seed) for one in ranked[1:]]
+    return Checkup(chosen, counted, data, assembly.recipe.select, ranked, found, facts | {"sampled_users": sampled})
+
+
+def _vectors(world: World, assembly: Assembly | None) -> Embedded | None:
+    """How the mean vector of items moves, where the model has a vector for each item and the world no other items."""
+    table = getattr(getattr(assembly and assembly.model, "items", None), "weight", None)
+    if not isinstance(table, torch.Tensor) or len(table) != len(world.catalogue):
+        return None
+    return Embedded(table.detach().double().cpu().numpy())
+
+
+def _ranked(world: World, chosen: Plan, assembly: Assembly, sampled: int, seed: int) -> Iterator[Ranked]:
+    """The model's values on events that training has not seen: before the seam, and in each period after it."""
+    edges, names = chosen.periods.edges, chosen.periods.names
+    spans = [(world.validates, world.begins)] + [(int(edges[p]), int(edges[p + 1])) for p in chosen.current]
+    if world.validates >= world.begins:
+        raise UserError(
+            "No event lies between what the model was trained on and what is looked at: leave a validation part there."
+        )
+    called = ["before", *(names[p] for p in chosen.current)]
+    with task("Ranking periods", len(spans), "periods") as advance:
+        for name, places in zip(called, sampled_events(world, spans, sampled, seed), strict=True):
+            if len(places) < 2:
+                raise UserError(f"No user with a history has an event in {name}: choose longer periods.")
+            yield ranked_at(world, assembly, name, places)
+            advance(1)
+
+
+def sampled_events(world: World, spans: Sequence[tuple[int, int]], most: int, seed: int) -> list[Int64]:
+    """For each span of time, one event of each of `most` users with a history before it, by chance: places in the log."""
+    offsets, times = world.log.offsets, world.log.times
+    generator = np.random.default_rng(seed)
+    found: list[list[Int64]] = [[] for _ in spans]
+    inner = np.searchsorted(offsets, np.arange(BLOCK, offsets[-1], BLOCK))
+    bounds = np.unique(np.concatenate([[0], inner, [len(offsets) - 1]]))
+    for lo, hi in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        begin, end = int(offsets[lo]), int(offsets[hi])
+        when, owner = np.asarray(times[begin:end]), np.repeat(np.arange(lo, hi), np.diff(offsets[lo : hi + 1]))
+        preceded = np.arange(begin, end) > offsets[owner]
+        for places, (first, last) in zip(found, spans, strict=True):
+            inside = np.flatnonzero(preceded & (when >= first) & (when < last))
+            order = np.lexsort((generator.random(len(inside)), owner[inside]))
+            lead = np.flatnonzero(np.diff(owner[inside][order], prepend=-1))
+            places.append(begin + inside[order][lead])
+    every = (np.concatenate(places) for places in found)
+    return [np.sort(generator.choice(one, min(most, len(one)), replace=False)) for one in every]
+
+
+def ranked_at(world: World, assembly: Assembly, name: str, places: Int64) -> Ranked:
+    """Rank the events at these places, each after the history before it. Items that the model does not have rank nowhere."""
+    log = world.log
+    owner = np.searchsorted(log.offsets, places, side="right") - 1
+    begin = log.offsets[owner]
+    lengths = places - begin + 1
+    index = np.arange(lengths.sum()) + np.repeat(begin - (np.cumsum(lengths) - lengths), lengths)
+    items, times = world.catalogue[np.asarray(log.items)[index]], np.asarray(log.times)[index]
+    target = world.catalogue[np.asarray(log.items)[places]]
+    row = np.repeat(np.arange(len(places)), lengths)
+    last = np.cumsum(lengths) - 1
+    kept = items > 0  # the history of what the model knows
+    histories = np.bincount(row[kept & ~np.isin(np.arange(len(row)), last)], minlength=len(places))
+    asked = (target > 0) & (histories > 0)
+    kept &= asked[row]
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(row[kept], minlength=len(places))[asked])]).astype(np.int64)
+    card = {**assembly.store.card, "counts": {**assembly.store.card["counts"], "users": int(asked.sum())}}
+    cuts = np.repeat(offsets[1:, None] - 1, 2, axis=1)
+    shown = Histories(offsets, items[kept].astype(np.int32), times[kept])
+    small = Store(Path(), card, shown, cuts, np.full(int(asked.sum()), 4, np.uint8))
+    values, scores = np.zeros(len(places)), np.full(len(places), np.nan)
+    if asked.any():
+        values[asked], scores[asked] = _evaluated(assembly, small)
+    raw = np.asarray(log.items)[places]
+    kind = np.minimum(np.log2(1 + histories).astype(np.int64), 9) * 10 + deciles(assembly.store.item_counts())[target]
+    targets = Targets(values, ~world.trained_items[raw], ~world.trained_users[owner], kind)
+    return Ranked(name, targets, scores[asked])
+
+
+def _evaluated(assembly: Assembly, small: Store) -> tuple[Float, Float]:
+    """The metric that selects epochs, and the highest score of any item, of each user of a store."""
+    recipe, model, device = assembly.recipe, assembly.model, assembly.device
+    config = recipe.evaluation.without_lists()
+    model.eval()
+    with torch.no_grad():
+        batches = list(evaluation_batches(small, "test", recipe.batches))
+        scorer = model.scorer()
+        found = evaluate(scorer, batches, small, "test", config, device, recipe.batches.max_length)
+        scores = np.zeros(small.num_users)
+        for batch in batches:
+            state = scorer.users(batch.to(device))
+            scores[batch.users.numpy()] = scorer.score(state, 1, small.num_items + 1).amax(1).cpu().numpy()
+    return found.per_user[config.history][recipe.select], scores
+
+
+def _lost(reference: Ranked, current: Ranked, level: float, seed: int) -> Loss:
+    found, drawn = losses(reference.targets, current.targets, BOOTSTRAP, seed)
+    low, high = np.quantile(np.column_stack([drawn.sum(1), drawn]), [level / 2, 1 - level / 2], axis=0)
+    causes = {name: (float(found[i]), float(low[i + 1]), float(high[i + 1])) for i, name in enumerate(CAUSES)}
+    edges = np.quantile(reference.scores, np.linspace(0, 1, 51)[1:-1])
+    counts = [np.bincount(np.searchsorted(edges, one.scores), minlength=50) for one in (reference, current)]
+    shift = float(kolmogorov_smirnov(*counts)) if len(current.scores) else 0.0
+    return Loss(current.period, float(found.sum()), float(low[0]), float(high[0]), causes, shift)

@@ -1,0 +1,221 @@
+"""The commands about drift: has the data moved, has the model lost, and why; and how often to train again."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from turborec.cli._options import (
+    DEFAULT_HOME,
+    AsJson,
+    Device,
+    EveryPeriod,
+    Home,
+    Overrides,
+    Raw,
+    RecipeName,
+    StoreFolder,
+    periods_of,
+)
+from turborec.cli._show import console, escape
+from turborec.cli.runs import new_folder
+from turborec.errors import UserError
+
+if TYPE_CHECKING:
+    from turborec.assembly import Assembly
+    from turborec.checkup import Checkup
+    from turborec.data.store import Store
+    from turborec.worlds import Window, World
+
+
+class _CheckByDefault(typer.core.TyperGroup):
+    """`turborec drift RUN` is `turborec drift check RUN`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the name of the command where none is named."""
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["check", *args]
+        return list(super().parse_args(ctx, args))
+
+
+app = typer.Typer(help="Has the data moved, has the model lost, and why.", no_args_is_help=True, cls=_CheckByDefault)
+
+Current = Annotated[
+    list[str] | None,
+    typer.Option("--current", help="what came later: as --reference; may be given again; by default RUN's test part"),
+]
+
+
+@app.command()
+def check(
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="a run; without one, --reference and --current")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="a store (folder, key or recipe), a file of RecBole's (.inter), or either @FROM..TO")
+    ] = None,
+    current: Current = None,
+    every: EveryPeriod = "month",
+    users: Annotated[int, typer.Option(min=50, help="sampled in each period, whom the model is asked for")] = 2000,
+    level: Annotated[float, typer.Option(min=0.001, max=0.5, help="probability of any false alarm")] = 0.05,
+    resamples: Annotated[int, typer.Option(min=20, help="of the reference, behind the thresholds")] = 200,
+    seed: Annotated[int, typer.Option(help="of the samples")] = 0,
+    null: Annotated[
+        bool, typer.Option("--null", help="deal the times anew among all events: whatever is told of the data then is chance")
+    ] = False,
+    page: Annotated[Path | None, typer.Option(help="also write an HTML page to this file")] = None,
+    home: Home = DEFAULT_HOME,
+    raw: Raw = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Hold periods against those before: exit code 0 no drift, 3 the data have moved, 4 the model has lost."""
+    from turborec.checkup import CODES
+    from turborec.checkup import check as checked
+    from turborec.worlds import plan, shuffled
+
+    chosen = periods_of(every)
+    with tempfile.TemporaryDirectory(prefix="turborec-drift-") as scratch:
+        assembly, world = _world(run, reference, current, home, raw, device, Path(scratch))
+        cut = plan(world, chosen)
+        if null:  # in it, training has seen what lies in the future, so the model is not asked
+            world, assembly = shuffled(world, seed), None
+        found = checked(world, cut, assembly, users, level, resamples, seed)
+    if page is not None:
+        from turborec.report.drift_page import write_checkup
+
+        write_checkup(found, page)
+    print(json.dumps(found.to_json())) if as_json else _tell(found)
+    if page is not None and not as_json:
+        console.print(f"\nThe page is [bold]{escape(str(page))}[/bold]")
+    raise typer.Exit(CODES[found.verdict])
+
+
+@app.command()
+def backtest(
+    name: RecipeName,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="the folder of the trainings; what is trained there is not trained again")
+    ] = None,
+    every: EveryPeriod = "month",
+    warm_epochs: Annotated[int | None, typer.Option(min=1, help="of a training that goes on; by default a quarter")] = None,
+    users: Annotated[int, typer.Option(min=50, help="sampled in each period")] = 2000,
+    seed: Annotated[int, typer.Option(help="of the samples")] = 0,
+    home: Home = DEFAULT_HOME,
+    raw: Raw = None,
+    store: StoreFolder = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Train on the past of each period and ask for it and those after it: what training again is worth, and how often."""
+    from rich.table import Table
+
+    from turborec import recipes, stores
+    from turborec.backtest import backtest as tested
+    from turborec.engine.log import logging_to
+
+    recipe, cut = recipes.load(name, overrides or []), periods_of(every)
+    with logging_to(None):
+        opened = stores.of_recipe(recipe, stores.Places(home, raw, store))
+        found = tested(recipe, opened, cut, out or new_folder(f"backtest-{name}"), device, warm_epochs, users, seed)
+    if as_json:
+        print(json.dumps(found.to_json()))
+        return
+    table = Table(title=f"{found.metric} over {len(found.plan.current)} periods, the cheapest first", title_justify="left")
+    for column in ("trained", "processor seconds", "value", "loss against the best", "95 %"):
+        table.add_column(column, justify="left" if column == "trained" else "right")
+    for option in found.options:
+        loss, low, high = option.loss
+        row = (f"{option.seconds:,.0f}", f"{option.value:.4f}", f"{loss:+.4f}", f"{low:+.4f} to {high:+.4f}")
+        table.add_row(f"[bold]{option.name}[/]" if option is found.recommended else option.name, *row)
+    console.print(table)
+    console.print(f"Recommended: [bold]{found.recommended.name}[/bold], the cheapest whose loss against the best is not shown.")
+
+
+def _world(
+    folder: Path | None,
+    reference: str | None,
+    current: list[str] | None,
+    home: Path,
+    raw: Path | None,
+    device: str,
+    scratch: Path,
+) -> "tuple[Assembly | None, World]":
+    """The model, where there is one, and what is looked at."""
+    from turborec import run as running
+    from turborec.stores import Places
+    from turborec.worlds import Window, joined, of_store
+
+    assembly = None if folder is None else running.reopen(folder, Places(home, raw), device)
+    if assembly is None and reference is None:
+        raise UserError("Name a run, or what is held against what: `drift RUN` or `drift --reference STORE --current STORE`.")
+    if not current:
+        if reference is not None and assembly is not None:
+            raise UserError(
+                "With a run, --reference is what it was trained on: leave it out, or name what came later with --current."
+            )
+        return assembly, of_store(assembly.store if assembly else _window(str(reference), home, raw, scratch).store)
+    if assembly is not None and reference is not None:
+        raise UserError("With a run, the reference is what it was trained on: leave out --reference.")
+    first = Window(assembly.store) if assembly else _window(str(reference), home, raw, scratch)
+    return assembly, joined(first, [_window(one, home, raw, scratch) for one in current])
+
+
+def _window(name: str, home: Path, raw: Path | None, scratch: Path) -> "Window":
+    """STORE, or STORE@FROM..TO."""
+    from turborec.worlds import Window, instants, ticks_of
+
+    place, _, span = name.partition("@")
+    store = _of_file(Path(place), scratch) if place.endswith(".inter") else _store(place, home, raw)
+    return Window(store, *instants(span, ticks_of(store))) if span else Window(store)
+
+
+def _store(name: str, home: Path, raw: Path | None) -> "Store":
+    from turborec.cli.data import open_named
+
+    return open_named(name, home, raw)
+
+
+def _of_file(path: Path, scratch: Path) -> "Store":
+    """A store of RecBole's atomic files, for as long as it is looked at: nothing is left out."""
+    from turborec import recipes, stores
+
+    if not path.is_file():
+        raise UserError(f"There is no file {path}.")
+    source = {"kind": "recbole", "name": path.name.removesuffix(".inter")}
+    recipe = recipes.from_tree({"data": {"source": source}, "model": {"kind": "popularity"}}, str(path))
+    return stores.of_recipe(recipe, stores.Places(scratch, path.parent))
+
+
+def _tell(found: "Checkup") -> None:
+    """The verdict and what it rests on."""
+    from rich.table import Table
+
+    names = found.plan.names
+    table = Table(title=f"Data: {len(found.plan.reference)} periods before against each of those after", title_justify="left")
+    table.add_column("statistic")
+    table.add_column("about")
+    for name in names:
+        table.add_column(name.split(" to ")[0], justify="right")
+    table.add_column("threshold", justify="right")
+    data = found.data
+    for statistic, values, thresholds in zip(data.statistics, data.values, data.thresholds, strict=True):
+        cells = [f"[bold red]{v:.3f}[/]" if v > t else f"{v:.3f}" for v, t in zip(values, thresholds, strict=True)]
+        table.add_row(statistic.name, statistic.cause, *cells, f"{thresholds.max():.3f}")
+    console.print(table)
+    if found.ranked:
+        ranks = Table(title=f"Model: {found.metric} of {found.facts['sampled_users']:,} users at most", title_justify="left")
+        for name in ("period", "value", "loss", "interval", *(found.losses[0].causes if found.losses else ())):
+            ranks.add_column(name, justify="left" if name == "period" else "right")
+        ranks.add_row("before", f"{found.ranked[0].value:.4f}")
+        for one, loss in zip(found.ranked[1:], found.losses, strict=True):
+            value = f"[bold red]{loss.value:+.4f}[/]" if loss.low > 0 else f"{loss.value:+.4f}"
+            causes = (f"{cause[0]:+.4f}" for cause in loss.causes.values())
+            ranks.add_row(
+                one.period.split(" to ")[0], f"{one.value:.4f}", value, f"{loss.low:+.4f} to {loss.high:+.4f}", *causes
+            )
+        console.print(ranks)
+    for remark in found.facts["remarks"]:
+        console.print(escape(remark))
+    console.print(f"Verdict: [bold]{found.verdict}[/bold]")

@@ -1,0 +1,1 @@
+"""Whether data have moved, whether a model has lost, and why."""

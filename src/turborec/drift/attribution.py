@@ -1,0 +1,74 @@
+"""Why a model has lost: how much of it is new items, how much new users, and how much known users asking for other known items.
+
+Letters: N targets, one for each user and period that was sampled; R resamples of users.
+
+With m the mean of a metric, p the share of targets that are new and 'known' what is neither, m = m_known - p_items (m_known -
+m_items) - p_users (m_known - m_users). The loss from the reference to a period is the sum of how each of these three terms has
+changed. That of the known ones is parted again: what it would be if only the kind of targets were another (long and short
+histories, popular and rare items), by weighting the reference's targets as often as their kind is met now; and the rest, which
+is that the same kind of users asks for something else.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+
+CAUSES = ("new items", "new users", "mix", "preference")
+"""In the order of the columns of `losses`; they add up to the whole loss."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a model made of the sampled targets of some periods."""
+
+    values: Float  # [N]: of the metric
+    new_item: NDArray[np.bool_]  # [N]: of an item that training has not seen
+    new_user: NDArray[np.bool_]  # [N]: of a user that training has not seen
+    kind: Int64  # [N]: which targets are alike
+
+
+def losses(reference: Targets, current: Targets, resamples: int = 2000, seed: int = 0) -> tuple[Float, Float]:
+    """The loss by cause, [4], and in samples of targets drawn with replacement, [R, 4]."""
+    generator = np.random.default_rng(seed)
+    ones = (np.ones((1, len(part.values))) for part in (reference, current))
+    found = _losses(reference, current, *ones)[0]
+    weights = (
+        generator.multinomial(len(part.values), np.full(len(part.values), 1 / len(part.values)), resamples).astype(np.float64)
+        for part in (reference, current)
+    )
+    return found, _losses(reference, current, *weights)
+
+
+def _losses(reference: Targets, current: Targets, before: Float, now: Float) -> Float:
+    """The same with targets weighted: [R, N] twice -> [R, 4]."""
+    terms = []
+    for part, weights in ((reference, before), (current, now)):
+        groups = (part.new_item, part.new_user & ~part.new_item, ~part.new_item & ~part.new_user)
+        share = np.stack([weights @ group for group in groups], 1) / weights.sum(1, keepdims=True)
+        mean = np.stack([_mean(part.values, weights * group) for group in groups], 1)
+        terms.append((share[:, 0] * (mean[:, 2] - mean[:, 0]), share[:, 1] * (mean[:, 2] - mean[:, 1]), mean[:, 2]))
+    (items_before, users_before, known_before), (items_now, users_now, known_now) = terms
+    expected = _as_met(reference, current, before, now)
+    return np.stack([items_now - items_before, users_now - users_before, known_before - expected, expected - known_now], axis=1)
+
+
+def _as_met(reference: Targets, current: Targets, before: Float, now: Float) -> Float:
+    """The mean of the reference's known targets, weighted as often as their kind is met now: [R]."""
+    known = [~part.new_item & ~part.new_user for part in (reference, current)]
+    kinds = int(max(reference.kind.max(initial=0), current.kind.max(initial=0))) + 1
+    member = [np.eye(kinds)[part.kind] * mask[:, None] for part, mask in zip((reference, current), known, strict=True)]
+    had, met = before @ member[0], now @ member[1]
+    # A kind that the reference does not have says nothing of what would have become of it: it is left out.
+    ratio = np.divide(met, had, out=np.zeros_like(met), where=had > 0)
+    return _mean(reference.values, before * (ratio @ member[0].T))
+
+
+def _mean(values: Float, weights: Float) -> Float:
+    """[N], [R, N] -> [R]; 0 where nothing has weight."""
+    total = weights.sum(1)
+    found: Float = np.divide(weights @ values, total, out=np.zeros(len(weights)), where=total > 0)
+    return found

@@ -1,0 +1,167 @@
+"""What is counted of the events of each period, by groups of users: all that the statistics of drift are made of.
+
+Letters: U users, E events, V items, P periods, G groups of users, K bins.
+
+Users are dealt to groups by chance, so that a sample of groups is a sample of users; the counts of a group are added up once,
+and a resample costs a product of matrices, however many events there are.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turborec.drift.periods import Periods
+
+Int64 = NDArray[np.int64]
+Counts = NDArray[np.float32]
+
+BLOCK = 2**22
+"""Events looked at together, which bounds the memory of it."""
+ROOM = 2**27
+"""Numbers in the counts of items at most, which bounds the groups."""
+MOST_GROUPS, FEWEST_GROUPS = 256, 16
+
+DECILES = 10
+GAP_BINS, GAP_STEP = 96, 0.25  # of logarithms of 1 + seconds: up to e^24 seconds
+LENGTH_BINS, LENGTH_STEP = 64, 0.25  # of logarithms to base 2 of counts
+
+HOUR, DAY, WEEK = 3600, 86_400, 7 * 86_400
+
+
+@dataclass(frozen=True)
+class Log:
+    """Events in the order of users and, of each, of time."""
+
+    offsets: Int64  # [U + 1]
+    items: NDArray[Any]  # [E]: 1..V
+    times: Int64  # [E]
+    num_items: int
+    categories: Int64 | None = None  # [V + 1]: the category of each item, from 0
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The counts of every period and group: float32 [P, G, K] by what is counted."""
+
+    tables: dict[str, Counts]
+    events: Int64  # [P]
+    users: Int64  # [P]: with an event in the period
+
+
+def count(log: Log, periods: Periods, seed: int = 0) -> Counted:
+    """Count the events of each period. Items and users are new in a period if the log has nothing of them before it."""
+    groups = int(np.clip(ROOM // (len(periods) * (log.num_items + 1)), FEWEST_GROUPS, MOST_GROUPS))
+    first = _first_seen(log)
+    sizes = {"items": log.num_items + 1, "new items": 2, "new users": 2, "gap": GAP_BINS, "hour": 24, "weekday": 7}
+    sizes |= {"activity": LENGTH_BINS, "length": LENGTH_BINS}
+    if log.categories is not None:
+        sizes["category"] = int(log.categories.max(initial=0)) + 1
+    tables = {name: np.zeros((len(periods), groups, size), np.float32) for name, size in sizes.items()}
+    events, users = np.zeros(len(periods), np.int64), np.zeros(len(periods), np.int64)
+    group_of = np.random.default_rng(seed).integers(0, groups, len(log.offsets) - 1)
+    for block in _blocks(log, periods):
+        block.add(tables, events, users, group_of, first, periods, log)
+    if (np.diff(periods.edges) >= WEEK * periods.ticks).all():
+        # A month has five of some days and four of others.
+        tables["weekday"] /= np.maximum(_weekdays(periods), 1e-9)[:, None].astype(np.float32)
+    else:
+        del tables["weekday"]
+    return Counted(tables, events, users)
+
+
+def _weekdays(periods: Periods) -> NDArray[np.float64]:
+    """How many Mondays, Tuesdays, … each period has: [P, 7]."""
+    found = np.zeros((len(periods), 7))
+    for row, (begin, end) in zip(found, pairwise((periods.edges / (DAY * periods.ticks)).tolist()), strict=True):
+        days = np.arange(int(begin // 1), int(-(-end // 1)))
+        np.add.at(row, (days + 3) % 7, np.minimum(days + 1, end) - np.maximum(days, begin))
+    return found
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The events of consecutive users that lie in a period."""
+
+    users: Int64  # [N]
+    items: Int64
+    times: Int64
+    period: Int64
+    place: Int64  # of the event in its user's history, from 0
+    gap: Int64  # ticks since the event before; -1 for a user's first
+    begins: Int64  # [U]: each user's first time, of the block's users
+    first_user: int
+
+    def add(
+        self,
+        tables: dict[str, Counts],
+        events: Int64,
+        users: Int64,
+        group_of: Int64,
+        first: Int64,
+        periods: Periods,
+        log: Log,
+    ) -> None:
+        """Add the counts of these events."""
+        group, starts = group_of[self.users], periods.edges[self.period]
+        cell = self.period * tables["hour"].shape[1] + group
+        new = first[self.items] >= starts
+        seconds = self.times // periods.ticks
+
+        def put(name: str, bins: Int64, chosen: Any = slice(None)) -> None:
+            table = tables[name]
+            np.add.at(table.reshape(-1), cell[chosen] * table.shape[2] + bins[chosen], 1)
+
+        put("items", self.items, ~new)
+        put("new items", new.astype(np.int64))
+        put("new users", (self.begins[self.users - self.first_user] >= starts).astype(np.int64))
+        put("gap", _bins(np.log1p(np.maximum(self.gap, 0) / periods.ticks), GAP_STEP, GAP_BINS), self.gap >= 0)
+        put("hour", seconds // HOUR % 24)
+        put("weekday", (seconds // DAY + 3) % 7)  # the first of January 1970 was a Thursday
+        put("length", _bins(np.log2(1 + self.place), LENGTH_STEP, LENGTH_BINS))
+        if log.categories is not None:
+            put("category", log.categories[self.items])
+        events += np.bincount(self.period, minlength=len(periods))
+        both = self.users * len(periods) + self.period
+        lead = np.flatnonzero(np.diff(both, prepend=-1))  # of each user's events in one period
+        activity = np.diff(lead, append=len(both))
+        table = tables["activity"]
+        flat = cell[lead] * LENGTH_BINS + _bins(np.log2(activity), LENGTH_STEP, LENGTH_BINS)
+        np.add.at(table.reshape(-1), flat, 1)
+        users += np.bincount(self.period[lead], minlength=len(periods))
+
+
+def _blocks(log: Log, periods: Periods) -> Iterator[_Block]:
+    """Ranges of users with about `BLOCK` events each."""
+    offsets = log.offsets
+    inner = np.searchsorted(offsets, np.arange(BLOCK, offsets[-1], BLOCK))
+    bounds = np.unique(np.concatenate([[0], inner, [len(offsets) - 1]]))
+    for lo, hi in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        begin, end = int(offsets[lo]), int(offsets[hi])
+        times, lengths = np.asarray(log.times[begin:end]), np.diff(offsets[lo : hi + 1])
+        users = np.repeat(np.arange(lo, hi), lengths)
+        starts = np.repeat(offsets[lo:hi] - begin, lengths)
+        place = np.arange(end - begin) - starts
+        gap = np.where(place > 0, np.maximum(np.diff(times, prepend=times[:1]), 0), -1)
+        begins = np.full(hi - lo, np.iinfo(np.int64).max)
+        some = lengths > 0
+        begins[some] = times[(offsets[lo:hi] - begin)[some]]
+        period = periods.of(times)
+        kept = (period >= 0) & (period < len(periods))
+        items = np.asarray(log.items[begin:end])[kept].astype(np.int64)
+        yield _Block(users[kept], items, times[kept], period[kept], place[kept], gap[kept], begins, lo)
+
+
+def _first_seen(log: Log) -> Int64:
+    """The time of each item's first event: int64 [V + 1]."""
+    first = np.full(log.num_items + 1, np.iinfo(np.int64).max)
+    for begin in range(0, len(log.items), BLOCK):
+        np.minimum.at(first, log.items[begin : begin + BLOCK], log.times[begin : begin + BLOCK])
+    return first
+
+
+def _bins(values: NDArray[np.float64], step: float, bins: int) -> Int64:
+    return np.minimum((values / step).astype(np.int64), bins - 1)

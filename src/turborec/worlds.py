@@ -1,0 +1,308 @@
+"""Stores as one log in time: a store by itself, or with what other stores have later, joined by raw ids; and its periods.
+
+Letters: U users, E events, V items of the first store's catalogue, M of all stores.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turborec.data.schema import TICKS, UNKNOWN_TIME
+from turborec.data.store import Ids, Store
+from turborec.drift.counts import BLOCK, Log
+from turborec.drift.moved import FEWEST_PERIODS
+from turborec.drift.periods import Every, Periods, calendar, instant, of_equal_counts
+from turborec.errors import UserError
+
+Int64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+MOST_REFERENCE = 12
+"""Periods of the reference: the last so many before what is looked at."""
+LEAST = 0.05
+"""Events of a period of the reference, as a share of the median, below which it is a hole in the log."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Events in the order of users and time, and what the first store, which models are trained on, knows of them."""
+
+    log: Log  # items 1..M
+    ticks: int
+    begins: int  # the instant from which on it is looked at
+    validates: int  # from which on the first store's events are not trained on
+    catalogue: Int64  # [M + 1]: the id in the first store's catalogue, 0 where it has none
+    trained_items: Bool  # [M + 1]: with an event in the training part
+    trained_users: Bool  # [U]
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Window:
+    """A store, or its events from one instant on that are before another."""
+
+    store: Store
+    begin: int | None = None
+    end: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which periods are held against which."""
+
+    periods: Periods
+    reference: list[int]
+    current: list[int]
+    events: Int64  # [P]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """Of the periods that are looked at."""
+        names = self.periods.names
+        return [names[p] for p in self.current]
+
+
+def ticks_of(store: Store) -> int:
+    """How many of a store's units of time are a second."""
+    return TICKS["milliseconds" if store.card.get("time_unit") == "milliseconds" else "seconds"]
+
+
+def instants(text: str, ticks: int) -> tuple[int, int]:
+    """The instants of `FROM..TO`, dates of ISO 8601 in UTC; TO is not held any more."""
+    found = []
+    for part in text.split(".."):
+        try:
+            found.append(
+                int(datetime.fromisoformat(f"{part}+00:00" if len(part) > 10 else f"{part}T00:00+00:00").timestamp()) * ticks
+            )
+        except ValueError:
+            break
+    if len(found) != 2 or found[0] >= found[1]:
+        raise UserError(f"A window is STORE@FROM..TO with dates such as 2018-01-01..2018-07-01, FROM before TO; got @{text}.")
+    return found[0], found[1]
+
+
+def of_store(store: Store) -> World:
+    """A store that is split by time: what is looked at are the events of its test part."""
+    offsets, times = store.histories.offsets, store.histories.times
+    _require_times(store)
+    starts = []
+    for column in (1, 0):
+        cuts = store.cuts[:, column]
+        after, before = cuts[cuts < offsets[1:]], cuts[cuts > offsets[:-1]] - 1
+        if not len(after) or (len(before) and times[before].max() >= times[after].min()):
+            split = store.card.get("split", {}).get("kind", "none")
+            raise UserError(
+                f"The store {store.folder} is not split by time (its split is {split}), so nothing in it is the future of what "
+                "was trained on. Train with data.split='{kind: global_time, …}', or name what came later with --current."
+            )
+        starts.append(_day(int(times[after].min()), int(times[before].max()) if len(before) else 0, ticks_of(store)))
+    begins, validates = starts
+    items = store.item_counts() > 0
+    return World(
+        Log(offsets, store.histories.items, times, store.num_items),
+        ticks_of(store),
+        begins,
+        min(validates, begins),
+        np.arange(store.num_items + 1),
+        items,
+        store.cuts[:, 0] > offsets[:-1],
+    )
+
+
+def joined(reference: Window, current: Sequence[Window]) -> World:
+    """The reference and what the others have later, joined by raw ids."""
+    first, ticks = reference.store, ticks_of(reference.store)
+    _require_times(first)
+    tables = [_events(reference, np.arange(first.num_items + 1), np.arange(first.num_users))]
+    last = int(tables[0][1].max(initial=-(2**62)))
+    known: dict[str, int] = {}
+    people: dict[str, int] = {}
+    remarks, seconds = [], []
+    for window in current:
+        _require_alike(first, window.store)
+        items = _matched(first.item_ids, window.store.item_ids, known, first.num_items, shift=1)
+        users = _matched(first.user_ids, window.store.user_ids, people, first.num_users, shift=0)
+        if not (items[1:] <= first.num_items).any():
+            raise UserError(
+                f"{first.folder} and {window.store.folder} have no item in common: they are of different catalogues."
+            )
+        if not (users < first.num_users).any():
+            remarks.append(f"{window.store.folder} has none of the reference's users: what is new of them says nothing.")
+        table = _events(window, items, users)
+        later = table[1] > last
+        if not later.all():
+            remarks.append(
+                f"{int((~later).sum()):,} events of {window.store.folder} are not after the reference, and are left out."
+            )
+        seconds.append(tuple(column[later] for column in table))
+    users, times, items = (np.concatenate(columns) for columns in zip(*tables, *seconds, strict=True))
+    if not sum(len(table[0]) for table in seconds):
+        raise UserError(f"There is nothing after {instant(last, ticks):%Y-%m-%d %H:%M}, where the reference ends.")
+    order = np.lexsort((times, users))
+    number, total = first.num_users + len(people), first.num_items + len(known)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=number))]).astype(np.int64)
+    catalogue = np.arange(total + 1)
+    catalogue[first.num_items + 1 :] = 0
+    trained = np.concatenate([first.item_counts() > 0, np.zeros(len(known), bool)])
+    starts, ends = first.histories.offsets[:-1], first.cuts[:, 0]
+    earliest = min(int(table[1].min()) for table in seconds if len(table[1]))
+    begins = _day(earliest, last, ticks)
+    validation = first.cuts[:, 0] < first.histories.offsets[1:]
+    unseen = first.histories.times[first.cuts[validation, 0]]
+    return World(
+        Log(offsets, items[order], times[order], total),
+        ticks,
+        begins,
+        int(unseen.min()) if len(unseen) else begins,
+        catalogue,
+        trained,
+        np.concatenate([ends > starts, np.zeros(len(people), bool)]),
+        tuple(remarks),
+    )
+
+
+def shuffled(world: World, seed: int = 0) -> World:
+    """The same events at times that are dealt anew among all of them: a world in which nothing changes but by chance."""
+    log = world.log
+    times = np.random.default_rng(seed).permutation(np.asarray(log.times))
+    users = np.repeat(np.arange(len(log.offsets) - 1), np.diff(log.offsets))
+    order = np.lexsort((times, users))
+    return replace(world, log=replace(log, items=np.asarray(log.items)[order], times=times[order]))
+
+
+def plan(world: World, every: Every | int) -> Plan:
+    """Calendar periods, or so many with as many events each; and periods like them before, whose first third is history alone.
+
+    A period at the seam or at the end of the log that is there by less than half is left out.
+    """
+    times = world.log.times
+    known = times[times != UNKNOWN_TIME] if isinstance(every, int) else times
+    if isinstance(every, int):
+        late = np.asarray(known[known >= world.begins])
+        cut = of_equal_counts(late, every, world.ticks).edges
+        earlier = np.asarray(known[known < world.begins])
+        number = min(max(1, round(len(earlier) / max(1, len(late) / every))), 4 * MOST_REFERENCE)
+        past = of_equal_counts(earlier, number, world.ticks).edges[:-1] if len(earlier) else cut[:0]
+        edges = np.concatenate([past, cut])
+        shortest = 0.0
+    else:
+        first, last = (int(bound) for bound in _range(times))
+        whole = calendar(first, last, every, world.ticks)
+        day = 86_400 * world.ticks
+        end = min(int(whole.edges[-1]), -(-(last + 1) // day) * day)
+        edges = np.unique(np.concatenate([whole.edges, [world.begins, end]]).astype(np.int64))
+        edges = edges[edges <= end]
+        shortest = float(np.diff(whole.edges).min()) / 2
+    periods = Periods(edges, world.ticks)
+    events = np.zeros(len(periods) + 2, np.int64)  # before, in, and after them
+    for begin in range(0, len(times), BLOCK):
+        events += np.bincount(periods.of(times[begin : begin + BLOCK]) + 1, minlength=len(events))
+    events, lengths = events[1:-1], np.diff(edges)
+    after, before = (
+        np.flatnonzero(side & (lengths >= shortest)) for side in (edges[:-1] >= world.begins, edges[1:] <= world.begins)
+    )
+    # At the beginning of a log everything is new, whatever is normal; and a hole in it is none of its periods.
+    whole_ones = [int(p) for p in before[events[before] >= LEAST * np.median(events[before])]] if len(before) else []
+    reference = whole_ones[-(-len(whole_ones) // 3) :][-MOST_REFERENCE:] or whole_ones
+    current = [int(p) for p in after if events[p]]
+    if not current or not reference:
+        side = "after" if not current else "before"
+        raise UserError(
+            f"There is no whole period of {every} {side} {instant(world.begins, world.ticks):%Y-%m-%d} with events in it: "
+            "choose shorter ones."
+        )
+    empty = [periods.names[p] for p in after if not events[p]]
+    remarks = [f"Nothing happened in {', '.join(empty)}: there is nothing to say of it."] * bool(empty)
+    if len(reference) < FEWEST_PERIODS:
+        remarks.append(
+            f"The reference has {len(reference)} whole period{'s' * (len(reference) > 1)} of this length: what is usual from "
+            "one to the next, such as seasons, cannot be told from drift."
+        )
+    first, end = reference[0], current[-1] + 1
+    return Plan(
+        periods.some(first, end),
+        [p - first for p in reference],
+        [p - first for p in current],
+        events[first:end],
+        tuple(remarks),
+    )
+
+
+def events_of(world: World, chosen: Plan) -> list[tuple[str, int]]:
+    """Each period that is looked at, as `instants` reads it, and its events."""
+    edges = chosen.periods.edges
+    spans = [
+        "..".join(f"{instant(int(edge), world.ticks):%Y-%m-%dT%H:%M:%S}".removesuffix("T00:00:00") for edge in edges[p : p + 2])
+        for p in chosen.current
+    ]
+    return [(span, int(chosen.events[p])) for span, p in zip(spans, chosen.current, strict=True)]
+
+
+def _day(at: int, before: int, ticks: int) -> int:
+    """The beginning of the day, where nothing that comes before lies in it."""
+    day = at - at % (86_400 * ticks)
+    return day if before < day else at
+
+
+def _range(times: Int64) -> tuple[int, int]:
+    known = times[times != UNKNOWN_TIME]
+    return int(known.min()), int(known.max())
+
+
+def _require_times(store: Store) -> None:
+    times = store.histories.times
+    if not len(times) or int(times.max()) == UNKNOWN_TIME:
+        raise UserError(f"The events of {store.folder} have no times, without which nothing has a before and an after.")
+
+
+def _require_alike(first: Store, other: Store) -> None:
+    """Refuse what cannot be compared: other rules of preparation, other units, another sample of people."""
+    _require_times(other)
+    if ticks_of(first) != ticks_of(other):
+        units = [{1: "seconds", 1000: "milliseconds"}[ticks_of(store)] for store in (first, other)]
+        raise UserError(f"{first.folder} has times in {units[0]}, {other.folder} in {units[1]}: prepare both in one unit.")
+    rules = [{k: v for k, v in (store.card.get("prepare") or {}).items()} for store in (first, other)]
+    if rules[0] != rules[1]:
+        differing = sorted(name for name in {*rules[0], *rules[1]} if rules[0].get(name) != rules[1].get(name))
+        raise UserError(
+            f"{first.folder} and {other.folder} were prepared by other rules ({', '.join(differing)}), whose effect would be "
+            "taken for drift: prepare both by the same."
+        )
+    sources = [store.card.get("source") or {} for store in (first, other)]
+    names = [source.get("name") for source in sources]
+    if all(source.get("kind") == "movielens" for source in sources) and names[0] != names[1]:
+        raise UserError(
+            f"MovieLens {names[0]} and {names[1]} are samples of different people with numbers of their own, and neither is "
+            "the past of the other. Cut one release by time: data.split='{kind: global_time, …}'."
+        )
+
+
+def _matched(first: Ids, other: Ids, known: dict[str, int], size: int, shift: int) -> Int64:
+    """For each id of the other store its number among all: the first's, or one after those, kept in `known`."""
+    raw = other.raw(range(len(other)))
+    found = first.find(raw)
+    numbers = [
+        row + shift if row >= 0 else size + shift + known.setdefault(text, len(known))
+        for text, row in zip(raw, found.tolist(), strict=True)
+    ]
+    return np.asarray([0] * shift + numbers, dtype=np.int64)
+
+
+def _events(window: Window, items: Int64, users: Int64) -> tuple[Int64, Int64, Int64]:
+    """User, time and item of each of the window's events whose time is known, in numbers of all."""
+    histories = window.store.histories
+    owner = np.repeat(np.arange(histories.num_users), np.diff(histories.offsets))
+    times = np.asarray(histories.times)
+    kept = times != UNKNOWN_TIME
+    if window.begin is not None:
+        kept &= times >= window.begin
+    if window.end is not None:
+        kept &= times < window.end
+    if not kept.any():
+        raise UserError(f"{window.store.folder} has no event in the window that was named.")
+    return users[owner[kept]], times[kept], items[np.asarray(histories.items)[kept]]

@@ -1,0 +1,93 @@
+"""`turborec drift` and `data windows` as they are typed: exit codes, JSON, pages and mistakes."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from turborec import cli
+
+RECIPE = """\
+data:
+  source: {kind: simulated, users: 400, items: 60, mean_length: 30.0, clusters: 4, weeks: 40, cold: 0.0, drift: 2020-08-31}
+  prepare: {min_user_events: 1, min_item_events: 1}
+  split: {kind: global_time, validation_from: 2020-07-06, test_from: 2020-08-03}
+batches: {max_length: 20, tokens: 1000}
+model: {kind: ss4rec, width: 16, states: 4, memory: 2, layers: 1}
+train: {epochs: 2, optimizer: {lr: 0.01}}
+anchors: false
+"""
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TURBOREC_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments):
+        monkeypatch.setattr(sys, "argv", ["turborec", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return end.value.code or 0, said.out, said.err
+
+    return invoke
+
+
+def test_a_run_its_data_and_a_page(run, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    assert run("train", "recipe.yaml", "--out", "out")[0] == 0
+    code, said, _ = run("drift", "out", "--users", "300", "--resamples", "60", "--page", "drift.html", "--json")
+    found = json.loads(said)
+    assert code == found["code"] in (3, 4) and found["periods"][0] == "2020-08-03 to 2020-09-01"
+    assert {one["statistic"] for one in found["data"]} >= {"item mix", "item vectors", "gaps"}
+    assert len(found["values"]) == 1 + len(found["losses"]) and found["metric"] == "ndcg@10"
+    page = (tmp_path / "drift.html").read_text()
+    assert "<script" not in page and "preference" in page and len(page) < 300_000
+    code, said, _ = run("drift", "out", "--users", "300", "--resamples", "60", "--every", "2")
+    assert code in (0, 3, 4) and "Verdict" in said and "new users" in said
+
+    code, said, _ = run("drift", "out", "--null", "--resamples", "60", "--json")
+    assert code == 0 and json.loads(said)["values"] == []
+
+    store = json.loads((tmp_path / "out" / "data.json").read_text())["store"]
+    code, said, _ = run("data", "windows", store, "--every", "month", "--json")
+    windows = json.loads(said)
+    assert code == 0 and windows[0]["window"] == f"{store}@2020-08-03..2020-09-01" and windows[0]["events"] > 0
+    before = f"{store}@2020-01-06..2020-08-03"
+    code, said, _ = run("drift", "--reference", before, "--current", windows[1]["window"], "--json")
+    assert code in (0, 3) and json.loads(said)["periods"] == ["2020-09-01 to 2020-10-01"]
+
+
+def test_files_of_recbole(run, tmp_path):
+    generator = np.random.default_rng(0)
+    for name, first, new in (("past", 0, 0), ("now", 80, 100)):
+        rows = [
+            f"{user}\t{item + new}\t{(first + day) * 86_400 + second}"
+            for day in range(80 if not first else 40)
+            for user, item, second in zip(*(generator.integers(0, most, 40) for most in (50, 30, 86_400)), strict=True)
+        ]
+        (tmp_path / f"{name}.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *rows]))
+    past, now = "past.inter@1970-01-01..1970-02-26", "past.inter@1970-02-26..1970-03-20"
+    code, said, _ = run("drift", "--reference", past, "--current", now, "--every", "week", "--json")
+    found = json.loads(said)
+    assert code in (0, 3) and len(found["periods"]) == 4
+    assert {one["cause"] for one in found["data"] if any(one["moved"])} <= {"activity"}  # histories grow as nobody leaves
+    code, _, told = run("drift", "--reference", "past.inter", "--current", "now.inter", "--every", "week")
+    assert code == 2 and "no item in common" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "Name a run, or what is held against what"),
+        (["--reference", "nothing"], "neither the folder nor the key"),
+        (["--reference", "no.inter"], "There is no file"),
+        (["--reference", "x", "--every", "hour"], "--every is day, week"),
+    ],
+)
+def test_mistakes_are_told(run, words, told):
+    code, _, said = run("drift", "check", *words)
+    assert code == 2 and told in said
