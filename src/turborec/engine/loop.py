@@ -182,6 +182,7 @@ def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.devi
         norm = clip(parameters, limit)
     if not math.isfinite(norm) and not state.scaler.is_enabled():  # a scaler leaves such a step out and lowers its scale
         _refuse_non_finite({**losses, "loss": norm, "gradient_norm": norm}, state, asked)
+    state.guard.look(norm, state.model, state.position.global_step)
     with record_function("optimizer"):
         state.scaler.step(state.optimizer)
         state.scaler.update()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from turborec.contract import Model
+from turborec.engine.guard import Guard
 from turborec.engine.parallel import Shares
 from turborec.engine.sharding import held, load_whole, part_of, whole, whole_state
 from turborec.engine.stopping import StopperState
@@ -42,6 +43,7 @@ class TrainState:
     stopper: StopperState = field(default_factory=StopperState)
     best_step: int | None = None  # global step of the checkpoint with the best validation value of the stage
     average: dict[str, Tensor] | None = None  # exponential moving average of the parameters
+    guard: Guard = field(default_factory=Guard)
 
     @property
     def model(self) -> Model:
