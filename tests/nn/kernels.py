@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from turborec.nn import scan as scans
-from turborec.nn import scan_triton
 from turborec.nn.scan import scan, selective_scan
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -12,6 +11,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def both_ways(monkeypatch, method, tensors, *others):
     """What a method gives and its gradients, by the loops and by the kernels."""
+    from turborec.nn import scan_triton  # not where the file is only searched for doctests
+
     generator, outcomes = torch.Generator().manual_seed(9), []
     weights = None
     for kernels in (None, scan_triton):
