@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 from collections.abc import Generator
 from pathlib import Path
 
@@ -46,3 +47,22 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data: {folder} is not there (set TURBOREC_TEST_DATA to its place)")
     return folder
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """Carry out a command line: exit code, standard output and standard error."""
+    from turborec import cli
+
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("TURBOREC_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments):
+        monkeypatch.setattr(sys, "argv", ["turborec", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return end.value.code or 0, said.out, said.err
+
+    return invoke

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from stores import store_of
-from turborec import cli
 from turborec.errors import UserError
 
 RECIPE = """\
@@ -16,23 +15,6 @@ batches: {max_length: 12, tokens: 192}
 model: {kind: sasrec, width: 16, hidden: 32}
 train: {epochs: 1}
 """
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Carry out a command line: exit code, standard output and standard error."""
-    monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setenv("TURBOREC_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-
-    def invoke(*arguments):
-        monkeypatch.setattr(sys, "argv", ["turborec", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return end.value.code or 0, said.out, said.err
-
-    return invoke
 
 
 @pytest.fixture

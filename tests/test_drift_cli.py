@@ -1,12 +1,9 @@
 """`turborec drift` and `data windows` as they are typed: exit codes, JSON, pages and mistakes."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
-
-from turborec import cli
 
 RECIPE = """\
 data:
@@ -18,22 +15,6 @@ model: {kind: ss4rec, width: 16, states: 4, memory: 2, layers: 1}
 train: {epochs: 2, optimizer: {lr: 0.01}}
 anchors: false
 """
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("TURBOREC_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-
-    def invoke(*arguments):
-        monkeypatch.setattr(sys, "argv", ["turborec", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return end.value.code or 0, said.out, said.err
-
-    return invoke
 
 
 def test_a_run_its_data_and_a_page(run, tmp_path):

@@ -16,7 +16,7 @@ from turborec.assembly import Assembly
 from turborec.data.loader import evaluation_batches
 from turborec.data.store import Histories, Store
 from turborec.drift.attribution import CAUSES, Targets, losses
-from turborec.drift.counts import BLOCK, Counted, count
+from turborec.drift.counts import Counted, count, ranges
 from turborec.drift.moved import RESAMPLES, Moved, moved
 from turborec.drift.statistics import STATISTICS, Embedded, Statistic, deciles, kolmogorov_smirnov
 from turborec.errors import UserError
@@ -161,9 +161,7 @@ def sampled_events(world: World, spans: Sequence[tuple[int, int]], most: int, se
     offsets, times = world.log.offsets, world.log.times
     generator = np.random.default_rng(seed)
     found: list[list[Int64]] = [[] for _ in spans]
-    inner = np.searchsorted(offsets, np.arange(BLOCK, offsets[-1], BLOCK))
-    bounds = np.unique(np.concatenate([[0], inner, [len(offsets) - 1]]))
-    for lo, hi in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+    for lo, hi in ranges(offsets):
         begin, end = int(offsets[lo]), int(offsets[hi])
         when, owner = np.asarray(times[begin:end]), np.repeat(np.arange(lo, hi), np.diff(offsets[lo : hi + 1]))
         preceded = np.arange(begin, end) > offsets[owner]
@@ -225,7 +223,9 @@ def _lost(reference: Ranked, current: Ranked, level: float, seed: int) -> Loss:
     found, drawn = losses(reference.targets, current.targets, BOOTSTRAP, seed)
     low, high = np.quantile(np.column_stack([drawn.sum(1), drawn]), [level / 2, 1 - level / 2], axis=0)
     causes = {name: (float(found[i]), float(low[i + 1]), float(high[i + 1])) for i, name in enumerate(CAUSES)}
-    edges = np.quantile(reference.scores, np.linspace(0, 1, 51)[1:-1])
-    counts = [np.bincount(np.searchsorted(edges, one.scores), minlength=50) for one in (reference, current)]
-    shift = float(kolmogorov_smirnov(*counts)) if len(current.scores) else 0.0
+    shift = 0.0
+    if len(reference.scores) and len(current.scores):
+        edges = np.quantile(reference.scores, np.linspace(0, 1, 51)[1:-1])
+        counts = [np.bincount(np.searchsorted(edges, one.scores), minlength=50) for one in (reference, current)]
+        shift = float(kolmogorov_smirnov(*counts))
     return Loss(current.period, float(found.sum()), float(low[0]), float(high[0]), causes, shift)

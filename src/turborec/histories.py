@@ -72,7 +72,7 @@ def from_file(store: Store, path: Path, ids: Iterable[str] | None = None) -> Ite
             asked = pa.array(list(ids), pa.string())
             con.register("asked", pa.table({"user": asked, "place": np.arange(len(asked))}))
             wanted = 'SELECT "user", place FROM asked'
-        ticks = TICKS["milliseconds" if store.card.get("time_unit") == "milliseconds" else "seconds"]
+        ticks = store.ticks
         for rows in _whole_users(
             con.batches(f"""
                 SELECT place, "user", position IS NOT NULL AS listed, coalesce(id, 0) AS id,

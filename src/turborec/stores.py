@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from turborec.data.batch import DataSpec
-from turborec.data.schema import TICKS, UNKNOWN_TIME
+from turborec.data.schema import UNKNOWN_TIME
 from turborec.data.split import below
 from turborec.data.store import Part, Store, open_store, read_card
 from turborec.errors import UserError
@@ -131,9 +131,8 @@ def of_run(folder: Path, recipe: AnyRecipe, places: Places) -> Store:
 def spec_of(store: Store, recipe: AnyRecipe) -> DataSpec:
     """The facts a model is built from."""
     counts = store.item_counts()
-    ticks = TICKS["milliseconds" if store.card.get("time_unit") == "milliseconds" else "seconds"]
     shown = recipe.batches
-    return DataSpec(store.num_users, store.num_items, shown.max_length, torch.from_numpy(counts), ticks, shown.told)
+    return DataSpec(store.num_users, store.num_items, shown.max_length, torch.from_numpy(counts), store.ticks, shown.told)
 
 
 def _fitting(store: Store, recipe: AnyRecipe) -> Store:

@@ -10,7 +10,7 @@ from datetime import datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from turborec.data.schema import TICKS, UNKNOWN_TIME
+from turborec.data.schema import UNKNOWN_TIME
 from turborec.data.store import Ids, Store
 from turborec.drift.counts import BLOCK, Log
 from turborec.drift.moved import FEWEST_PERIODS
@@ -66,11 +66,6 @@ class Plan:
         return [names[p] for p in self.current]
 
 
-def ticks_of(store: Store) -> int:
-    """How many of a store's units of time are a second."""
-    return TICKS["milliseconds" if store.card.get("time_unit") == "milliseconds" else "seconds"]
-
-
 def instants(text: str, ticks: int) -> tuple[int, int]:
     """The instants of `FROM..TO`, dates of ISO 8601 in UTC; TO is not held any more."""
     found = []
@@ -100,12 +95,12 @@ def of_store(store: Store) -> World:
                 f"The store {store.folder} is not split by time (its split is {split}), so nothing in it is the future of what "
                 "was trained on. Train with data.split='{kind: global_time, …}', or name what came later with --current."
             )
-        starts.append(_day(int(times[after].min()), int(times[before].max()) if len(before) else 0, ticks_of(store)))
+        starts.append(_day(int(times[after].min()), int(times[before].max()) if len(before) else 0, store.ticks))
     begins, validates = starts
     items = store.item_counts() > 0
     return World(
         Log(offsets, store.histories.items, times, store.num_items),
-        ticks_of(store),
+        store.ticks,
         begins,
         min(validates, begins),
         np.arange(store.num_items + 1),
@@ -116,7 +111,7 @@ def of_store(store: Store) -> World:
 
 def joined(reference: Window, current: Sequence[Window]) -> World:
     """The reference and what the others have later, joined by raw ids."""
-    first, ticks = reference.store, ticks_of(reference.store)
+    first, ticks = reference.store, reference.store.ticks
     _require_times(first)
     tables = [_events(reference, np.arange(first.num_items + 1), np.arange(first.num_users))]
     last = int(tables[0][1].max(initial=-(2**62)))
@@ -263,8 +258,8 @@ def _require_times(store: Store) -> None:
 def _require_alike(first: Store, other: Store) -> None:
     """Refuse what cannot be compared: other rules of preparation, other units, another sample of people."""
     _require_times(other)
-    if ticks_of(first) != ticks_of(other):
-        units = [{1: "seconds", 1000: "milliseconds"}[ticks_of(store)] for store in (first, other)]
+    if first.ticks != other.ticks:
+        units = [{1: "seconds", 1000: "milliseconds"}[store.ticks] for store in (first, other)]
         raise UserError(f"{first.folder} has times in {units[0]}, {other.folder} in {units[1]}: prepare both in one unit.")
     rules = [{k: v for k, v in (store.card.get("prepare") or {}).items()} for store in (first, other)]
     if rules[0] != rules[1]:

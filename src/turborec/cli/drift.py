@@ -164,11 +164,11 @@ def _world(
 
 def _window(name: str, home: Path, raw: Path | None, scratch: Path) -> "Window":
     """STORE, or STORE@FROM..TO."""
-    from turborec.worlds import Window, instants, ticks_of
+    from turborec.worlds import Window, instants
 
     place, _, span = name.partition("@")
     store = _of_file(Path(place), scratch) if place.endswith(".inter") else _store(place, home, raw)
-    return Window(store, *instants(span, ticks_of(store))) if span else Window(store)
+    return Window(store, *instants(span, store.ticks)) if span else Window(store)
 
 
 def _store(name: str, home: Path, raw: Path | None) -> "Store":

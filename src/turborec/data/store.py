@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turborec.data import shards
+from turborec.data.schema import TICKS
 from turborec.errors import UserError
 
 FORMAT = 1
@@ -140,6 +141,11 @@ class Store:
     def num_items(self) -> int:
         """V."""
         return int(self.card["counts"]["items"])
+
+    @property
+    def ticks(self) -> int:
+        """How many of the numbers in `times` make a second."""
+        return TICKS["milliseconds" if self.card.get("time_unit") == "milliseconds" else "seconds"]
 
     @property
     def key(self) -> str:

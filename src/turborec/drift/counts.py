@@ -40,7 +40,6 @@ class Log:
     items: NDArray[Any]  # [E]: 1..V
     times: Int64  # [E]
     num_items: int
-    categories: Int64 | None = None  # [V + 1]: the category of each item, from 0
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,11 @@ def count(log: Log, periods: Periods, seed: int = 0) -> Counted:
     first = _first_seen(log)
     sizes = {"items": log.num_items + 1, "new items": 2, "new users": 2, "gap": GAP_BINS, "hour": 24, "weekday": 7}
     sizes |= {"activity": LENGTH_BINS, "length": LENGTH_BINS}
-    if log.categories is not None:
-        sizes["category"] = int(log.categories.max(initial=0)) + 1
     tables = {name: np.zeros((len(periods), groups, size), np.float32) for name, size in sizes.items()}
     events, users = np.zeros(len(periods), np.int64), np.zeros(len(periods), np.int64)
     group_of = np.random.default_rng(seed).integers(0, groups, len(log.offsets) - 1)
     for block in _blocks(log, periods):
-        block.add(tables, events, users, group_of, first, periods, log)
+        block.add(tables, events, users, group_of, first, periods)
     if (np.diff(periods.edges) >= WEEK * periods.ticks).all():
         # A month has five of some days and four of others.
         tables["weekday"] /= np.maximum(_weekdays(periods), 1e-9)[:, None].astype(np.float32)
@@ -103,7 +100,6 @@ class _Block:
         group_of: Int64,
         first: Int64,
         periods: Periods,
-        log: Log,
     ) -> None:
         """Add the counts of these events."""
         group, starts = group_of[self.users], periods.edges[self.period]
@@ -122,8 +118,6 @@ class _Block:
         put("hour", seconds // HOUR % 24)
         put("weekday", (seconds // DAY + 3) % 7)  # the first of January 1970 was a Thursday
         put("length", _bins(np.log2(1 + self.place), LENGTH_STEP, LENGTH_BINS))
-        if log.categories is not None:
-            put("category", log.categories[self.items])
         events += np.bincount(self.period, minlength=len(periods))
         both = self.users * len(periods) + self.period
         lead = np.flatnonzero(np.diff(both, prepend=-1))  # of each user's events in one period
@@ -134,12 +128,16 @@ class _Block:
         users += np.bincount(self.period[lead], minlength=len(periods))
 
 
-def _blocks(log: Log, periods: Periods) -> Iterator[_Block]:
+def ranges(offsets: Int64) -> Iterator[tuple[int, int]]:
     """Ranges of users with about `BLOCK` events each."""
-    offsets = log.offsets
     inner = np.searchsorted(offsets, np.arange(BLOCK, offsets[-1], BLOCK))
-    bounds = np.unique(np.concatenate([[0], inner, [len(offsets) - 1]]))
-    for lo, hi in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+    yield from pairwise(np.unique(np.concatenate([[0], inner, [len(offsets) - 1]])).tolist())
+
+
+def _blocks(log: Log, periods: Periods) -> Iterator[_Block]:
+    """The events of each range of users that lie in a period."""
+    offsets = log.offsets
+    for lo, hi in ranges(offsets):
         begin, end = int(offsets[lo]), int(offsets[hi])
         times, lengths = np.asarray(log.times[begin:end]), np.diff(offsets[lo : hi + 1])
         users = np.repeat(np.arange(lo, hi), lengths)

@@ -39,7 +39,6 @@ class Moved:
     statistics: tuple[Statistic, ...]
     values: Float  # [S, W]
     thresholds: Float  # [S, W]: the larger of both
-    usual: Float  # [S, W]: the mean value among samples of the reference
 
     @property
     def beyond(self) -> NDArray[np.bool_]:
@@ -69,7 +68,7 @@ def moved(
     number = max(resamples, math.ceil(2 / (1 - single)))
     sizes = _sizes(counted, reference, current, groups)
     samples = [_chosen(len(reference) * groups, size, number, seed) for size in np.unique(sizes)]
-    values, usual, thresholds = (np.zeros((len(statistics), windows)) for _ in range(3))
+    values, thresholds = (np.zeros((len(statistics), windows)) for _ in range(2))
     draws, between = np.zeros((len(samples), len(statistics), number)), np.zeros(len(statistics))
     tables = list(dict.fromkeys(statistic.table for statistic in statistics))
     with task("Resampling the reference", len(tables) * len(samples), "samples") as advance:
@@ -87,10 +86,8 @@ def moved(
     for place, size in enumerate(np.unique(sizes)):
         mean, deviation = draws[place].mean(1), np.maximum(draws[place].std(1), 1e-12)
         greatest = ((draws[place] - mean[:, None]) / deviation[:, None]).max(0)
-        alike = sizes == size
-        usual[:, alike] = mean[:, None]
-        thresholds[:, alike] = (mean + np.quantile(greatest, single) * deviation)[:, None]
-    return Moved(tuple(statistics), values, np.maximum(thresholds, between[:, None]), usual)
+        thresholds[:, sizes == size] = (mean + np.quantile(greatest, single) * deviation)[:, None]
+    return Moved(tuple(statistics), values, np.maximum(thresholds, between[:, None]))
 
 
 def _sizes(counted: Counted, reference: list[int], current: list[int], groups: int) -> NDArray[np.int64]:

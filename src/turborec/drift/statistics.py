@@ -15,7 +15,7 @@ from turborec.drift.counts import DECILES, GAP_STEP, LENGTH_STEP
 Float = NDArray[np.float64]
 Distance = Callable[[Any, Any], Float]
 
-Cause = Literal["items", "users", "preference", "activity", "model"]
+Cause = Literal["items", "users", "preference", "activity"]
 """What a statistic that has moved speaks of."""
 
 
@@ -159,7 +159,6 @@ STATISTICS = (
     ),
     Statistic("item mix", "items", "preference", jensen_shannon, "Jensen-Shannon divergence of known items, bits"),
     Statistic("popularity ranks", "items", "preference", popularity, "population stability index of the reference's deciles"),
-    Statistic("category mix", "category", "preference", jensen_shannon, "Jensen-Shannon divergence, bits"),
     Statistic("activity", "activity", "activity", kolmogorov_smirnov, "Kolmogorov-Smirnov, events of a user in the period"),
     Statistic("gaps", "gap", "activity", kolmogorov_smirnov, "Kolmogorov-Smirnov, time since the event before"),
     Statistic("gap lengths", "gap", "activity", wasserstein(GAP_STEP), "Wasserstein distance of logarithms of seconds"),

@@ -26,7 +26,7 @@ def write_checkup(found: Checkup, out: Path) -> None:
 def checkup_page(found: Checkup) -> str:
     """The page of a check."""
     data, names = found.data, [name.split(" to ")[0] for name in found.plan.names]
-    rows = zip(data.statistics, data.values, data.thresholds, data.beyond, data.usual, strict=True)
+    rows = zip(data.statistics, data.values, data.thresholds, data.beyond, strict=True)
     every = found.plan.periods.names
     facts = {
         "title": f"Drift: {found.verdict}",
@@ -37,7 +37,7 @@ def checkup_page(found: Checkup) -> str:
         "names": names,
         "statistics": [
             {"name": s.name, "cause": s.cause, "says": s.says, "cells": list(zip(v, beyond, strict=True)), "threshold": t.max()}
-            for s, v, t, beyond, _ in rows
+            for s, v, t, beyond in rows
         ],
         "figures": _figures(found, names),
         "metric": found.metric,
