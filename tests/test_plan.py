@@ -36,7 +36,7 @@ def test_a_forecast_counts_what_can_be_counted(store, tmp_path):
 def test_a_run_that_does_not_fit_is_refused_with_what_would(store, tmp_path, monkeypatch):
     monkeypatch.setattr(plan.hardware, "free_memory", lambda _: 2**20)
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
-    memory, disk = plan.forecast(assemble(recipes.from_tree(TREE, "the test"), store), tmp_path).problems
+    *_, memory, disk = plan.forecast(assemble(recipes.from_tree(TREE, "the test"), store), tmp_path).problems
     assert "lower batches.tokens" in memory and "lower checkpoints.keep" in disk
 
 

@@ -17,6 +17,7 @@ from turborec.data.loader import Epoch, Some, TrainingBatches
 from turborec.engine import hardware, log, loop
 from turborec.errors import UserError
 from turborec.losses import tile_bytes
+from turborec.preflight import Check, checks, nearest
 from turborec.recipe import dump
 
 STEPS = 20
@@ -69,6 +70,7 @@ class Forecast:
     free_memory: int
     free_disk: int
     environment: dict[str, object]
+    checks: tuple[Check, ...]
     warning: str | None = None  # why the times say little
     problems: tuple[str, ...] = ()
 
@@ -102,8 +104,9 @@ def forecast(assembly: Assembly, folder: Path) -> Forecast:
         dtype=str(hardware.compute_dtype(recipe.train.precision, device)).removeprefix("torch."),
         device=str(device),
         free_memory=hardware.free_memory(device),
-        free_disk=shutil.disk_usage(_existing(folder)).free,
+        free_disk=shutil.disk_usage(nearest(folder)).free,
         environment=log.environment(),
+        checks=checks(assembly, folder),
         warning=warning,
     )
     return replace(found, problems=_problems(found, recipe.checkpoints.keep + 2))
@@ -186,7 +189,7 @@ def _run_in_small(assembly: Assembly) -> int:
 
 def _problems(found: Forecast, checkpoints: int) -> tuple[str, ...]:
     """Why the run cannot work, each with what would."""
-    problems = []
+    problems = [f"{check.name}: {check.says}" for check in found.checks if check.state == "problem"]
     if found.sizes.peak > found.free_memory:
         problems.append(
             f"It needs about {found.sizes.peak / 2**20:,.0f} MiB of memory, and {found.free_memory / 2**20:,.0f} are free: "
@@ -199,8 +202,3 @@ def _problems(found: Forecast, checkpoints: int) -> tuple[str, ...]:
             "lower checkpoints.keep, or choose another folder with --out."
         )
     return tuple(problems)
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
-    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())

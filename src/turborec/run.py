@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from turborec import stores
+from turborec import preflight, stores
 from turborec.assembly import Run, anchor, assemble, measure, whole
 from turborec.contract import Counted, Model
 from turborec.data.store import Part
@@ -52,6 +52,7 @@ def train(
     hardware.keep_freed_memory()
 
     def learn(run: Run) -> None:
+        _preflight(run)
         with interruptible() as interruption:
             fit(run, steps, interruption, tracking)
 
@@ -164,6 +165,19 @@ def _describe(run: Run) -> None:
     parameters = parameters_of(run.model)
     dtype = str(hardware.compute_dtype(run.recipe.train.precision, run.device)).removeprefix("torch.")
     logger.info(f"Model: {run.recipe.model.kind} with {parameters:,} parameters, products in {dtype} on {run.device}")
+
+
+def _preflight(run: Run) -> None:
+    """Look at what can go wrong before it does, and write down what was found."""
+    found = preflight.checks(run, run.checkpoints)
+    if world.leads():
+        write_whole(run.folder / "preflight.json", json.dumps([vars(check) for check in found], indent=1))
+        passed = ", ".join(check.name for check in found if check.state == "ok")
+        logger.info(f"Preflight: {passed} as they should be")
+        for check in found:
+            if check.state == "note":
+                logger.info(f"Preflight, {check.name}: {check.says}")
+    preflight.require(found)
 
 
 def evaluate(run: Run, part: Part) -> dict[str, Result]:

@@ -16,7 +16,7 @@ FLOORS = (
     {"recipes"},
     {"stores"},
     {"assembly", "worlds"},
-    {"training"},
+    {"preflight", "training"},
     {"bench", "launch", "plan", "run"},
     {"adopt", "apply", "checkup", "contestants", "recbole"},
     {"backtest", "compare"},

@@ -220,5 +220,7 @@ def forecast_lines(found: "Forecast") -> None:
     }
     for name, line in lines.items():
         console.print(f"{name:<11} {line}")
+    for check in found.checks:
+        console.print(f"{check.name:<11} {escape(check.says)}")
     if found.warning:
         console.print(found.warning)

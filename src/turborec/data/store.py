@@ -35,6 +35,7 @@ FORMAT = 1
 
 Part = Literal["train", "validation", "test"]
 PART_BITS: dict[Part, int] = {"train": 1, "validation": 2, "test": 4}
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
 BLOCK = 2**22
 """Events looked at together where all of them are, which bounds the memory of it."""
@@ -179,7 +180,7 @@ class Store:
         starts, ends = self.span("train", np.arange(self.num_users))
         lengths = np.where(self.parts & PART_BITS["train"], ends - starts, 0)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        mask = self._trains(0, len(self.histories.items))
+        mask = self.within("train", 0, len(self.histories.items))
         return Histories(offsets, self.histories.items[mask], self.histories.times[mask])
 
     def item_counts(self) -> Int64:
@@ -188,15 +189,15 @@ class Store:
         events = len(self.histories.items)
         for begin in range(0, events, BLOCK):
             end = min(begin + BLOCK, events)
-            counts += np.bincount(self.histories.items[begin:end][self._trains(begin, end)], minlength=len(counts))
+            counts += np.bincount(self.histories.items[begin:end][self.within("train", begin, end)], minlength=len(counts))
         return counts
 
-    def _trains(self, begin: int, end: int) -> NDArray[np.bool_]:
-        """Which of the events begin..end - 1 are of the training part."""
+    def within(self, part: Part, begin: int, end: int) -> NDArray[np.bool_]:
+        """Which of the events begin..end - 1 are of the part, and of users that take part in it."""
         offsets = self.histories.offsets
         users = np.arange(np.searchsorted(offsets, begin, side="right") - 1, np.searchsorted(offsets, end))
-        users = users[self.parts[users] & PART_BITS["train"] > 0]
-        starts, ends = (np.clip(edges, begin, end) - begin for edges in self.span("train", users))
+        users = users[self.parts[users] & PART_BITS[part] > 0]
+        starts, ends = (np.clip(edges, begin, end) - begin for edges in self.span(part, users))
         change = np.zeros(end - begin + 1, dtype=np.int8)
         np.add.at(change, starts, 1)
         np.add.at(change, ends, -1)

@@ -1,0 +1,210 @@
+"""The checks before a run: data, split, times, kernels, one step's gradients, and a checkpoint written and read back."""
+
+import math
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from turborec.assembly import Assembly
+from turborec.contract import Counted
+from turborec.data import audit
+from turborec.data.loader import TrainingBatches
+from turborec.data.store import Store
+from turborec.engine import checkpoint, hardware, world
+from turborec.errors import UserError
+
+TESTED = {"torch": ("2.11", "2.13"), "numpy": ("1.26", "2.4")}
+"""The oldest and the newest version that the tests pass with."""
+
+State = Literal["ok", "note", "problem"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. A note is worth knowing; with a problem no run begins."""
+
+    name: str
+    state: State
+    says: str
+
+
+def checks(assembly: Assembly, folder: Path) -> tuple[Check, ...]:
+    """Look at all that can be known before the first step; checkpoints would be written below `folder`.
+
+    Of several processes the leader looks at data and disk, and all of them at gradients. The weights stay as they are, and
+    so does what is drawn later.
+    """
+    found = []
+    if world.leads():
+        found += [_data(assembly.store), _split(assembly.store), _times(assembly.store), _kernels(assembly)]
+    if not isinstance(assembly.model, Counted):
+        found.append(_gradients(assembly))
+    if world.leads():
+        found.append(_checkpoint(assembly, folder))
+    return tuple(found)
+
+
+def require(found: tuple[Check, ...]) -> None:
+    """`UserError` with every problem there is, in all processes alike."""
+    problems = [f"{check.name}: {check.says}" for check in found if check.state == "problem"]
+    if int(world.greatest([len(problems)])[0]):
+        raise UserError("The run does not begin. " + " ".join(problems or ["Another process says why."]))
+
+
+def _data(store: Store) -> Check:
+    if found := audit.faults(store):
+        return Check("data", "problem", f"{'; '.join(found)}. Delete {store.folder} and prepare it again.")
+    card = store.card
+    sources = len(card.get("source", {}).get("files", ()))
+    return Check(
+        "data", "ok", f"{len(card['files'])} files as they were written (SHA-256), made of {sources} whose sums are known"
+    )
+
+
+def _split(store: Store) -> Check:
+    found, kind = audit.split(store), store.card.get("split", {}).get("kind")
+    users = ", ".join(f"{number:,} users in {part}" for part, number in found.users.items())
+    if kind == "global_time":
+        train, validation, test = found.ends["train"], found.begins["validation"], found.begins["test"]
+        for earlier, later, name in (
+            (train, validation, "validation"),
+            (train, test, "test"),
+            (found.ends["validation"], test, "test"),
+        ):
+            if earlier is not None and later is not None and earlier >= later:
+                return Check(
+                    "split", "problem", f"events before the {name} part are later than some in it: prepare the data again."
+                )
+    if kind == "item_holdout" and found.cold_targets < 1 and found.users["test"]:
+        return Check(
+            "split", "problem", f"{1 - found.cold_targets:.1%} of the targets are of items that are trained: prepare again."
+        )
+    if not found.users["validation"]:
+        return Check("split", "note", f"{users}: nobody by whom an epoch could be chosen")
+    cold = f"{found.cold_targets:.1%} of the test's events have items that training never sees"
+    if found.hindsight:
+        hindsight = f"{found.hindsight:.0%} of the training events whose times are known are later than half of the test's"
+        return Check("split", "note", f"{users}; {cold}; {hindsight}: a split by global_time has no such hindsight")
+    return Check("split", "ok", f"{users}; {cold}")
+
+
+def _times(store: Store) -> Check:
+    found = audit.times(store, time.time())
+    if found.first is None or found.last is None:
+        return Check("times", "note", "none are known: the order of events is all there is")
+    says = [f"{_day(found.first, store.ticks)} to {_day(found.last, store.ticks)}"]
+    shares = {
+        "are unknown": found.unknown,
+        "are those of the event before (order within a tie means nothing)": found.tied,
+        "go back behind the event before": found.backwards,
+        "lie in the future": found.future,
+    }
+    says += [f"{_share(number, found.events)} {what}" for what, number in shares.items() if number]
+    return Check("times", "note" if len(says) > 1 else "ok", "; ".join(says))
+
+
+def _kernels(assembly: Assembly) -> Check:
+    dtype = str(hardware.compute_dtype(assembly.recipe.train.precision, assembly.device)).removeprefix("torch.")
+    says = f"products in {dtype} on {assembly.device}, {torch.get_num_threads()} threads"
+    versions = {"torch": torch.__version__, "numpy": np.__version__}
+    strange = [
+        f"{name} {versions[name]} (tested from {oldest} to {newest})"
+        for name, (oldest, newest) in TESTED.items()
+        if not _pair(oldest) <= _pair(versions[name]) <= _pair(newest)
+    ]
+    if strange:
+        return Check("kernels", "note", f"{says}; not tested with {', '.join(strange)}: run `make test`")
+    return Check("kernels", "ok", f"{says}; " + ", ".join(f"{name} {version}" for name, version in versions.items()))
+
+
+def _gradients(assembly: Assembly) -> Check:
+    """The loss of the first batch and its gradients, computed as the run will."""
+    recipe, model, device = assembly.recipe, assembly.model, assembly.device
+    if recipe.train.exchange.shard == "parameters":
+        return Check("gradients", "note", "not tried: no process could hold all of them")
+    epoch = TrainingBatches(assembly.store, recipe.batches, recipe.seed, (world.rank(), world.size())).epoch(0)
+    if not len(epoch):
+        return Check("gradients", "problem", "there is nothing to train on: no user has two events before the validation part.")
+    batch = epoch.batch(0).split(recipe.train.accumulate)[0].to(device)
+    dtype = hardware.compute_dtype(recipe.train.precision, device)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        model.begin_epoch(0, torch.Generator().manual_seed(recipe.seed))
+        model.train()
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            terms = model(batch).terms
+        total = torch.stack([term.weight * term.sum.float() / max(1, batch.num_targets()) for term in terms.values()]).sum()
+        total.backward()  # type: ignore[no-untyped-call]
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    strange = [name for name, gradient in gradients.items() if not _finite(gradient)]
+    model.zero_grad(set_to_none=True)
+    loss = float(total.detach())
+    if not math.isfinite(loss):
+        named = ", ".join(f"{name} = {float(term.sum.detach())}" for name, term in terms.items())
+        return Check(
+            "gradients", "problem", f"the loss of the first batch is not finite ({named}): lower model.table_std or the like."
+        )
+    if strange:
+        return Check("gradients", "problem", f"the first batch's are not finite in {', '.join(strange[:5])}.")
+    return Check("gradients", "ok", f"loss {loss:.4f} on the first batch, all of {len(gradients)} gradients finite")
+
+
+def _finite(gradient: Tensor) -> bool:
+    """Whether all numbers of a gradient are; only its rows where it has nothing else."""
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    return bool(values.isfinite().all())
+
+
+def _checkpoint(assembly: Assembly, folder: Path) -> Check:
+    """Write the weights as a checkpoint, read them back, compare every bit, and remove them."""
+    tensors = {name: tensor for name, tensor in assembly.model.state_dict().items() if type(tensor) is Tensor}
+    # Named as what a killed process leaves behind, which the next start sweeps away.
+    place = nearest(folder) / f"step_000000.tmp.{os.getpid()}"
+    try:
+        began = time.perf_counter()
+        loaded = checkpoint.load(checkpoint.save(place, 0, {"model": tensors}, {}))
+        seconds = time.perf_counter() - began
+    except UserError as error:
+        return Check("checkpoint", "problem", str(error))
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    other = [name for name, tensor in tensors.items() if not _same(loaded.tensors["model"][name], tensor.cpu())]
+    if other:
+        return Check("checkpoint", "problem", f"what was read back is not what was written: {', '.join(other[:5])}.")
+    size = sum(tensor.nbytes for tensor in tensors.values()) / 2**20
+    return Check("checkpoint", "ok", f"{size:,.1f} MiB written and read back, equal to the bit, in {seconds:.1f} s")
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+def nearest(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+
+
+def _day(ticks: int, each: int) -> str:
+    """The day of a time, in UTC; the number itself where no calendar reaches."""
+    try:
+        return datetime.fromtimestamp(ticks / each, UTC).date().isoformat()
+    except (ValueError, OverflowError, OSError):
+        return f"{ticks / each:.3g} s"
+
+
+def _share(number: int, total: int) -> str:
+    return f"{number:,} ({number / total:.1%})"
+
+
+def _pair(version: str) -> tuple[int, int]:
+    """The first two numbers of a version."""
+    major, minor = version.split("+")[0].split(".")[:2]
+    return int(major), int(minor)
