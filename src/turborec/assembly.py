@@ -17,6 +17,7 @@ from turborec.engine.loop import Stage
 from turborec.engine.sharding import whole_model
 from turborec.evaluate import Evaluation, Result, evaluate
 from turborec.losses import Criterion
+from turborec.nn.ssm import lower
 from turborec.recipe import open_kind
 from turborec.recipes import AnyRecipe
 
@@ -52,6 +53,7 @@ def assemble(recipe: AnyRecipe, store: Store, device: str = "auto") -> Assembly:
         chosen = torch.device("cpu")  # counting is sparse work in float64, nothing for an accelerator
     recipe.train.exchange.apply(model)  # before it goes to a device, which may have no room for all of it
     model = model.to(chosen)
+    lower(model, recipe.train.kernels, chosen)
     compile_parts(model, recipe.train)
     return Assembly(recipe, store, model, chosen)
 
