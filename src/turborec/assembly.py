@@ -86,7 +86,17 @@ def measure(assembly: Assembly, part: Part, model: Model | None = None, config: 
     with torch.no_grad():
         result = evaluate(model.scorer(), share, assembly.store, part, config, device, shown.max_length, world.add_up)
     windows = shown.model_dump(include={"max_length", "coverage", "overlap", "seams"})
-    return replace(result, card={**result.card, "request_time": shown.request_time, "training_windows": windows})
+    card = {**result.card, "request_time": shown.request_time, "training_windows": windows}
+    if options := stated(assembly.recipe) if not isinstance(model, Counted) else {}:
+        card["model_options"] = options
+    return replace(result, card=card)
+
+
+def stated(recipe: AnyRecipe) -> dict[str, Any]:
+    """What a result's card says of the model beside its name: the settings that the model's config has marked so."""
+    names = set(getattr(recipe.model, "stated", ()))
+    options: dict[str, Any] = recipe.model.model_dump(mode="json", include=names) if names else {}
+    return options
 
 
 def whole(assembly: Assembly) -> Model:
