@@ -95,7 +95,7 @@ def test_the_stable_form_is_finite_for_gaps_of_every_length_in_one_history(ticks
 
 
 def test_steps_of_mamba_are_not_rounded_to_bfloat16(monkeypatch):
-    """Steps are softplus of numbers near -5, which bfloat16 knows to a sixteenth; products before them may be rounded."""
+    """Steps are softplus of numbers near -5, which bfloat16 has in steps of 1/32; products before them may be rounded."""
     seen = []
     monkeypatch.setattr("turborec.nn.ssm.selective_scan", lambda x, step, *_, **__: seen.append(step) or stop())
 
