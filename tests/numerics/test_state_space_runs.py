@@ -180,6 +180,17 @@ def test_a_gap_that_goes_back_is_a_gap_of_zero(trained):
     assert torch.equal(back, still) and back.isfinite().all()
 
 
+def test_an_order_that_disagrees_with_time_rules_and_is_trained_on(tmp_path):
+    """From a file to results: histories are in the order they are given, whatever their times say."""
+    rows = [f"u{u},i{(7 * u + k) % ITEMS},{BEGIN + DAY * ((5 * k) % 6)},{k}" for u in range(30) for k in range(6)]
+    (tmp_path / "events.csv").write_text("\n".join(["user,item,time,place", *rows]) + "\n", encoding="utf-8")
+    source = "data.source={kind: table, events: events.csv, user: user, item: item, time: time, order: place}"
+    opened, results = run.train(recipe_of(source), tmp_path / "run", Places(home=tmp_path, raw=tmp_path))
+    first = opened.store.histories.times[:6]
+    assert [(int(time) - BEGIN) // DAY for time in first] == [0, 5, 4, 3, 2, 1]
+    assert np.isfinite(results["ss4rec"].kept["ndcg@10"])
+
+
 def test_a_missing_time_makes_two_gaps_unknown_and_no_others(trained):
     model = trained[0].model.eval()
     whole = states(model, [BEGIN, BEGIN + 60, BEGIN + DAY, BEGIN + 3 * DAY])
