@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from stores import store_of
+from turborec import recipes, run
 from turborec.recipe import kinds
+from turborec.stores import Places
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -35,6 +38,21 @@ def test_the_model_of_the_guide_passes_every_contract(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"1\d passed", done.stdout)
+
+
+def test_the_guide_follows_users_as_it_says(tmp_path, monkeypatch, capsys):
+    """Its code, run where a training has left runs/time."""
+    guide = (CHECKOUT / "docs" / "state-space.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", guide, re.DOTALL)[1]
+    walks = [[(3 * user + step) % 20 + 1 for step in range(8)] for user in range(20)]
+    times = [[10**9 + 60 * step for step in range(8)]] * 20
+    store = store_of(tmp_path / "store", walks, items=20, times=times)
+    tree = {"data": {"source": {"kind": "online_retail"}}, "model": {"kind": "ss4rec", "width": 8}, "train": {"epochs": 1}}
+    recipe = recipes.from_tree({**tree, "anchors": False}, "the test")
+    run.train(recipe, tmp_path / "runs" / "time", Places(home=tmp_path, store=store.folder))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/state-space.md", "exec"), {})
+    assert len(re.findall(r"'item-0000\d\d'", capsys.readouterr().out)) == 3
 
 
 @pytest.mark.parametrize("kind", kinds("turborec.sources"))

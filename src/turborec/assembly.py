@@ -17,6 +17,7 @@ from turborec.engine.loop import Stage
 from turborec.engine.sharding import whole_model
 from turborec.evaluate import Evaluation, Result, evaluate
 from turborec.losses import Criterion
+from turborec.nn.ssm import lower
 from turborec.recipe import open_kind
 from turborec.recipes import AnyRecipe
 
@@ -52,6 +53,7 @@ def assemble(recipe: AnyRecipe, store: Store, device: str = "auto") -> Assembly:
         chosen = torch.device("cpu")  # counting is sparse work in float64, nothing for an accelerator
     recipe.train.exchange.apply(model)  # before it goes to a device, which may have no room for all of it
     model = model.to(chosen)
+    lower(model, recipe.train.kernels, chosen)
     compile_parts(model, recipe.train)
     return Assembly(recipe, store, model, chosen)
 
@@ -84,7 +86,17 @@ def measure(assembly: Assembly, part: Part, model: Model | None = None, config: 
     with torch.no_grad():
         result = evaluate(model.scorer(), share, assembly.store, part, config, device, shown.max_length, world.add_up)
     windows = shown.model_dump(include={"max_length", "coverage", "overlap", "seams"})
-    return replace(result, card={**result.card, "request_time": shown.request_time, "training_windows": windows})
+    card = {**result.card, "request_time": shown.request_time, "training_windows": windows}
+    if options := stated(assembly.recipe) if not isinstance(model, Counted) else {}:
+        card["model_options"] = options
+    return replace(result, card=card)
+
+
+def stated(recipe: AnyRecipe) -> dict[str, Any]:
+    """What a result's card says of the model beside its name: the settings that the model's config has marked so."""
+    names = set(getattr(recipe.model, "stated", ()))
+    options: dict[str, Any] = recipe.model.model_dump(mode="json", include=names) if names else {}
+    return options
 
 
 def whole(assembly: Assembly) -> Model:

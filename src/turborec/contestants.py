@@ -20,7 +20,7 @@ from turborec.recipe import Tree, read
 Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
 
-CHOICES = ("max_length", "training_windows")
+CHOICES = ("max_length", "training_windows", "model_options")
 """Entries of a protocol card that are a model's choice, not a part of the task: they may differ in one table."""
 
 _ABSENT = object()

@@ -25,6 +25,8 @@ from turborec.engine.trackers import KINDS, Tracking, remembered
 from turborec.errors import InterruptedRunError, UserError
 from turborec.evaluate import Result
 from turborec.files import write_whole
+from turborec.nn.scan_loops import ran
+from turborec.nn.ssm import lowered
 from turborec.recipe import dump, read
 from turborec.recipes import AnyRecipe, from_tree, load
 from turborec.stores import Places
@@ -78,7 +80,11 @@ def carry_out(
                 run = _open(folder, recipe, places, device)
                 if world.leads():
                     _describe(run)
+                before = ran.copy()
                 learn(run)
+                if proof := ran - before:
+                    told = ", ".join(f"{count:,} by {name}" for name, count in sorted(proof.items()))
+                    logger.info(f"Recurrences computed so far, forward and backward: {told}")
                 run = replace(run, model=whole(run))
                 results = evaluate(run, "test")
         except (InterruptedRunError, KeyboardInterrupt) as error:
@@ -115,7 +121,10 @@ def _write_status(folder: Path, state: log.Status, reason: str = "", code: int =
 
 def reopen(folder: Path, places: Places, device: str = "auto") -> Run:
     """A run whose model holds the weights that validation chose, ready to evaluate and to recommend."""
-    run = _open(folder, recipe_of(folder), places, device)
+    recipe = recipe_of(folder)
+    # A training must have the kernels that it names; its weights are good on any machine.
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"kernels": "auto"})})
+    run = _open(folder, recipe, places, device)
     newest = checkpoint.load_latest(run.checkpoints)
     if newest is None or (newest.state["best_step"] is None and not isinstance(run.model, Counted)):
         raise UserError(f"{folder} has no validated weights yet. `turborec train --resume {folder}` goes on with it.")
@@ -165,6 +174,8 @@ def _describe(run: Run) -> None:
     parameters = parameters_of(run.model)
     dtype = str(hardware.compute_dtype(run.recipe.train.precision, run.device)).removeprefix("torch.")
     logger.info(f"Model: {run.recipe.model.kind} with {parameters:,} parameters, products in {dtype} on {run.device}")
+    if told := lowered(run.model):
+        logger.info(told)
 
 
 def _preflight(run: Run) -> None:

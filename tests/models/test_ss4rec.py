@@ -133,5 +133,14 @@ def test_a_user_with_very_many_events_is_followed_in_as_much_memory():
         )
 
 
+def test_users_are_not_followed_with_dropout():
+    model, item = built().train(), torch.tensor([1])
+    users = model.hear(None, item, item)
+    with pytest.raises(ValueError, match=r"call model\.eval\(\)"):
+        model.hear(users, item, item)
+    with pytest.raises(ValueError, match=r"call model\.eval\(\)"):
+        model.vectors(users)
+
+
 def test_one_norm_for_both_mixers_or_one_each():
     assert len(built().layers[0].norms) == 1 and len(built(shared_norm=False).layers[0].norms) == 2

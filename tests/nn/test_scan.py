@@ -124,3 +124,78 @@ def test_no_step_reads_one_after_it():
     for place in (0, 1, 3, 4):
         changed[place][4:] += 1.0
     assert torch.equal(selective_scan(*changed)[0][:4], before[:4])
+
+
+@pytest.mark.parametrize("variant", ["plain", "started"])
+def test_lower_precision_around_it_changes_nothing(variant):
+    """Forward and backward within autocast, as in a loop of one's own that closes it late."""
+    inputs, outcomes = selective_inputs(dtype=torch.float32), []
+    start = drawn(2, 4, 3, seed=6).float() if variant == "started" else None
+    for enabled in (False, True):
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y, last = selective_scan(*leaves, start)
+            outcomes.append([y, last, *torch.autograd.grad(y.square().sum(), leaves)])
+    assert all(torch.equal(one, other) for one, other in zip(*outcomes, strict=True))
+
+
+def test_the_start_has_a_gradient_and_the_last_state_none():
+    inputs, start = selective_inputs(), drawn(2, 4, 3, seed=6).requires_grad_()
+    resets = drawn(6, 2, seed=7) > 0.8
+    assert torch.autograd.gradcheck(lambda s: selective_scan(*inputs, s, resets)[0], [start])
+    assert not selective_scan(*inputs, start)[1].requires_grad
+
+
+def test_the_last_state_does_not_keep_the_others():
+    _, last = selective_scan(*selective_inputs(length=50))
+    assert last.untyped_storage().nbytes() == last.numel() * last.element_size()
+
+
+def test_tensors_of_any_layout_and_gradients_of_no_layout():
+    inputs = selective_inputs()
+    turned = [t.transpose(0, -1).contiguous().transpose(0, -1) for t in inputs]
+    assert not any(t.is_contiguous() for t in turned)
+    outcomes = []
+    for some in (inputs, turned):
+        leaves = [t.detach().requires_grad_() for t in some]
+        y, _ = selective_scan(*leaves)
+        outcomes.append([y, *torch.autograd.grad(y.sum(), leaves)])  # the gradient of a sum has strides of 0
+    for one, other in zip(*outcomes, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    decay, drive = (drawn(5, 2, 3, seed=n).transpose(1, 2) for n in (1, 2))
+    torch.testing.assert_close(scan(decay, drive), loop(decay, drive), rtol=1e-12, atol=1e-12)
+
+
+def test_batches_without_rows_and_histories_without_steps():
+    x, step, rate, write, read = selective_inputs()
+    leaves = [t.requires_grad_() for t in (x[:, :0], step[:, :0], rate, write[:, :0], read[:, :0])]
+    y, last = selective_scan(*leaves)
+    y.sum().backward()
+    assert y.shape == (6, 0, 3) and last.shape == (0, 4, 3) and not leaves[2].grad.any()
+    assert scan(x[:, :0], x[:, :0]).shape == (6, 0, 3)
+    with pytest.raises(ValueError, match="at least one step"):
+        scan(x[:0], x[:0])
+    with pytest.raises(ValueError, match="at least one step"):
+        selective_scan(x[:0], step[:0], rate, write[:0], read[:0])
+
+
+def test_a_gradient_of_a_gradient_is_refused_rather_than_wrong():
+    leaves = [t.requires_grad_() for t in selective_inputs()]
+    first = torch.autograd.grad(selective_scan(*leaves)[0].square().sum(), leaves, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(first[0].square().sum(), leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_operators_are_what_torch_expects_of_them(dtype):
+    """Layouts and aliases as announced to compilers and exports."""
+    checks = ("test_schema", "test_faketensor")
+    tensors = [drawn(4, 2, 3, dtype=dtype, seed=n) for n in (1, 2)]
+    for back in (False, True):
+        torch.library.opcheck(torch.ops.turborec.walk_loops, (*tensors, back), test_utils=checks)
+    inputs = selective_inputs()
+    for start, resets in ((None, None), (drawn(2, 4, 3), drawn(6, 2) > 0)):
+        torch.library.opcheck(torch.ops.turborec.selective_loops, (*inputs, start, resets), test_utils=checks)
+        states = drawn(6, 2, 4, 3)
+        given = (drawn(6, 2, 3), inputs, states, start, resets)
+        torch.library.opcheck(torch.ops.turborec.selective_loops_backward, given, test_utils=checks)

@@ -40,6 +40,9 @@ class Stage(Config):
     compile_mode: Literal["default", "reduce-overhead"] = Field(
         "default", description="reduce-overhead: CUDA records the kernels of compiled code once and replays them"
     )
+    kernels: Literal["auto", "reference", "triton", "mamba_ssm"] = Field(
+        "auto", description="what computes the recurrences of state-space models: the best there is, loops, or these kernels"
+    )
     start: Literal["last", "best"] = Field("last", description="which weights of the stage before it begins with")
     keep_optimizer: bool = Field(False, description="go on with the optimizer state of the stage before")
 

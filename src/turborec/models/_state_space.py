@@ -84,6 +84,8 @@ class StateSpace(Model):
 
     def _newest(self, users: Followed, after: Tensor) -> tuple[Tensor, tuple[Seen, ...]]:
         """The users' newest event, read after what the layers have kept: [B, D], and what they keep then."""
+        if self.training:
+            raise ValueError("users are followed by a model in evaluation, not in training: call model.eval()")
         earlier, later = (users.times, after) if self.spec.told else (users.times_before, users.times)
         gaps = Gaps(*between(earlier[:, None], later[:, None], self.spec.ticks))
         states, kept = self._read(users.items[:, None], gaps, Context(keys=users.items), users.layers)

@@ -19,6 +19,7 @@ class Config(BaseConfig):
 
     kind: Literal["mamba4rec"] = "mamba4rec"
     batch: ClassVar[type[SequenceBatch]] = SequenceBatch
+    stated: ClassVar[tuple[str, ...]] = ("init",)
 
     width: int = Field(64, ge=1)
     layers: int = Field(1, ge=1)

@@ -19,6 +19,7 @@ class Config(BaseConfig):
 
     kind: Literal["s5rec"] = "s5rec"
     batch: ClassVar[type[SequenceBatch]] = SequenceBatch
+    stated: ClassVar[tuple[str, ...]] = ("intervals", "parametrisation")
 
     width: int = Field(64, ge=1)
     layers: int = Field(2, ge=1)

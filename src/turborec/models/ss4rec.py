@@ -24,6 +24,7 @@ class Config(BaseConfig):
 
     kind: Literal["ss4rec"] = "ss4rec"
     batch: ClassVar[type[SequenceBatch]] = SequenceBatch
+    stated: ClassVar[tuple[str, ...]] = ("mixers", "intervals", "parametrisation", "init")
 
     width: int = Field(64, ge=1)
     layers: int = Field(2, ge=1)

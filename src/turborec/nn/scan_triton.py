@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from turborec.nn.scan_loops import Gradients, ran
+
 CHANNELS = 32
 """Channels of a program."""
 
@@ -18,7 +20,8 @@ CHANNELS = 32
 @triton.jit
 def _forward(x, step, rate, write, read, start, resets, y, states, length, rows, E, N, W: tl.constexpr, M: tl.constexpr,
              STARTED: tl.constexpr, RESET: tl.constexpr):  # fmt: skip
-    row, e = tl.program_id(0), tl.program_id(1) * W + tl.arange(0, W)
+    row = tl.program_id(0).to(tl.int64)  # places among all states may be more than 32 bits hold
+    e = tl.program_id(1) * W + tl.arange(0, W)
     n = tl.arange(0, M)
     here, there = e < E, n < N
     both = there[:, None] & here[None, :]
@@ -42,9 +45,9 @@ def _forward(x, step, rate, write, read, start, resets, y, states, length, rows,
 
 
 @triton.jit
-def _backward(x, step, rate, write, read, start, resets, states, gradient, of_x, of_step, of_rate, of_write, of_read,
+def _backward(x, step, rate, write, read, start, resets, states, gradient, of_x, of_step, of_rate, of_write, of_read, of_start,
               length, rows, E, N, W: tl.constexpr, M: tl.constexpr, STARTED: tl.constexpr, RESET: tl.constexpr):  # fmt: skip
-    row, block = tl.program_id(0), tl.program_id(1)
+    row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     e, n = block * W + tl.arange(0, W), tl.arange(0, M)
     here, there = e < E, n < N
     both = there[:, None] & here[None, :]
@@ -80,78 +83,107 @@ def _backward(x, step, rate, write, read, start, resets, states, gradient, of_x,
         tl.store(of_step + place * E + e, driven * u + tl.sum(through * rates, axis=0), mask=here)
         total += through * d[None, :]
     tl.store(of_rate + row * N * E + at, total, mask=both)
+    tl.store(of_start + row * N * E + at, whole, mask=both)
 
 
-class SelectiveScan(torch.autograd.Function):
-    """`scan.selective_scan` in float32, on an accelerator."""
+def forward(
+    x: Tensor, step: Tensor, rate: Tensor, write: Tensor, read: Tensor, start: Tensor | None, resets: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """As `scan_loops.forward`, in float32."""
+    y, states = _forward_operator(x, step, rate, write, read, start, resets)
+    return y, states
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        step: Tensor,
-        rate: Tensor,
-        write: Tensor,
-        read: Tensor,
-        start: Tensor | None,
-        resets: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """As `scan.selective_scan`."""
-        x, step, rate, write, read = (t.contiguous() for t in (x, step, rate, write, read))
-        resets = None if resets is None else resets.to(torch.uint8).contiguous()
-        start = None if start is None else start.contiguous()
-        length, rows, channels = x.shape
-        y, states = torch.empty_like(x), x.new_empty(length, rows, len(rate), channels)
-        ctx.shape = (
-            length,
-            rows,
-            channels,
-            len(rate),
-            CHANNELS,
-            triton.next_power_of_2(len(rate)),
-            start is not None,
-            resets is not None,
-        )
-        grid = (rows, triton.cdiv(channels, CHANNELS))
-        _forward[grid](
-            x, step, rate, write, read, x if start is None else start, x if resets is None else resets, y, states, *ctx.shape
-        )
-        ctx.save_for_backward(x, step, rate, write, read, start, resets, states)
-        last = states[-1].clone()
-        ctx.mark_non_differentiable(last)
-        return y, last
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        """Sums over channels and over rows are made of parts, in a fixed order."""
-        x, step, rate, write, read, start, resets, states = ctx.saved_tensors
-        blocks = triton.cdiv(x.shape[2], CHANNELS)
-        of_x, of_step, of_rate = torch.empty_like(x), torch.empty_like(x), x.new_empty(x.shape[1], *rate.shape)
-        of_write, of_read = (x.new_empty(blocks, *write.shape) for _ in range(2))
-        filled = [x if t is None else t for t in (start, resets)]
-        _backward[(x.shape[1], blocks)](
-            x,
-            step,
-            rate,
-            write,
-            read,
-            *filled,
-            states,
-            gradient.contiguous(),
-            of_x,
-            of_step,
-            of_rate,
-            of_write,
-            of_read,
-            *ctx.shape,
-        )
-        return of_x, of_step, of_rate.sum(0), of_write.sum(0), of_read.sum(0), None, None
+@torch.library.custom_op("turborec::selective_triton", mutates_args=())
+def _forward_operator(
+    x: Tensor, step: Tensor, rate: Tensor, write: Tensor, read: Tensor, start: Tensor | None, resets: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    _require(x, torch.float32)
+    x, step, rate, write, read = (t.contiguous() for t in (x, step, rate, write, read))
+    y, states = torch.empty_like(x), x.new_empty(*x.shape[:2], *rate.shape)
+    if x.shape[1]:
+        with torch.cuda.device_of(x):
+            _forward[(x.shape[1], _blocks(x))](
+                x, step, rate, write, read, *_filled(x, start, resets), y, states, *_sizes(x, rate, start, resets)
+            )
+    return y, states
+
+
+@_forward_operator.register_fake
+def _(
+    x: Tensor, step: Tensor, rate: Tensor, write: Tensor, read: Tensor, start: Tensor | None, resets: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape[0], x.shape[1], *rate.shape)
+
+
+def backward(
+    gradient: Tensor,
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    states: Tensor,
+    start: Tensor | None,
+    resets: Tensor | None,
+) -> Gradients:
+    """As `scan_loops.backward`, in float32. Sums over channels and over rows are made of parts, in a fixed order."""
+    of_x, of_step, of_rate, of_write, of_read, of_start = _backward_operator(gradient, list(inputs), states, start, resets)
+    return of_x, of_step, of_rate, of_write, of_read, of_start
+
+
+@torch.library.custom_op("turborec::selective_triton_backward", mutates_args=())
+def _backward_operator(
+    gradient: Tensor, inputs: list[Tensor], states: Tensor, start: Tensor | None, resets: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _require(gradient, torch.float32)
+    x, step, rate, write, read = (t.contiguous() for t in inputs)
+    of_x, of_step, of_rate = torch.empty_like(x), torch.empty_like(x), x.new_empty(x.shape[1], *rate.shape)
+    of_write, of_read = (x.new_empty(_blocks(x), *write.shape) for _ in range(2))
+    of_start, filled = x.new_empty(states.shape[1:]), _filled(x, start, resets)
+    made, sizes = (of_x, of_step, of_rate, of_write, of_read, of_start), _sizes(x, rate, start, resets)
+    if x.shape[1]:
+        with torch.cuda.device_of(x):
+            _backward[(x.shape[1], _blocks(x))](
+                x, step, rate, write, read, *filled, states, gradient.contiguous(), *made, *sizes
+            )
+    return of_x, of_step, of_rate.sum(0), of_write.sum(0), of_read.sum(0), of_start
+
+
+@_backward_operator.register_fake
+def _(
+    gradient: Tensor, inputs: list[Tensor], states: Tensor, start: Tensor | None, resets: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    shaped = [t.new_empty(t.shape) for t in inputs]
+    return shaped[0], shaped[1], shaped[2], shaped[3], shaped[4], states.new_empty(states.shape[1:])
+
+
+def _require(tensor: Tensor, dtype: torch.dtype) -> None:
+    """Every operator begins with this: a kernel reads whatever lies in memory as its own type."""
+    if tensor.dtype != dtype:
+        raise ValueError(f"the kernels of Triton compute in {dtype}, got {tensor.dtype}: use the loops")
+    ran["triton"] += 1
+
+
+def _blocks(x: Tensor) -> int:
+    blocks: int = triton.cdiv(x.shape[2], CHANNELS)
+    return blocks
+
+
+def _filled(x: Tensor, start: Tensor | None, resets: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What kernels are given for the start and the resets; something that they do not read for what is not there."""
+    return (
+        x if start is None else start.contiguous(),
+        x if resets is None else resets.to(torch.uint8).contiguous(),
+    )
+
+
+def _sizes(x: Tensor, rate: Tensor, start: Tensor | None, resets: Tensor | None) -> tuple[Any, ...]:
+    length, rows, channels = x.shape
+    states = len(rate)
+    return length, rows, channels, states, CHANNELS, triton.next_power_of_2(states), start is not None, resets is not None
 
 
 @triton.jit
 def _walk(decay, drive, out, length, size, W: tl.constexpr, COMPLEX: tl.constexpr, BACK: tl.constexpr):  # fmt: skip
     """h_t = a_t h_{t-1} + b_t; backward g_t = G_t + conj(a_{t+1}) g_{t+1}. Complex numbers lie as pairs of real ones."""
-    place = tl.program_id(0) * W + tl.arange(0, W)
+    place = tl.program_id(0).to(tl.int64) * W + tl.arange(0, W)
     here = place < size
     re, im = tl.zeros((W,), tl.float32), tl.zeros((W,), tl.float32)
     for number in range(length):
@@ -172,10 +204,24 @@ def _walk(decay, drive, out, length, size, W: tl.constexpr, COMPLEX: tl.constexp
             tl.store(out + t * size + place, re, mask=here)
 
 
-def walk(decay: Tensor, drive: Tensor, back: bool = False) -> Tensor:
-    """The states of a recurrence in float32 or complex64, or, going `back`, the gradients of its states: [L, ...]."""
+def walk(decay: Tensor, drive: Tensor, back: bool) -> Tensor:
+    """As `scan_loops.walk`, in float32 or complex64."""
+    states: Tensor = _walk_operator(decay, drive, back)
+    return states
+
+
+@torch.library.custom_op("turborec::walk_triton", mutates_args=())
+def _walk_operator(decay: Tensor, drive: Tensor, back: bool) -> Tensor:
+    _require(drive, torch.complex64 if drive.is_complex() else torch.float32)
     decay, drive = decay.resolve_conj().contiguous(), drive.resolve_conj().contiguous()
     out, size = torch.empty_like(drive), drive[0].numel()
     parts = [torch.view_as_real(t) if t.is_complex() else t for t in (decay, drive, out)]
-    _walk[(triton.cdiv(size, 4 * CHANNELS),)](*parts, len(drive), size, 4 * CHANNELS, drive.is_complex(), back)
+    if size:
+        with torch.cuda.device_of(drive):
+            _walk[(triton.cdiv(size, 4 * CHANNELS),)](*parts, len(drive), size, 4 * CHANNELS, drive.is_complex(), back)
     return out
+
+
+@_walk_operator.register_fake
+def _(decay: Tensor, drive: Tensor, back: bool) -> Tensor:
+    return torch.empty_like(drive, memory_format=torch.contiguous_format)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from turborec.nn import attention
 from turborec.nn.keyed import Dropout
 from turborec.nn.linear import Context, Linear
+from turborec.nn.lowering import Kernels, Lowering, chosen
 from turborec.nn.scan import scan, selective_scan
 from turborec.recipe import Config
 
@@ -89,6 +90,8 @@ class S5(nn.Module):
     `faithful` leaves lambda free, so that a real part above zero overflows after a long gap; `stable` keeps it below.
     """
 
+    lowering: Lowering | None = None  # what computes the recurrence; None: the best there is for what comes
+
     def __init__(
         self, width: int, states: int, parametrisation: Parametrisation, steps: tuple[float, float] = (1e-3, 0.1)
     ) -> None:
@@ -114,9 +117,10 @@ class S5(nn.Module):
             u = u if u.dtype == torch.float64 else u.float()
             decay, gain = self._discrete(steps.T[..., None].to(u.dtype) * self.log_step.exp())
             drawn = u.transpose(0, 1) @ self.b.permute(1, 0, 2).flatten(1)
-            driven = torch.view_as_complex(drawn.view(*drawn.shape[:2], -1, 2))
-            states = scan(decay, gain * driven, start)
-            seen = torch.view_as_real(states).flatten(2) @ (self.c * self.c.new_tensor([1.0, -1.0])).flatten(1).T
+            driven = torch.view_as_complex(drawn.view(*drawn.shape[:2], len(self.b), 2))
+            states = scan(decay, gain * driven, start, lowering=self.lowering)
+            conjugate = torch.stack([self.c[..., 0], -self.c[..., 1]], dim=-1)  # Re(C x) as a product of real numbers
+            seen = torch.view_as_real(states).flatten(2) @ conjugate.flatten(1).T
             return seen.transpose(0, 1) + self.d * u, states[-1]
 
     def _discrete(self, duration: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,6 +144,8 @@ class Mamba(nn.Module):
     `mamba`: as its authors have it, steps between 0.001 and 0.1. `official`: as SS4Rec's code leaves it, all maps normal with
     deviation 0.02 and biases zero, so that steps start at log 2.
     """
+
+    lowering: Lowering | None = None  # what computes the recurrence; None: the best there is for what comes
 
     def __init__(self, width: int, states: int, convolution: int = 4, expand: int = 2, init: Init = "mamba") -> None:
         super().__init__()
@@ -176,11 +182,12 @@ class Mamba(nn.Module):
         convolved = self.kernel_bias + sum(shown[:, k : k + length] * self.kernel[k] for k in range(width + 1))
         inner = F.silu(convolved)
         rank, write, read = self.select(inner, context).split([self.rank, self.states, self.states], dim=-1)
-        steps = F.softplus(self.step(rank, context))
-        timed = (t.transpose(0, 1).contiguous() for t in (inner, steps, write, read))
         with torch.autocast(x.device.type, enabled=False):
-            driven, step, writes, reads = timed
-            y, last = selective_scan(driven, step, -self.log_rate.exp(), writes, reads, None if start is None else start[1])
+            # A step of .01 is the softplus of -4.6, of which bfloat16 holds two digits; the product is a small one.
+            steps = F.softplus(self.step(rank if rank.dtype == torch.float64 else rank.float(), context))
+            driven, step, writes, reads = (t.transpose(0, 1).contiguous() for t in (inner, steps, write, read))
+            rate, before = -self.log_rate.exp(), None if start is None else start[1]
+            y, last = selective_scan(driven, step, rate, writes, reads, before, lowering=self.lowering)
         y = y.transpose(0, 1) + self.skip * inner
         mixed: Tensor = self.output(y * F.silu(gate), context)
         return mixed, (shown[:, shown.shape[1] - width :], last)
@@ -239,3 +246,31 @@ class Layer(nn.Module):
             x = self.feed_forward_dropout(changed, context.keys) + x
             x = norm(x) if shape.norm == "post" else x
         return x, Seen(tuple(kept))
+
+
+def lower(model: nn.Module, kernels: Kernels, device: torch.device) -> None:
+    """From now on the model's recurrences are computed so; a UserError where the device or the machine has no such kernels."""
+    if modules := _recurrent(model):
+        lowering = chosen(kernels, device)
+        for module in modules:
+            module.lowering = lowering
+
+
+def lowered(model: nn.Module) -> str | None:
+    """What computes the model's recurrences, in words; None for a model that has none."""
+    found = {module.lowering for module in _recurrent(model)}
+    if not found:
+        return None
+    named = "; ".join(sorted(_named(one) for one in found))
+    return f"Recurrences: {named}"
+
+
+def _named(lowering: Lowering | None) -> str:
+    if lowering is None:
+        return "by what is best for each tensor"
+    beside = f", those of S5 and of followed users by {lowering.others}" if lowering.others else ""
+    return f"by {lowering.name}{beside}"
+
+
+def _recurrent(model: nn.Module) -> list[S5 | Mamba]:
+    return [module for module in model.modules() if isinstance(module, S5 | Mamba)]

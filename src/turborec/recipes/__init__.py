@@ -70,6 +70,8 @@ class Recipe(Config, Generic[SourceConfig, ModelConfig]):
     def _compiled_once(self) -> "AnyRecipe":
         if {stage.compile for stage in self.then} - {"none", self.train.compile}:
             raise ValueError("then: what is compiled is decided once for a run, by train.compile: leave it out of other stages")
+        if {stage.kernels for stage in self.then} - {"auto", self.train.kernels}:
+            raise ValueError("then: kernels are chosen once for a run, by train.kernels: leave it out of other stages")
         return self
 
     @model_validator(mode="after")
