@@ -27,6 +27,7 @@ def test_a_run_its_data_and_a_page(run, tmp_path):
     assert len(found["values"]) == 1 + len(found["losses"]) and found["metric"] == "ndcg@10"
     page = (tmp_path / "drift.html").read_text()
     assert "<script" not in page and "preference" in page and len(page) < 300_000
+    assert any("data.prepare.values=true" in one for one in found["remarks"]) and found["shares"] == {}
     code, said, _ = run("drift", "out", "--users", "300", "--resamples", "60", "--every", "2")
     assert code in (0, 3, 4) and "Verdict" in said and "new users" in said
 
@@ -56,8 +57,37 @@ def test_files_of_recbole(run, tmp_path):
     found = json.loads(said)
     assert code in (0, 3) and len(found["periods"]) == 4
     assert {one["cause"] for one in found["data"] if any(one["moved"])} <= {"activity"}  # histories grow as nobody leaves
+    assert any(one.startswith("Ratings are not looked at") for one in found["remarks"])
     code, _, told = run("drift", "--reference", "past.inter", "--current", "now.inter", "--every", "week")
     assert code == 2 and "no item in common" in told
+    code, _, told = run("drift", "--reference", past)
+    assert code == 2 and "is a window: name what it is held against with --current" in told
+
+
+def test_ratings_and_genres_of_files_of_recbole_are_looked_at(run, tmp_path):
+    generator = np.random.default_rng(0)
+    rows = [
+        f"{generator.integers(50)}\t{generator.integers(30)}\t{day * 86_400 + generator.integers(86_400)}\t"
+        f"{generator.integers(1, 6) if day < 60 else 5}"
+        for day in range(80)
+        for _ in range(40)
+    ]
+    (tmp_path / "all.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float\trating:float", *rows]))
+    items = [f"{item}\tg{item % 3} Comedy\t{1990 + item}" for item in range(30)]
+    (tmp_path / "all.item").write_text("\n".join(["item_id:token\tgenre:token_seq\tyear:token", *items]))
+    held = ("drift", "--reference", "all.inter@1970-01-01..1970-02-26", "--current", "all.inter@1970-02-26..1970-03-20")
+    code, said, _ = run(*held, "--every", "week", "--json")
+    found = json.loads(said)
+    told = {one["statistic"]: one for one in found["data"]}
+    assert code == 3 and told["ratings"]["moved"] == [False, True, True, True] and told["ratings"]["cause"] == "preference"
+    assert found["shares"]["ratings"]["names"] == list("12345")
+    assert sorted(found["shares"]["categories"]["names"]) == ["Comedy", "g0", "g1", "g2"]
+    assert not any(told["categories"]["moved"]) and any("column genre tells, with blanks" in one for one in found["remarks"])
+
+    code, said, _ = run(*held, "--every", "week", "--category", "year")
+    assert code == 3 and "Changed most of ratings" in said and "column year" in said
+    code, _, said = run(*held, "--category", "genres")
+    assert code == 2 and "no column 'genres'" in said and "genre, year" in said
 
 
 @pytest.mark.parametrize(

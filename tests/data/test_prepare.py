@@ -709,6 +709,25 @@ def test_milliseconds_read_as_seconds_are_refused(tmp_path: Path) -> None:
     assert prepare(RawTables(table, time="milliseconds"), {}, Prepare(), LeaveOneOut(), tmp_path).is_dir()
 
 
+def test_seconds_and_milliseconds_in_one_file_are_told_by_row_and_count(tmp_path: Path) -> None:
+    def read(odd: Sequence[int], others: int, unit: str) -> None:
+        times = [1_600_000_000_000 // others + n for n in range(12)]
+        for place, time in zip((3, 7), odd, strict=True):
+            times[place] = time
+        file = tmp_path / "events.csv"
+        file.write_text("user,item,time\n" + "".join(f"u{n % 3},i{n},{time}\n" for n, time in enumerate(times)))
+        table = RawTable((file,), Text(",", header=True), {"user": "user", "item": "item", "time": "time"})
+        prepare(RawTables(table, time=unit), {}, Prepare(), LeaveOneOut(), tmp_path)  # type: ignore[arg-type]
+
+    for unit in ("seconds", "auto"):
+        with pytest.raises(UserError, match=r"2 of the times \(the first at events\.csv:5\) do\. Bring all times to one unit"):
+            read([1_600_000_000_000, 1_600_000_000_001], 1000, unit)
+    for unit in ("milliseconds", "auto"):
+        with pytest.raises(UserError, match=r"As milliseconds 2 of the times \(the first at events\.csv:5\) would be"):
+            read([1_600_000_000, 1_500_000_000], 1, unit)
+    read([5, 1_600_000_000_000], 1, "milliseconds")  # a placeholder, such as 0, is no time in seconds
+
+
 def test_not_a_number_is_no_user(tmp_path: Path) -> None:
     users = [float(n % 3) for n in range(12)] + [float("nan")]
     pq.write_table(pa.table({"user": users, "item": list(range(13))}), tmp_path / "events.parquet")

@@ -34,7 +34,7 @@ def number_ids(con: Engine) -> None:
 
 
 def locate(con: Engine, columns: Sequence[str], labelled: bool, conditions: Sequence[str], values: bool = False) -> None:
-    """`located`: the staged events for which all `conditions` hold, on integers, with their moment and, with `values`, value."""
+    """`located`: the staged events for which all `conditions` hold, on integers, with moment and, where asked for, value."""
     time = "time" if "time" in columns else "CAST(NULL AS BIGINT)"
     label = "label" if labelled else "CAST(0 AS TINYINT)"
     given = '"order"' if "order" in columns else "position"
@@ -115,6 +115,7 @@ LENGTHS = "SELECT count(*) AS length FROM core GROUP BY u ORDER BY u"
 
 PRIME = 2**31 - 1
 USER_FACTOR, ITEM_FACTOR = 1_327_217_885, 820_265_763
+
 
 # Ties must not be broken by id: where half of all targets share their day with the event before, "the next item has a
 # greater id" is a rule that a model learns and that holds in the test; it raised HR@10 by a fifth. Fifth powers modulo

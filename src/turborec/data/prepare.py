@@ -22,7 +22,10 @@ from pydantic import Field
 from turborec.data import clean
 from turborec.data.engine import Engine, duckdb_in, number
 from turborec.data.read import (
+    FILE_STEP,
     LOOKUP_CHECKS,
+    YEAR_1973,
+    YEAR_1990,
     YEAR_2200,
     Intake,
     bad_records,
@@ -166,7 +169,7 @@ def _build(tables: RawTables, config: Prepare, split: Split, folder: Path, work:
             names = [name for name in columns_of(tables.items) if name != "item"]
             write_attributes(con, names, folder / "items.parquet")
         earliest, latest = con.rows("SELECT min(time), max(time) FROM core")[0]
-        _require_plausible(latest, tables)
+        _require_plausible(con, latest, tables)
         known = _values(con) if config.values else {}
     taking_part = write_cuts(folder, split, events)
     lengths = np.quantile(np.diff(events.offsets), QUANTILES, method="lower")
@@ -193,16 +196,38 @@ def _values(con: Engine) -> dict[str, Any]:
     return {"values": {"known": number, "least": least, "greatest": greatest}}
 
 
-def _require_plausible(latest: int | None, tables: RawTables) -> None:
-    """Times in another unit than the stated one would only show in the dates of a split, so they are refused here."""
+def _require_plausible(con: Engine, latest: int | None, tables: RawTables) -> None:
+    """Times in another unit than the stated one, all or some of them, would only show in the dates of a split: refused here."""
     limit = YEAR_2200 * TICKS[tables.time]
-    if latest is not None and latest >= limit:
+    if latest is None:
+        return
+    if latest >= limit:
+        rows, told = _rows_where(con, tables, f"time >= {limit}")
+        all_of_them = rows == number(con, "SELECT count(time) FROM staged_events WHERE _reason IS NULL")
         remedy = (
             "If the times are milliseconds, say so: data.source.time_format=milliseconds."
-            if tables.time == "seconds"
-            else "Divide the times, or correct those that are wrong."
+            if tables.time == "seconds" and all_of_them
+            else "Bring all times to one unit, or correct those that are wrong."
         )
-        raise UserError(f"The latest time is {latest:,} {tables.time}, which lies beyond the year 2200. {remedy}")
+        raise UserError(f"The latest time is {latest:,} {tables.time}, which lies beyond the year 2200, as {told} do. {remedy}")
+    if tables.time == "milliseconds" and latest >= YEAR_1990 * 1000:
+        rows, told = _rows_where(con, tables, f"time >= {YEAR_1973} AND time < {YEAR_2200}")
+        # Times that are counted from the beginning of a log would lie between, too.
+        if rows and not _rows_where(con, tables, f"time >= {YEAR_2200} AND time < {YEAR_1990 * 1000}")[0]:
+            raise UserError(
+                f"As milliseconds {told} would be of January to March 1970, and all others of 1990 or later: they are in "
+                "seconds. Bring all times to one unit."
+            )
+
+
+def _rows_where(con: Engine, tables: RawTables, condition: str) -> tuple[int, str]:
+    """How many sound rows of events a condition holds for, and these in words with the place of the first."""
+    sound = f"FROM staged_events WHERE _reason IS NULL AND {condition}"
+    ((rows, position),) = con.rows(f"SELECT count(*), min(position) {sound}")
+    if not rows:
+        return 0, ""
+    place, line = divmod(int(position), FILE_STEP)
+    return int(rows), f"{rows:,} of the times (the first at {tables.events.names[place]}:{line})"
 
 
 def _tie_rule(columns: list[str], split: Split) -> str:

@@ -11,6 +11,9 @@ from turborec.checkup import Checkup
 from turborec.drift.attribution import CAUSES
 from turborec.report import figures, page
 
+SHOWN = 12
+"""Ratings or categories of a table: those whose shares have changed by most."""
+
 SAYS = {
     "none": "Neither have the data moved nor has the model lost, by more than chance.",
     "warning": "The data have moved; no loss of the model is shown.",
@@ -45,6 +48,7 @@ def checkup_page(found: Checkup) -> str:
         "losses": list(zip(found.ranked[1:], found.losses, strict=True)),
         "causes": CAUSES,
         "reference": f"{every[found.plan.reference[0]].split(' to ')[0]} to {every[found.plan.reference[-1]].split(' to ')[1]}",
+        "mixes": [(mix.about, mix.largest(SHOWN), len(mix.names)) for mix in found.mixes],
         "remarks": found.facts["remarks"],
         "facts": page.rows_of(
             {
