@@ -180,7 +180,7 @@ def test_ratings_and_categories_go_with_their_events(tmp_path):
     assert [sorted(one) for one in named] == [["x"], ["x", "y"], ["y"], ["z"]]  # item 3 is of what the later store tells
     assert any("column genres" in one and "0 of 4 items have none" in one for one in world.remarks)
 
-    mixed = shuffled(world, 1)
+    mixed = shuffled(world, 2, 1)
     assert sorted(mixed.log.times) == sorted(world.log.times)
     pairs = [sorted(zip(w.log.items.tolist(), np.nan_to_num(w.log.values).tolist(), strict=True)) for w in (world, mixed)]
     assert pairs[0] == pairs[1]
@@ -231,6 +231,37 @@ def test_other_people_and_few_items_in_common_are_stated(tmp_path):
     Ids.write(tmp_path / "a" / "user_ids", [b"somebody else"])
     remarks = joined(Window(replace(first)), [Window(second, 35, 100)]).remarks
     assert any("none of the reference's users" in one for one in remarks)
+
+
+def test_times_that_are_dealt_anew_leave_nothing_of_their_days_and_hours(tmp_path):
+    """A log whose last day ends in the morning, and is all the quieter for it."""
+    generator = np.random.default_rng(0)
+    hours = np.concatenate([day + generator.random(400) for day in range(29)] + [29 + generator.random(60) / 6])
+    owner = generator.integers(0, 40, len(hours))
+    times = [np.sort((hours[owner == user] * DAY).astype(int)).tolist() for user in range(40)]
+    store = timed(tmp_path / "a", [generator.integers(1, 30, len(row)).tolist() for row in times], times)
+    cuts = [np.searchsorted(row, [25 * DAY, 26 * DAY]) for row in times]
+    store = replace(store, cuts=np.asarray(cuts) + store.histories.offsets[:-1, None])
+    world = of_store(store)
+    chosen = plan(world, "day")
+    for every in ("day", 4):
+        dealt = shuffled(world, every)
+        assert np.array_equal(np.sort(dealt.log.times % DAY), np.sort(world.log.times % DAY))
+        events = np.bincount(dealt.log.times // DAY, minlength=30)
+        assert (events[-1] > 200) == (every == "day")
+        assert all((np.diff(row) >= 0).all() for row in np.split(dealt.log.times, dealt.log.offsets[1:-1]))
+    real, null = (check(one, chosen, resamples=60).data for one in (world, shuffled(world, "day")))
+    row = [one.name for one in real.statistics].index("hour of day")
+    assert real.beyond[row, -1] and not null.beyond.any()
+
+
+def test_periods_with_too_few_events_are_named_and_left_out(tmp_path):
+    times = [[day * DAY for day in range(40)] for _ in range(60)]
+    times[0].append(40 * DAY)
+    store = timed(tmp_path / "a", [[1, 2, 3, 4] * 10 + [1] * (len(row) - 40) for row in times], times)
+    store = replace(store, cuts=np.tile([30, 36], (60, 1)) + store.histories.offsets[:-1, None])
+    chosen = plan(of_store(store), "day")
+    assert len(chosen.current) == 4 and "1970-02-10 to 1970-02-11: fewer events than 5%" in chosen.remarks[0]
 
 
 def test_periods_in_which_nothing_happened_are_named(tmp_path):

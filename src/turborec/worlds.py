@@ -28,7 +28,7 @@ Table = tuple[NDArray[Any], ...]
 MOST_REFERENCE = 12
 """Periods of the reference: the last so many before what is looked at."""
 LEAST = 0.05
-"""Events of a period of the reference, as a share of the median, below which it is a hole in the log."""
+"""Events of a period, as a share of the reference's median, below which it is a hole in the log: too few to say anything of."""
 
 
 @dataclass(frozen=True)
@@ -224,14 +224,28 @@ def _future(times: Int64, ticks: int) -> list[str]:
     return [f"{ahead:,} events lie in the future: are their times right?"] * bool(ahead)
 
 
-def shuffled(world: World, seed: int = 0) -> World:
-    """The same events, ratings too, at times that are dealt anew among all: a world in which nothing changes but by chance."""
+def shuffled(world: World, every: Every | int, seed: int = 0) -> World:
+    """The same events, ratings too, at times dealt anew: a world in which nothing changes but by chance.
+
+    Days and times of day are dealt apart, so that no period keeps hours of its own, and the days such that periods which are
+    cut as `every` says have about as many events each: of the calendar's any day of the log, of others the events' own.
+    """
     log = world.log
-    times = np.random.default_rng(seed).permutation(np.asarray(log.times))
+    dealt = _dealt(np.asarray(log.times), 86_400 * world.ticks, isinstance(every, int), seed)
     users = np.repeat(np.arange(len(log.offsets) - 1), np.diff(log.offsets))
-    order = np.lexsort((times, users))
+    order = np.lexsort((dealt, users))
     values = None if log.values is None else np.asarray(log.values)[order]
-    return replace(world, log=replace(log, items=np.asarray(log.items)[order], times=times[order], values=values))
+    return replace(world, log=replace(log, items=np.asarray(log.items)[order], times=dealt[order], values=values))
+
+
+def _dealt(times: Int64, day: int, keeping: bool, seed: int) -> Int64:
+    """Times with the days of others, where those are kept, or with any from the first to the last; unknown ones stay so."""
+    generator = np.random.default_rng(seed)
+    dealt, known = np.full(len(times), UNKNOWN_TIME), times != UNKNOWN_TIME
+    days = times[known] // day
+    days = generator.permutation(days) if keeping else generator.integers(days.min(), days.max() + 1, len(days))
+    dealt[known] = days * day + generator.permutation(times[known] % day)
+    return dealt
 
 
 def plan(world: World, every: Every | int) -> Plan:
@@ -268,15 +282,15 @@ def plan(world: World, every: Every | int) -> Plan:
     # At the beginning of a log everything is new, whatever is normal; and a hole in it is none of its periods.
     whole_ones = [int(p) for p in before[events[before] >= LEAST * np.median(events[before])]] if len(before) else []
     reference = whole_ones[-(-len(whole_ones) // 3) :][-MOST_REFERENCE:] or whole_ones
-    current = [int(p) for p in after if events[p]]
+    enough = LEAST * np.median(events[reference]) if reference else 0
+    current = [int(p) for p in after if events[p] and events[p] >= enough]
     if not current or not reference:
         side = "after" if not current else "before"
         raise UserError(
-            f"There is no whole period of {every} {side} {instant(world.begins, world.ticks):%Y-%m-%d} with events in it: "
-            "choose shorter ones."
+            f"There is no whole period of {every} {side} {instant(world.begins, world.ticks):%Y-%m-%d} with enough "
+            f"events in it ({LEAST:.0%} of what is usual): choose shorter ones."
         )
-    empty = [periods.names[p] for p in after if not events[p]]
-    remarks = [f"Nothing happened in {', '.join(empty)}: there is nothing to say of it."] * bool(empty)
+    remarks = _holes(periods.names, [int(p) for p in after if p not in current], events)
     if len(reference) < FEWEST_PERIODS:
         remarks.append(
             f"The reference has {len(reference)} whole period{'s' * (len(reference) > 1)} of this length: what is usual from "
@@ -290,6 +304,14 @@ def plan(world: World, every: Every | int) -> Plan:
         events[first:end],
         tuple(remarks),
     )
+
+
+def _holes(names: list[str], left_out: list[int], events: Int64) -> list[str]:
+    """What to say of the periods after the seam that are too empty to be looked at."""
+    empty, few = ([names[p] for p in left_out if bool(events[p]) is some] for some in (False, True))
+    remarks = [f"Nothing happened in {', '.join(empty)}: there is nothing to say of it."] * bool(empty)
+    told = f"{', '.join(few)}: fewer events than {LEAST:.0%} of what a period of the reference has, too few to say anything of."
+    return remarks + [told] * bool(few)
 
 
 def events_of(world: World, chosen: Plan) -> list[tuple[str, int]]:

@@ -64,7 +64,8 @@ def check(
     resamples: Annotated[int, typer.Option(min=20, help="of the reference, behind the thresholds")] = 200,
     seed: Annotated[int, typer.Option(help="of the samples")] = 0,
     null: Annotated[
-        bool, typer.Option("--null", help="deal the times anew among all events: whatever is told of the data then is chance")
+        bool,
+        typer.Option("--null", help="deal days and hours anew among all events: whatever is told of the data then is chance"),
     ] = False,
     page: Annotated[Path | None, typer.Option(help="also write an HTML page to this file")] = None,
     home: Home = DEFAULT_HOME,
@@ -82,7 +83,7 @@ def check(
         assembly, world = _world(run, reference, current, home, raw, device, Path(scratch), category)
         cut = plan(world, chosen)
         if null:  # in it, training has seen what lies in the future, so the model is not asked
-            world, assembly = shuffled(world, seed), None
+            world, assembly = shuffled(world, chosen, seed), None
         found = checked(world, cut, assembly, users, level, resamples, seed)
     if page is not None:
         from turborec.report.drift_page import write_checkup
