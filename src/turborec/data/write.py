@@ -34,7 +34,7 @@ def write_events(con: Engine, folder: Path, labels: Path, ticks: int, values: bo
     offsets: Int64 = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     np.save(folder / "offsets.npy", offsets)
     total = int(offsets[-1])
-    targets = [(folder / "items.npy", np.int32), (folder / "times.npy", np.int64), (labels, np.uint8)]
+    targets: list[tuple[Path, Any]] = [(folder / "items.npy", np.int32), (folder / "times.npy", np.int64), (labels, np.uint8)]
     targets += [(folder / "values.npy", np.float32)] * values
     with ExitStack() as stack, task("Ordering events", total, "events") as advance:
         # Appended and not written through a memory map, which on a full disk kills the process.

@@ -24,13 +24,14 @@ MOST = 31
 def levels(log: "counts.Log", periods: Periods, reference: Sequence[int]) -> Levels:
     """The ratings of the events in the periods of the reference, ascending, or their quantiles: [L]; none without ratings."""
     assert log.values is not None
-    known, number = np.zeros(0, np.float32), np.zeros(0)
+    known: Levels = np.zeros(0, np.float32)
+    number: NDArray[np.float64] = np.zeros(0)
     for begin in range(0, len(log.times), counts.BLOCK):
         some = np.asarray(log.values[begin : begin + counts.BLOCK])
         inside = np.isin(periods.of(np.asarray(log.times[begin : begin + counts.BLOCK])), reference)
         found, often = np.unique(some[inside & ~np.isnan(some)], return_counts=True)
         known, place = np.unique(np.concatenate([known, found]), return_inverse=True)
-        number = np.bincount(place, np.concatenate([number, often]), len(known))
+        number = np.bincount(place, np.concatenate([number, often]), len(known)).astype(np.float64)
     if len(known) <= MOST:
         return known
     wanted = number.sum() * np.arange(1, MOST + 1) / (MOST + 1)
