@@ -1,6 +1,7 @@
 """`turborec drift` and `data windows` as they are typed: exit codes, JSON, pages and mistakes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -35,6 +36,14 @@ def test_a_run_its_data_and_a_page(run, tmp_path):
     assert code == 0 and json.loads(said)["values"] == []
 
     store = json.loads((tmp_path / "out" / "data.json").read_text())["store"]
+    code, said, told = run("data", "prepare", "recipe.yaml", "data.source.items=80", "--json")
+    other = {"store": json.loads(said)["store"], "key": json.loads((tmp_path / "out" / "data.json").read_text())["key"]}
+    shutil.copytree(tmp_path / "out", tmp_path / "moved")
+    (tmp_path / "moved" / "data.json").write_text(json.dumps(other))
+    code, _, told = run("drift", "moved")
+    assert code == 2 and "not those that the run" in told
+    code, said, told = run("drift", "out", "--reference", store)
+    assert code == 2 and "With a run, --reference is what it was trained on" in told
     code, said, _ = run("data", "windows", store, "--every", "month", "--json")
     windows = json.loads(said)
     assert code == 0 and windows[0]["window"] == f"{store}@2020-08-03..2020-09-01" and windows[0]["events"] > 0
