@@ -62,7 +62,7 @@ def worst(found):
 
 def test_a_world_that_stays_as_it_is(checked):
     found = checked["still"]
-    assert not any(loss.low > 0 for loss in found.losses) and found.verdict != "drift"
+    assert not any(loss.shown for loss in found.losses) and found.verdict != "drift"
     # Users of this world end with it, which is not what they did before.
     told = {s.cause for s, beyond in zip(found.data.statistics, found.data.beyond, strict=True) if beyond.any()}
     assert told <= {"activity"}
@@ -74,7 +74,7 @@ def test_another_taste_is_dated_and_laid_to_preference(checked):
     names = found.plan.names
     late = [name for name in names if name >= "2020-08-3"]
     assert names[0] == "2020-08-03 to 2020-09-01" and len(late) == 1
-    assert [loss.period for loss in found.losses if loss.low > 0] == late
+    assert [loss.period for loss in found.losses if loss.shown] == late
     assert worst(found)[1] == "preference"
     told = {s.cause for s, beyond in zip(found.data.statistics, found.data.beyond, strict=True) if beyond.any()}
     assert "preference" in told and not told & {"items", "users"}
@@ -83,7 +83,7 @@ def test_another_taste_is_dated_and_laid_to_preference(checked):
 def test_new_items_are_dated_and_laid_to_new_items(checked):
     found = checked["cold"]
     assert found.verdict == "drift" and worst(found)[1] == "new items"
-    assert [loss.period for loss in found.losses if loss.low > 0] == ["2020-09-01 to 2020-10-01"]
+    assert [loss.period for loss in found.losses if loss.shown] == ["2020-09-01 to 2020-10-01"]
     new = next(b for s, b in zip(found.data.statistics, found.data.beyond, strict=True) if s.name == "new items")
     assert new.tolist() == [False, True]
 

@@ -3,6 +3,7 @@
 Letters: U users, E events, V items, P periods, N sampled targets, W periods that are looked at, R resamples.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from turborec.assembly import Assembly
 from turborec.data.loader import evaluation_batches
 from turborec.data.store import Histories, Store
 from turborec.drift import ratings
-from turborec.drift.attribution import CAUSES, Targets, losses
+from turborec.drift.attribution import CAUSES, Targets, chance, losses
 from turborec.drift.counts import Counted, count, ranges
 from turborec.drift.moved import RESAMPLES, Moved, moved
 from turborec.drift.statistics import STATISTICS, Embedded, Statistic, deciles, kolmogorov_smirnov, shares
@@ -62,6 +63,8 @@ class Loss:
     low: float
     high: float
     causes: dict[str, tuple[float, float, float]]  # value, low and high of each of `CAUSES`
+    chance: float  # how often targets dealt to both sides by chance would tell of as great a loss
+    shown: bool  # both by the interval and by chance
     score_shift: float  # Kolmogorov-Smirnov distance of the highest scores
 
 
@@ -100,7 +103,7 @@ class Checkup:
     @property
     def verdict(self) -> Verdict:
         """Drift where the model has lost, a warning where the data alone have moved."""
-        if any(loss.low > 0 for loss in self.losses):
+        if any(loss.shown for loss in self.losses):
             return "drift"
         return "warning" if self.data.beyond.any() else "none"
 
@@ -272,4 +275,7 @@ def _lost(reference: Ranked, current: Ranked, level: float, seed: int) -> Loss:
         edges = np.quantile(reference.scores, np.linspace(0, 1, 51)[1:-1])
         counts = [np.bincount(np.searchsorted(edges, one.scores), minlength=50) for one in (reference, current)]
         shift = float(kolmogorov_smirnov(*counts))
-    return Loss(current.period, float(found.sum()), float(low[0]), float(high[0]), causes, shift)
+    number = max(BOOTSTRAP, math.ceil(8 / level))
+    dealt = chance(reference.targets, current.targets, number, seed) if low[0] > 0 else 1.0
+    shown = bool(low[0] > 0 and dealt <= level / 2)
+    return Loss(current.period, float(found.sum()), float(low[0]), float(high[0]), causes, dealt, shown, shift)

@@ -221,7 +221,7 @@ def _tell(found: "Checkup") -> None:
             ranks.add_column(name, justify="left" if name == "period" else "right")
         ranks.add_row("before", f"{found.ranked[0].value:.4f}")
         for one, loss in zip(found.ranked[1:], found.losses, strict=True):
-            value = f"[bold red]{loss.value:+.4f}[/]" if loss.low > 0 else f"{loss.value:+.4f}"
+            value = f"[bold red]{loss.value:+.4f}[/]" if loss.shown else f"{loss.value:+.4f}"
             causes = (f"{cause[0]:+.4f}" for cause in loss.causes.values())
             ranks.add_row(
                 one.period.split(" to ")[0], f"{one.value:.4f}", value, f"{loss.low:+.4f} to {loss.high:+.4f}", *causes

@@ -43,6 +43,18 @@ def losses(reference: Targets, current: Targets, resamples: int = 2000, seed: in
     return found, _losses(reference, current, *weights)
 
 
+def chance(reference: Targets, current: Targets, resamples: int = 2000, seed: int = 0) -> float:
+    """How often the mean falls by as much where all targets are dealt to both sides by chance (Fisher's randomisation).
+
+    The interval of a few targets that are all missed is too narrow, since no resample of them has a hit; this knows it.
+    """
+    generator = np.random.default_rng(seed)
+    both, number = np.concatenate([reference.values, current.values]), len(reference.values)
+    least = reference.values.sum() - 1e-9
+    reached = sum(bool(generator.permutation(both)[:number].sum() >= least) for _ in range(resamples))
+    return (1 + reached) / (1 + resamples)
+
+
 def _losses(reference: Targets, current: Targets, before: Float, now: Float) -> Float:
     """The same with targets weighted: [R, N] twice -> [R, 4]."""
     terms = []

@@ -45,7 +45,7 @@ def checkup_page(found: Checkup) -> str:
         "figures": _figures(found, names),
         "metric": found.metric,
         "before": found.ranked[0].value if found.ranked else None,
-        "losses": list(zip(names, found.ranked[1:], found.losses, strict=True)),
+        "losses": list(zip(names, found.ranked[1:], found.losses, strict=True)) if found.losses else [],
         "causes": CAUSES,
         "reference": f"{every[found.plan.reference[0]].split(' to ')[0]} to {every[found.plan.reference[-1]].split(' to ')[1]}",
         "mixes": [(mix.about, mix.largest(SHOWN), len(mix.names)) for mix in found.mixes],
