@@ -68,13 +68,20 @@ def _losses(report: dict[str, Any]) -> list[str]:
     before, *now = report["values"]
     causes = list(report["losses"][0]["causes"])
     metric = report["metric"]
-    lines = [f"| period | targets | {metric} | loss and interval | {' | '.join(causes)} |", "|---" * (4 + len(causes)) + "|"]
-    lines.append(f"| before | {before['targets']:,} | {before['value']:.4f} |{' |' * (1 + len(causes))}")
+    lines = [
+        f"| period | targets | of new items, new users | {metric} | loss and interval | {' | '.join(causes)} |",
+        "|---" * (5 + len(causes)) + "|",
+    ]
+    lines.append(f"| before | {before['targets']:,} | {_new(before)} | {before['value']:.4f} |{' |' * (1 + len(causes))}")
     for one, loss in zip(now, report["losses"], strict=True):
         interval = f"{loss['value']:+.4f} ({loss['low']:+.4f} to {loss['high']:+.4f})"
         parts = " | ".join(f"{loss['causes'][name][0]:+.4f}" for name in causes)
-        lines.append(f"| {one['period']} | {one['targets']:,} | {one['value']:.4f} | {interval} | {parts} |")
+        lines.append(f"| {one['period']} | {one['targets']:,} | {_new(one)} | {one['value']:.4f} | {interval} | {parts} |")
     return lines
+
+
+def _new(one: dict[str, Any]) -> str:
+    return f"{one['new']['items']:.0%}, {one['new']['users']:.0%}"
 
 
 def _remarks(report: dict[str, Any]) -> list[str]:

@@ -53,6 +53,11 @@ class Ranked:
         """The mean of the metric."""
         return float(self.targets.values.mean())
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        new = {name: float(mask.mean()) for name, mask in (("items", self.targets.new_item), ("users", self.targets.new_user))}
+        return {"period": self.period, "value": self.value, "targets": len(self.targets.values), "new": new}
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -124,7 +129,7 @@ class Checkup:
                 for s, v, t, beyond in rows
             ],
             "metric": self.metric,
-            "values": [{"period": one.period, "value": one.value, "targets": len(one.scores)} for one in self.ranked],
+            "values": [one.to_json() for one in self.ranked],
             "losses": [vars(loss) for loss in self.losses],
             "shares": {mix.about: mix.to_json() for mix in self.mixes},
             **self.facts,
@@ -276,6 +281,6 @@ def _lost(reference: Ranked, current: Ranked, level: float, seed: int) -> Loss:
         counts = [np.bincount(np.searchsorted(edges, one.scores), minlength=50) for one in (reference, current)]
         shift = float(kolmogorov_smirnov(*counts))
     number = max(BOOTSTRAP, math.ceil(8 / level))
-    dealt = chance(reference.targets, current.targets, number, seed) if low[0] > 0 else 1.0
+    dealt = chance(reference.targets, current.targets, number, seed)
     shown = bool(low[0] > 0 and dealt <= level / 2)
     return Loss(current.period, float(found.sum()), float(low[0]), float(high[0]), causes, dealt, shown, shift)

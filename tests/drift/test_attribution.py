@@ -64,3 +64,20 @@ def test_a_few_targets_that_are_all_missed_are_no_loss_by_chance():
     many = Targets((np.arange(2000) % 4 == 0) * 1.0, *(np.zeros(2000, kind) for kind in (bool, bool, np.int64)))
     fewer = Targets((np.arange(2000) % 5 == 0) * 1.0, *(np.zeros(2000, kind) for kind in (bool, bool, np.int64)))
     assert chance(many, fewer) < 0.002 and chance(many, many) > 0.3 and chance(fewer, many) > 0.9
+
+
+def test_a_catalogue_that_is_new_altogether_is_laid_to_new_items():
+    """What becomes of the few targets that are known is not charged for all."""
+    generator = np.random.default_rng(0)
+    before = targets(generator, 20_000, new_items=0.3)
+    found, _ = losses(before, targets(generator, 20_000, new_items=0.98, known=0.0, rare=1.0), resamples=10)
+    assert CAUSES[int(np.argmax(found))] == "new items" and found[0] > 0.9 * found.sum() and (found > -0.01).all()
+
+
+def test_nobody_known_is_charged_with_nothing():
+    generator = np.random.default_rng(0)
+    for first, second in ((0.1, 1.0), (1.0, 0.1), (1.0, 1.0)):
+        before, now = (targets(generator, 5000, new_items=0.1, new_users=share) for share in (first, second))
+        found, _ = losses(before, now, resamples=10)
+        assert found.sum() == pytest.approx(before.values.mean() - now.values.mean(), abs=1e-12)
+        assert found[2:].tolist() == [0, 0]
