@@ -3,6 +3,7 @@
 from typing import Any
 
 from rows import Row
+from turborec.drift.attribution import CAUSES
 
 STRONGEST = 6
 """Statistics of a table: those that come nearest to their thresholds, or lie farthest beyond."""
@@ -19,7 +20,7 @@ def drift_section(rows: list[Row]) -> list[str]:
         "",
         "`turborec drift` of a model that was trained on the past of real data. An alarm is a statistic beyond its threshold",
         "in a period; dealt anew means with days and hours dealt among all events, so that nothing has moved and every alarm",
-        "is a false one. docs/drift.md says what is looked at.",
+        "is a false one. Losses that are shown, by their interval and by dealing targets, are bold. docs/drift.md says more.",
         "",
         "| data | model | periods before, after | alarms | verdict | alarms, dealt anew | verdict, dealt anew |",
         "|---|---|---|---|---|---|---|",
@@ -66,15 +67,15 @@ def _statistics(report: dict[str, Any]) -> list[str]:
 def _losses(report: dict[str, Any]) -> list[str]:
     """What the model has lost by period, and why."""
     before, *now = report["values"]
-    causes = list(report["losses"][0]["causes"])
-    metric = report["metric"]
+    causes, metric = CAUSES, report["metric"]
     lines = [
         f"| period | targets | of new items, new users | {metric} | loss and interval | {' | '.join(causes)} |",
         "|---" * (5 + len(causes)) + "|",
     ]
     lines.append(f"| before | {before['targets']:,} | {_new(before)} | {before['value']:.4f} |{' |' * (1 + len(causes))}")
     for one, loss in zip(now, report["losses"], strict=True):
-        interval = f"{loss['value']:+.4f} ({loss['low']:+.4f} to {loss['high']:+.4f})"
+        value = f"**{loss['value']:+.4f}**" if loss["shown"] else f"{loss['value']:+.4f}"
+        interval = f"{value} ({loss['low']:+.4f} to {loss['high']:+.4f})"
         parts = " | ".join(f"{loss['causes'][name][0]:+.4f}" for name in causes)
         lines.append(f"| {one['period']} | {one['targets']:,} | {_new(one)} | {one['value']:.4f} | {interval} | {parts} |")
     return lines

@@ -111,3 +111,13 @@ def test_ratings_and_genres_of_files_of_recbole_are_looked_at(run, tmp_path):
 def test_mistakes_are_told(run, words, told):
     code, _, said = run("drift", "check", *words)
     assert code == 2 and told in said
+
+
+@pytest.mark.data
+def test_real_files_of_recbole_are_looked_at_with_ratings_and_genres(run, data_folder):
+    place = data_folder / "ml-100k" / "raw" / "ml-100k.inter.gz"
+    held = ("--reference", f"{place}@1997-09-20..1998-02-01", "--current", f"{place}@1998-02-01..1998-05-01")
+    code, said, _ = run("drift", *held, "--resamples", "50", "--json")
+    found = json.loads(said)
+    assert code in (0, 3) and found["shares"]["ratings"]["names"] == list("12345")
+    assert len(found["shares"]["categories"]["names"]) == 19 and any("column class" in one for one in found["remarks"])

@@ -68,3 +68,19 @@ def test_one_release_is_not_the_past_of_another(run, tmp_path):
     code, _, told = run("drift", "--reference", "ml-20m/sasrec", "--current", "ml-32m/sasrec", *RAW)
     assert code == 2 and "MovieLens 20m and 32m are samples of different people with numbers of their own" in told
     assert "Cut one release by time" in told
+
+
+@pytest.mark.data
+def test_the_real_small_release_by_year(run, data_folder):
+    raw = ("--raw", data_folder / "ml-latest-small" / "raw")
+    split = "data.split={kind: global_time, validation_from: 2015-01-01, test_from: 2016-01-01}"
+    code, said, told = run("data", "prepare", "ml-latest-small/sasrec", split, "data.prepare.values=true", *raw, "--json")
+    assert code == 0, told
+    held = ("drift", "--reference", json.loads(said)["key"], "--every", "year", "--resamples", "50", "--json")
+    code, said, told = run(*held)
+    found = json.loads(said)
+    assert code in (0, 3) and len(found["reference"]) == 12 and len(found["periods"]) == 3
+    assert found["shares"]["ratings"]["names"] == ["0.5", "1", "1.5", "2", "2.5", "3", "3.5", "4", "4.5", "5"]
+    assert len(found["shares"]["categories"]["names"]) == 19
+    code, said, told = run(*held, "--null")
+    assert code == 0 and not any(moved for one in json.loads(said)["data"] for moved in one["moved"])

@@ -175,7 +175,7 @@ def _window(name: str, home: Path, raw: Path | None, scratch: Path) -> "Window":
     from turborec.worlds import Window, instants
 
     place, _, span = name.partition("@")
-    store = _of_file(Path(place), scratch) if place.endswith(".inter") else _store(place, home, raw)
+    store = _of_file(Path(place), scratch) if place.endswith((".inter", ".inter.gz")) else _store(place, home, raw)
     return Window(store, *instants(span, store.ticks)) if span else Window(store)
 
 
@@ -191,7 +191,7 @@ def _of_file(path: Path, scratch: Path) -> "Store":
 
     if not path.is_file():
         raise UserError(f"There is no file {path}.")
-    source = {"kind": "recbole", "name": path.name.removesuffix(".inter")}
+    source = {"kind": "recbole", "name": path.name.removesuffix(".gz").removesuffix(".inter")}
     recipe = recipes.from_tree({"data": {"source": source}, "model": {"kind": "popularity"}}, str(path))
     if "value" in recipe.data.source.parse(path.parent).events.select:
         data = {"source": source, "prepare": {"values": True}}
