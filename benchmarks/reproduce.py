@@ -1,7 +1,8 @@
 """Make committed rows again and compare: python benchmarks/reproduce.py results/quality/<file>.json (make reproduce ROW=…).
 
 Rows of quality are trained again and their values compared. Rows of speed are measured again, which renews their file, and
-their ratios compared: seconds belong to a machine, ratios much less.
+their ratios compared: seconds belong to a machine, ratios much less. Rows of drift are made again in the same way, and their
+alarms compared.
 """
 
 import json
@@ -54,6 +55,17 @@ def speed_again(path: Path, rows: list[Row]) -> None:
     sys.exit(worse > 0)
 
 
+def drift_again(path: Path, rows: list[Row]) -> None:
+    """Look at the data and the model anew, and exit with 1 where other alarms are raised."""
+    command = shlex.split(rows[0]["provenance"]["command"])
+    print("+", shlex.join(command), flush=True)
+    subprocess.run([sys.executable, *command[1:]], check=True, cwd=Path(__file__).parents[1])
+    before, after = rows[0]["values"], _read(path)[0]["values"]
+    for name, value in before.items():
+        print(f"{name:20} {value:.0f} {after[name]:.0f}")
+    sys.exit(before != after)
+
+
 def _read(path: Path) -> list[Row]:
     content = json.loads(path.read_text(encoding="utf-8"))
     return content if isinstance(content, list) else [content]
@@ -62,6 +74,8 @@ def _read(path: Path) -> list[Row]:
 def main() -> None:
     """Exit with 1 where a value differs by more than the tolerance."""
     rows = _read(Path(sys.argv[1]))
+    if rows[0]["kind"] == "drift":
+        drift_again(Path(sys.argv[1]), rows)
     if rows[0]["kind"] != "quality":
         speed_again(Path(sys.argv[1]), rows)
     with tempfile.TemporaryDirectory() as scratch:

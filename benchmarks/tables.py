@@ -5,6 +5,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from drift_tables import drift_section
 from rows import Row, read_all
 from speed_tables import speed_sections, summary
 
@@ -64,6 +65,7 @@ def results_page(rows: list[Row]) -> str:
             "of bfloat16 where products ran in it, half of float32's on processors that are not fast at it. The time to",
             "a peer's quality is of one run of one seed. Every row's file has the load of the machine when it began.",
             *speed_sections(rows),
+            *drift_section(rows),
             "",
             f"Commits measured: {', '.join(commits) or 'none'}.",
             "",

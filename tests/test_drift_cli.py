@@ -1,6 +1,7 @@
 """`turborec drift` and `data windows` as they are typed: exit codes, JSON, pages and mistakes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ def test_a_run_its_data_and_a_page(run, tmp_path):
     assert len(found["values"]) == 1 + len(found["losses"]) and found["metric"] == "ndcg@10"
     page = (tmp_path / "drift.html").read_text()
     assert "<script" not in page and "preference" in page and len(page) < 300_000
+    assert any("data.prepare.values=true" in one for one in found["remarks"]) and found["shares"] == {}
     code, said, _ = run("drift", "out", "--users", "300", "--resamples", "60", "--every", "2")
     assert code in (0, 3, 4) and "Verdict" in said and "new users" in said
 
@@ -34,6 +36,14 @@ def test_a_run_its_data_and_a_page(run, tmp_path):
     assert code == 0 and json.loads(said)["values"] == []
 
     store = json.loads((tmp_path / "out" / "data.json").read_text())["store"]
+    code, said, told = run("data", "prepare", "recipe.yaml", "data.source.items=80", "--json")
+    other = {"store": json.loads(said)["store"], "key": json.loads((tmp_path / "out" / "data.json").read_text())["key"]}
+    shutil.copytree(tmp_path / "out", tmp_path / "moved")
+    (tmp_path / "moved" / "data.json").write_text(json.dumps(other))
+    code, _, told = run("drift", "moved")
+    assert code == 2 and "not those that the run" in told
+    code, said, told = run("drift", "out", "--reference", store)
+    assert code == 2 and "With a run, --reference is what it was trained on" in told
     code, said, _ = run("data", "windows", store, "--every", "month", "--json")
     windows = json.loads(said)
     assert code == 0 and windows[0]["window"] == f"{store}@2020-08-03..2020-09-01" and windows[0]["events"] > 0
@@ -56,8 +66,37 @@ def test_files_of_recbole(run, tmp_path):
     found = json.loads(said)
     assert code in (0, 3) and len(found["periods"]) == 4
     assert {one["cause"] for one in found["data"] if any(one["moved"])} <= {"activity"}  # histories grow as nobody leaves
+    assert any(one.startswith("Ratings are not looked at") for one in found["remarks"])
     code, _, told = run("drift", "--reference", "past.inter", "--current", "now.inter", "--every", "week")
     assert code == 2 and "no item in common" in told
+    code, _, told = run("drift", "--reference", past)
+    assert code == 2 and "is a window: name what it is held against with --current" in told
+
+
+def test_ratings_and_genres_of_files_of_recbole_are_looked_at(run, tmp_path):
+    generator = np.random.default_rng(0)
+    rows = [
+        f"{generator.integers(50)}\t{generator.integers(30)}\t{day * 86_400 + generator.integers(86_400)}\t"
+        f"{generator.integers(1, 6) if day < 60 else 5}"
+        for day in range(80)
+        for _ in range(40)
+    ]
+    (tmp_path / "all.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float\trating:float", *rows]))
+    items = [f"{item}\tg{item % 3} Comedy\t{1990 + item}" for item in range(30)]
+    (tmp_path / "all.item").write_text("\n".join(["item_id:token\tgenre:token_seq\tyear:token", *items]))
+    held = ("drift", "--reference", "all.inter@1970-01-01..1970-02-26", "--current", "all.inter@1970-02-26..1970-03-20")
+    code, said, _ = run(*held, "--every", "week", "--json")
+    found = json.loads(said)
+    told = {one["statistic"]: one for one in found["data"]}
+    assert code == 3 and told["ratings"]["moved"] == [False, True, True, True] and told["ratings"]["cause"] == "preference"
+    assert found["shares"]["ratings"]["names"] == list("12345")
+    assert sorted(found["shares"]["categories"]["names"]) == ["Comedy", "g0", "g1", "g2"]
+    assert not any(told["categories"]["moved"]) and any("column genre tells, with blanks" in one for one in found["remarks"])
+
+    code, said, _ = run(*held, "--every", "week", "--category", "year")
+    assert code == 3 and "Changed most of ratings" in said and "column year" in said
+    code, _, said = run(*held, "--category", "genres")
+    assert code == 2 and "no column 'genres'" in said and "genre, year" in said
 
 
 @pytest.mark.parametrize(
@@ -72,3 +111,13 @@ def test_files_of_recbole(run, tmp_path):
 def test_mistakes_are_told(run, words, told):
     code, _, said = run("drift", "check", *words)
     assert code == 2 and told in said
+
+
+@pytest.mark.data
+def test_real_files_of_recbole_are_looked_at_with_ratings_and_genres(run, data_folder):
+    place = data_folder / "ml-100k" / "raw" / "ml-100k.inter.gz"
+    held = ("--reference", f"{place}@1997-09-20..1998-02-01", "--current", f"{place}@1998-02-01..1998-05-01")
+    code, said, _ = run("drift", *held, "--resamples", "50", "--json")
+    found = json.loads(said)
+    assert code in (0, 3) and found["shares"]["ratings"]["names"] == list("12345")
+    assert len(found["shares"]["categories"]["names"]) == 19 and any("column class" in one for one in found["remarks"])

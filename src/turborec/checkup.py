@@ -3,6 +3,7 @@
 Letters: U users, E events, V items, P periods, N sampled targets, W periods that are looked at, R resamples.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 from turborec.assembly import Assembly
 from turborec.data.loader import evaluation_batches
 from turborec.data.store import Histories, Store
-from turborec.drift.attribution import CAUSES, Targets, losses
+from turborec.drift import ratings
+from turborec.drift.attribution import CAUSES, Targets, chance, losses
 from turborec.drift.counts import Counted, count, ranges
 from turborec.drift.moved import RESAMPLES, Moved, moved
-from turborec.drift.statistics import STATISTICS, Embedded, Statistic, deciles, kolmogorov_smirnov
+from turborec.drift.statistics import STATISTICS, Embedded, Statistic, deciles, kolmogorov_smirnov, shares
 from turborec.errors import UserError
 from turborec.evaluate import evaluate
 from turborec.progress import task
@@ -51,6 +53,11 @@ class Ranked:
         """The mean of the metric."""
         return float(self.targets.values.mean())
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        new = {name: float(mask.mean()) for name, mask in (("items", self.targets.new_item), ("users", self.targets.new_user))}
+        return {"period": self.period, "value": self.value, "targets": len(self.targets.values), "new": new}
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -61,7 +68,28 @@ class Loss:
     low: float
     high: float
     causes: dict[str, tuple[float, float, float]]  # value, low and high of each of `CAUSES`
+    chance: float  # how often targets dealt to both sides by chance would tell of as great a loss
+    shown: bool  # both by the interval and by chance
     score_shift: float  # Kolmogorov-Smirnov distance of the highest scores
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What events were made up of before, and in each period that is looked at: shares of ratings or of categories."""
+
+    about: str
+    names: list[str]  # [K]
+    before: Float  # [K]
+    now: Float  # [W, K]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {"names": self.names, "before": self.before.tolist(), "periods": self.now.tolist()}
+
+    def largest(self, number: int) -> list[tuple[str, float, list[float]]]:
+        """The parts whose shares have changed by most in any period: name, before, now."""
+        order = np.argsort(-np.abs(self.now - self.before).max(0), kind="stable")[:number]
+        return [(self.names[part], float(self.before[part]), self.now[:, part].tolist()) for part in order]
 
 
 @dataclass(frozen=True)
@@ -74,12 +102,13 @@ class Checkup:
     metric: str | None
     ranked: list[Ranked]  # the reference first; none without a model
     losses: list[Loss]
+    mixes: list[Mix]  # of ratings and categories, where they are looked at
     facts: dict[str, Any]
 
     @property
     def verdict(self) -> Verdict:
         """Drift where the model has lost, a warning where the data alone have moved."""
-        if any(loss.low > 0 for loss in self.losses):
+        if any(loss.shown for loss in self.losses):
             return "drift"
         return "warning" if self.data.beyond.any() else "none"
 
@@ -100,8 +129,9 @@ class Checkup:
                 for s, v, t, beyond in rows
             ],
             "metric": self.metric,
-            "values": [{"period": one.period, "value": one.value, "targets": len(one.scores)} for one in self.ranked],
+            "values": [one.to_json() for one in self.ranked],
             "losses": [vars(loss) for loss in self.losses],
+            "shares": {mix.about: mix.to_json() for mix in self.mixes},
             **self.facts,
         }
 
@@ -116,19 +146,41 @@ def check(
     seed: int = 0,
 ) -> Checkup:
     """Look at the data of the periods and, where there is a model, at what it makes of them."""
-    counted = count(world.log, chosen.periods, seed)
+    levels = None if world.log.values is None else ratings.levels(world.log, chosen.periods, chosen.reference)
+    counted = count(world.log, chosen.periods, seed, levels)
     statistics = [one for one in STATISTICS if one.table in counted.tables]
     if vectors := _vectors(world, assembly):
         statistics.append(
             Statistic("item vectors", "items", "preference", vectors, "shift of the mean vector, in deviations of items")
         )
     data = moved(counted, chosen.reference, chosen.current, statistics, level, resamples, seed)
-    facts = {"level": level, "resamples": resamples, "seed": seed, "remarks": [*world.remarks, *chosen.remarks]}
+    remarks = [*world.remarks, *chosen.remarks, *_unrated(counted)]
+    facts = {"level": level, "resamples": resamples, "seed": seed, "remarks": remarks}
+    bins = {"ratings": [] if levels is None else ratings.names(levels)}
+    bins["categories"] = list(world.log.categories.names) if world.log.categories else []
+    mixes = [_mix(about, names, counted, chosen) for about, names in bins.items() if names]
     if assembly is None:
-        return Checkup(chosen, counted, data, None, [], [], facts)
+        return Checkup(chosen, counted, data, None, [], [], mixes, facts)
     ranked = list(_ranked(world, chosen, assembly, sampled, seed))
     found = [_lost(ranked[0], one, level / len(ranked[1:]), seed) for one in ranked[1:]]
-    return Checkup(chosen, counted, data, assembly.recipe.select, ranked, found, facts | {"sampled_users": sampled})
+    return Checkup(chosen, counted, data, assembly.recipe.select, ranked, found, mixes, facts | {"sampled_users": sampled})
+
+
+def _mix(about: str, names: list[str], counted: Counted, chosen: Plan) -> Mix:
+    """The shares of what has any."""
+    totals = counted.tables[about].sum(1, dtype=np.float64)
+    before, now = shares(totals[chosen.reference].sum(0)), shares(totals[chosen.current])
+    some = np.flatnonzero((before > 0) | (now > 0).any(0))
+    return Mix(about, [names[part] for part in some], before[some], now[:, some])
+
+
+def _unrated(counted: Counted) -> list[str]:
+    """A remark on events whose rating nobody knows, where ratings are looked at."""
+    if "ratings" not in counted.tables:
+        return []
+    total = int(counted.events.sum())
+    lacking = total - int(counted.tables["ratings"].sum(dtype=np.float64))
+    return [f"{lacking:,} of {total:,} events have no rating, and are left out where ratings are compared."] * bool(lacking)
 
 
 def _vectors(world: World, assembly: Assembly | None) -> Embedded | None:
@@ -228,4 +280,7 @@ def _lost(reference: Ranked, current: Ranked, level: float, seed: int) -> Loss:
         edges = np.quantile(reference.scores, np.linspace(0, 1, 51)[1:-1])
         counts = [np.bincount(np.searchsorted(edges, one.scores), minlength=50) for one in (reference, current)]
         shift = float(kolmogorov_smirnov(*counts))
-    return Loss(current.period, float(found.sum()), float(low[0]), float(high[0]), causes, shift)
+    number = max(BOOTSTRAP, math.ceil(8 / level))
+    dealt = chance(reference.targets, current.targets, number, seed)
+    shown = bool(low[0] > 0 and dealt <= level / 2)
+    return Loss(current.period, float(found.sum()), float(low[0]), float(high[0]), causes, dealt, shown, shift)

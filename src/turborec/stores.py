@@ -51,13 +51,14 @@ def of_recipe(recipe: AnyRecipe, places: Places) -> Store:
 def prepared_before(recipe: AnyRecipe, home: Path) -> Path | None:
     """The only store below `home` that was prepared by this recipe's rules, from whatever files; None if it is not one."""
     source = recipe.data.source.model_dump(mode="json")
-    rules = {"prepare": recipe.data.prepare.model_dump(mode="json"), "split": recipe.data.split.model_dump(mode="json")}
+    rules = {"prepare": recipe.data.prepare.rules(), "split": recipe.data.split.model_dump(mode="json")}
     found = []
     for card_file in (home / "stores").glob("*/card.json"):
         try:
             card = read_card(card_file.parent)
             made = {name: card["source"].get(name) for name in source} == source
             alike = all(card[part].items() <= rule.items() for part, rule in rules.items())
+            alike = alike and card["prepare"].get("values", False) == recipe.data.prepare.values
         except (UserError, KeyError, TypeError, AttributeError):
             continue
         found += [card_file.parent] * (made and alike)

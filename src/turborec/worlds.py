@@ -5,13 +5,16 @@ Letters: U users, E events, V items of the first store's catalogue, M of all sto
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from turborec.data import attributes
 from turborec.data.schema import UNKNOWN_TIME
 from turborec.data.store import Ids, Store
+from turborec.drift import categories
 from turborec.drift.counts import BLOCK, Log
 from turborec.drift.moved import FEWEST_PERIODS
 from turborec.drift.periods import Every, Periods, calendar, instant, of_equal_counts
@@ -19,11 +22,13 @@ from turborec.errors import UserError
 
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
+Table = tuple[NDArray[Any], ...]
+"""Columns: users, times, items and, where they are kept, values of events."""
 
 MOST_REFERENCE = 12
 """Periods of the reference: the last so many before what is looked at."""
 LEAST = 0.05
-"""Events of a period of the reference, as a share of the median, below which it is a hole in the log."""
+"""Events of a period, as a share of the reference's median, below which it is a hole in the log: too few to say anything of."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,11 @@ def instants(text: str, ticks: int) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def of_store(store: Store) -> World:
-    """A store that is split by time: what is looked at are the events of its test part."""
+def of_store(store: Store, category: str | None = None) -> World:
+    """A store that is split by time: what is looked at are the events of its test part.
+
+    `category`: the attribute of items that tells their categories; None: the one that obviously does, if any.
+    """
     offsets, times = store.histories.offsets, store.histories.times
     _require_times(store)
     starts = []
@@ -97,23 +105,28 @@ def of_store(store: Store) -> World:
             )
         starts.append(_day(int(times[after].min()), int(times[before].max()) if len(before) else 0, store.ticks))
     begins, validates = starts
-    items = store.item_counts() > 0
+    every = np.arange(store.num_items + 1)
+    log = Log(offsets, store.histories.items, times, store.num_items, store.values)
+    log, remarks = _described(log, [(store, every)], category)
     return World(
-        Log(offsets, store.histories.items, times, store.num_items),
+        log,
         store.ticks,
         begins,
         min(validates, begins),
-        np.arange(store.num_items + 1),
-        items,
+        every,
+        store.item_counts() > 0,
         store.cuts[:, 0] > offsets[:-1],
+        (*_future(times, store.ticks), *remarks),
     )
 
 
-def joined(reference: Window, current: Sequence[Window]) -> World:
-    """The reference and what the others have later, joined by raw ids."""
+def joined(reference: Window, current: Sequence[Window], category: str | None = None) -> World:
+    """The reference and what the others have later, joined by raw ids; `category` as in `of_store`."""
     first, ticks = reference.store, reference.store.ticks
     _require_times(first)
-    tables = [_events(reference, np.arange(first.num_items + 1), np.arange(first.num_users))]
+    rated = all(window.store.values is not None for window in (reference, *current))
+    numbered = [(first, np.arange(first.num_items + 1))]
+    tables = [_events(reference, numbered[0][1], np.arange(first.num_users), rated)]
     last = int(tables[0][1].max(initial=-(2**62)))
     known: dict[str, int] = {}
     people: dict[str, int] = {}
@@ -121,6 +134,12 @@ def joined(reference: Window, current: Sequence[Window]) -> World:
     for window in current:
         _require_alike(first, window.store)
         items = _matched(first.item_ids, window.store.item_ids, known, first.num_items, shift=1)
+        numbered.append((window.store, items))
+        if 2 * (shared := int((items[1:] <= first.num_items).sum())) < len(items) - 1:
+            remarks.append(
+                f"Of the {len(items) - 1:,} items of {window.store.folder} the reference has {shared:,}: is it the same "
+                "catalogue?"
+            )
         users = _matched(first.user_ids, window.store.user_ids, people, first.num_users, shift=0)
         if not (items[1:] <= first.num_items).any():
             raise UserError(
@@ -128,46 +147,105 @@ def joined(reference: Window, current: Sequence[Window]) -> World:
             )
         if not (users < first.num_users).any():
             remarks.append(f"{window.store.folder} has none of the reference's users: what is new of them says nothing.")
-        table = _events(window, items, users)
+        table = _events(window, items, users, rated)
         later = table[1] > last
         if not later.all():
             remarks.append(
                 f"{int((~later).sum()):,} events of {window.store.folder} are not after the reference, and are left out."
             )
         seconds.append(tuple(column[later] for column in table))
-    users, times, items = (np.concatenate(columns) for columns in zip(*tables, *seconds, strict=True))
     if not sum(len(table[0]) for table in seconds):
         raise UserError(f"There is nothing after {instant(last, ticks):%Y-%m-%d %H:%M}, where the reference ends.")
-    order = np.lexsort((times, users))
-    number, total = first.num_users + len(people), first.num_items + len(known)
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=number))]).astype(np.int64)
+    earliest = min(int(table[1].min()) for table in seconds if len(table[1]))
+    total = first.num_items + len(known)
+    log = _sorted([*tables, *seconds], first.num_users + len(people), total)
+    log, told = _described(log, numbered, category)
     catalogue = np.arange(total + 1)
     catalogue[first.num_items + 1 :] = 0
     trained = np.concatenate([first.item_counts() > 0, np.zeros(len(known), bool)])
     starts, ends = first.histories.offsets[:-1], first.cuts[:, 0]
-    earliest = min(int(table[1].min()) for table in seconds if len(table[1]))
     begins = _day(earliest, last, ticks)
     validation = first.cuts[:, 0] < first.histories.offsets[1:]
     unseen = first.histories.times[first.cuts[validation, 0]]
     return World(
-        Log(offsets, items[order], times[order], total),
+        log,
         ticks,
         begins,
         int(unseen.min()) if len(unseen) else begins,
         catalogue,
         trained,
         np.concatenate([ends > starts, np.zeros(len(people), bool)]),
-        tuple(remarks),
+        (*remarks, *_future(log.times, ticks), *told),
     )
 
 
-def shuffled(world: World, seed: int = 0) -> World:
-    """The same events at times that are dealt anew among all of them: a world in which nothing changes but by chance."""
+def _sorted(tables: list[Table], users: int, items: int) -> Log:
+    """The events of all tables in the order of users and times, with numbers of that many users and items."""
+    owner, times, numbers, *values = (np.concatenate(columns) for columns in zip(*tables, strict=True))
+    order = np.lexsort((times, owner))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=users))]).astype(np.int64)
+    return Log(offsets, numbers[order], times[order], items, values[0][order] if values else None)
+
+
+def _described(log: Log, stores: Sequence[tuple[Store, Int64]], asked: str | None) -> tuple[Log, list[str]]:
+    """The log with the categories of its items, which have these numbers in the stores, and what there is to say of it.
+
+    An item is of the categories that the first store which has it tells.
+    """
+    remarks = []
+    if log.values is None:
+        remarks.append("Ratings are not looked at: stores keep them where they are prepared with data.prepare.values=true.")
+    column, why = categories.chosen([attributes.columns(store) for store, _ in stores], asked)
+    if column is None:
+        return log, [*remarks, why]
+    texts: list[str | None] = [None] * (log.num_items + 1)
+    for store, numbers in stores:
+        for number, text in zip(numbers[1:].tolist(), attributes.texts(store, column), strict=True):
+            texts[number] = texts[number] or text
+    events = np.zeros(log.num_items + 1, np.int64)
+    for begin in range(0, len(log.items), BLOCK):
+        events += np.bincount(log.items[begin : begin + BLOCK], minlength=len(events))
+    # Lists of RecBole's have blanks between their entries, and those of all others bars.
+    blanks = all((store.card.get("source") or {}).get("kind") == "recbole" for store, _ in stores)
+    blanks = blanks and not any(text and "|" in text for text in texts)
+    found = categories.of_texts(column, texts[1:], " " if blanks else "|", events)
+    lacking = np.diff(found.starts)[1:] == 0
+    remarks.append(
+        f"Categories are what the items' column {column} tells, with {'blanks' if blanks else 'bars'} between several: an "
+        f"event counts once for each of its item's. {int(lacking.sum()):,} of {log.num_items:,} items have none."
+    )
+    return replace(log, categories=found), remarks
+
+
+def _future(times: Int64, ticks: int) -> list[str]:
+    """A remark on events that lie ahead of the clock, which are errors in it or in the times."""
+    now = int(datetime.now(UTC).timestamp() * ticks)
+    ahead = sum(int((times[begin : begin + BLOCK] > now).sum()) for begin in range(0, len(times), BLOCK))
+    return [f"{ahead:,} events lie in the future: are their times right?"] * bool(ahead)
+
+
+def shuffled(world: World, every: Every | int, seed: int = 0) -> World:
+    """The same events, ratings too, at times dealt anew: a world in which nothing changes but by chance.
+
+    Days and times of day are dealt apart, so that no period keeps hours of its own, and the days such that periods which are
+    cut as `every` says have about as many events each: of the calendar's any day of the log, of others the events' own.
+    """
     log = world.log
-    times = np.random.default_rng(seed).permutation(np.asarray(log.times))
+    dealt = _dealt(np.asarray(log.times), 86_400 * world.ticks, isinstance(every, int), seed)
     users = np.repeat(np.arange(len(log.offsets) - 1), np.diff(log.offsets))
-    order = np.lexsort((times, users))
-    return replace(world, log=replace(log, items=np.asarray(log.items)[order], times=times[order]))
+    order = np.lexsort((dealt, users))
+    values = None if log.values is None else np.asarray(log.values)[order]
+    return replace(world, log=replace(log, items=np.asarray(log.items)[order], times=dealt[order], values=values))
+
+
+def _dealt(times: Int64, day: int, keeping: bool, seed: int) -> Int64:
+    """Times with the days of others, where those are kept, or with any from the first to the last; unknown ones stay so."""
+    generator = np.random.default_rng(seed)
+    dealt, known = np.full(len(times), UNKNOWN_TIME), times != UNKNOWN_TIME
+    days = times[known] // day
+    days = generator.permutation(days) if keeping else generator.integers(days.min(), days.max() + 1, len(days))
+    dealt[known] = days * day + generator.permutation(times[known] % day)
+    return dealt
 
 
 def plan(world: World, every: Every | int) -> Plan:
@@ -204,15 +282,15 @@ def plan(world: World, every: Every | int) -> Plan:
     # At the beginning of a log everything is new, whatever is normal; and a hole in it is none of its periods.
     whole_ones = [int(p) for p in before[events[before] >= LEAST * np.median(events[before])]] if len(before) else []
     reference = whole_ones[-(-len(whole_ones) // 3) :][-MOST_REFERENCE:] or whole_ones
-    current = [int(p) for p in after if events[p]]
+    enough = LEAST * np.median(events[reference]) if reference else 0
+    current = [int(p) for p in after if events[p] and events[p] >= enough]
     if not current or not reference:
         side = "after" if not current else "before"
         raise UserError(
-            f"There is no whole period of {every} {side} {instant(world.begins, world.ticks):%Y-%m-%d} with events in it: "
-            "choose shorter ones."
+            f"There is no whole period of {every} {side} {instant(world.begins, world.ticks):%Y-%m-%d} with enough "
+            f"events in it ({LEAST:.0%} of what is usual): choose shorter ones."
         )
-    empty = [periods.names[p] for p in after if not events[p]]
-    remarks = [f"Nothing happened in {', '.join(empty)}: there is nothing to say of it."] * bool(empty)
+    remarks = _holes(periods.names, [int(p) for p in after if p not in current], events)
     if len(reference) < FEWEST_PERIODS:
         remarks.append(
             f"The reference has {len(reference)} whole period{'s' * (len(reference) > 1)} of this length: what is usual from "
@@ -226,6 +304,14 @@ def plan(world: World, every: Every | int) -> Plan:
         events[first:end],
         tuple(remarks),
     )
+
+
+def _holes(names: list[str], left_out: list[int], events: Int64) -> list[str]:
+    """What to say of the periods after the seam that are too empty to be looked at."""
+    empty, few = ([names[p] for p in left_out if bool(events[p]) is some] for some in (False, True))
+    remarks = [f"Nothing happened in {', '.join(empty)}: there is nothing to say of it."] * bool(empty)
+    told = f"{', '.join(few)}: fewer events than {LEAST:.0%} of what a period of the reference has, too few to say anything of."
+    return remarks + [told] * bool(few)
 
 
 def events_of(world: World, chosen: Plan) -> list[tuple[str, int]]:
@@ -261,7 +347,8 @@ def _require_alike(first: Store, other: Store) -> None:
     if first.ticks != other.ticks:
         units = [{1: "seconds", 1000: "milliseconds"}[store.ticks] for store in (first, other)]
         raise UserError(f"{first.folder} has times in {units[0]}, {other.folder} in {units[1]}: prepare both in one unit.")
-    rules = [{k: v for k, v in (store.card.get("prepare") or {}).items()} for store in (first, other)]
+    # Whether values are kept changes nothing else.
+    rules = [{k: v for k, v in (store.card.get("prepare") or {}).items() if k != "values"} for store in (first, other)]
     if rules[0] != rules[1]:
         differing = sorted(name for name in {*rules[0], *rules[1]} if rules[0].get(name) != rules[1].get(name))
         raise UserError(
@@ -288,8 +375,8 @@ def _matched(first: Ids, other: Ids, known: dict[str, int], size: int, shift: in
     return np.asarray([0] * shift + numbers, dtype=np.int64)
 
 
-def _events(window: Window, items: Int64, users: Int64) -> tuple[Int64, Int64, Int64]:
-    """User, time and item of each of the window's events whose time is known, in numbers of all."""
+def _events(window: Window, items: Int64, users: Int64, rated: bool) -> Table:
+    """User, time and item of each of the window's events whose time is known, in numbers of all; its value where `rated`."""
     histories = window.store.histories
     owner = np.repeat(np.arange(histories.num_users), np.diff(histories.offsets))
     times = np.asarray(histories.times)
@@ -300,4 +387,5 @@ def _events(window: Window, items: Int64, users: Int64) -> tuple[Int64, Int64, I
         kept &= times < window.end
     if not kept.any():
         raise UserError(f"{window.store.folder} has no event in the window that was named.")
-    return users[owner[kept]], times[kept], items[np.asarray(histories.items)[kept]]
+    values = [np.asarray(window.store.values)[kept]] if rated else []
+    return users[owner[kept]], times[kept], items[np.asarray(histories.items)[kept]], *values

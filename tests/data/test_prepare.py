@@ -369,6 +369,49 @@ def test_the_same_inputs_are_prepared_once(tmp_path: Path, monkeypatch: pytest.M
     assert made(tmp_path, CROWD, Prepare(memory_mb=500)).folder == first.folder
 
 
+def test_values_are_kept_beside_their_events_where_that_is_asked_for(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    events = [Event(f"u{n % 20}", f"i{draw.randrange(9)}", draw.randrange(50), value=n / 2) for n in range(300)]
+    events[7] = events[7]._replace(value="")  # type: ignore[arg-type]
+    columns = ("user", "item", "time", "value")
+    plain, kept = (made(tmp_path, events, Prepare(values=values), columns) for values in (False, True))
+    assert plain.values is None and kept.values is not None and kept.values.dtype == "float32"
+    for name in ("offsets.npy", "items.npy", "times.npy", "cuts.npy", "parts.npy"):
+        assert plain.card["files"][name] == kept.card["files"][name]
+    assert kept.card["values"] == {"known": 299, "least": 0.0, "greatest": 149.5} and "values" not in plain.card
+    raw = {(int(e.user[1:]), e.item, e.time, e.value) for e in events if e.value != ""}
+    owner = np.repeat(np.arange(20), np.diff(kept.histories.offsets))
+    users, items = kept.user_ids.raw(owner), kept.item_ids.raw(kept.histories.items - 1)
+    rows = zip(users, items, kept.histories.times.tolist(), kept.values.tolist(), strict=True)
+    assert {(int(u[1:]), i, t, v) for u, i, t, v in rows if v == v} == raw  # NaN is no value
+    damage(kept.folder / "values.npy", "flipped")
+    with pytest.raises(UserError, match=r"is damaged: values\.npy"):
+        open_store(kept.folder)
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("drop_exact", 1.0), ("first", 1.0), ("last", 3.0)])
+def test_of_events_that_differ_in_their_value_alone_the_same_one_stays(tmp_path: Path, policy: str, expected: float) -> None:
+    odd = [Event("u", "x", 5, value=value) for value in (3.0, 1.0, 2.0)]
+    columns = ("user", "item", "time", "value")
+    for number, order in enumerate(([0, 1, 2], [1, 2, 0], [2, 1, 0])):
+        rows = [*(odd[place] for place in order), *CROWD]
+        config = Prepare(duplicates=policy, values=True)  # type: ignore[arg-type]
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        store = made(folder, rows, config, columns)
+        (user,) = store.user_ids.find(["u"])
+        values = store.values
+        assert values is not None and values[store.histories.offsets[user]] == expected
+
+
+def test_values_too_large_for_a_float32_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="1e\\+39 does not fit in the float32"):
+        made(tmp_path, [*CROWD, Event("u", "x", 1, value=1e39)], Prepare(values=True), ("user", "item", "time", "value"))
+    blank = [event._replace(value="") for event in CROWD]  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="No event that is left has a value"):
+        made(tmp_path, blank, Prepare(values=True), ("user", "item", "time", "value"))
+
+
 def test_what_decides_the_content_decides_the_key(tmp_path: Path) -> None:
     def key(config: Prepare | None = None, split: Split | None = None, content: str = "a", **more: Any) -> str:
         raw = tables(tmp_path / "events.tsv", CROWD, **more)
@@ -378,6 +421,7 @@ def test_what_decides_the_content_decides_the_key(tmp_path: Path) -> None:
         key(),
         key(content="b"),
         key(Prepare(min_user_events=2)),
+        key(Prepare(values=True)),
         key(split=UserHoldout()),
         key(split=UserHoldout(seed=1)),
         key(time="milliseconds"),
@@ -385,6 +429,7 @@ def test_what_decides_the_content_decides_the_key(tmp_path: Path) -> None:
     ]
     assert len(set(different)) == len(different)
     assert {key(terms="Others."), key(Prepare(memory_mb=500))} == {key()}
+    assert "values" not in Prepare().rules()  # or every store made before there was such a rule would be made again
 
 
 def test_the_place_and_name_of_a_file_do_not_decide_the_key(tmp_path: Path) -> None:
@@ -413,6 +458,7 @@ def test_store_cut_short_is_not_used_again(tmp_path: Path) -> None:
     [
         (CROWD, ("user", "item", "time"), Prepare(kinds=("buy",)), LeaveOneOut(), "prepare.kinds needs a column 'kind'"),
         (CROWD, ("user", "item", "time"), Prepare(min_value=1.0), LeaveOneOut(), "prepare.min_value needs a column 'value'"),
+        (CROWD, ("user", "item", "time"), Prepare(values=True), LeaveOneOut(), "prepare.values needs a column 'value'"),
         (CROWD, ("user", "item", "time"), Prepare(), Labelled(), "split labelled needs a column 'label'"),
         (CROWD, ("user", "item"), Prepare(), GlobalTime(), "split global_time needs a column 'time'"),
         (CROWD[:2], ("user", "item", "time"), Prepare(), LeaveOneOut(), "No user takes part in validation .* 2 events at most"),
@@ -661,6 +707,25 @@ def test_milliseconds_read_as_seconds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="time_format=milliseconds"):
         prepare(RawTables(table), {}, Prepare(), LeaveOneOut(), tmp_path)
     assert prepare(RawTables(table, time="milliseconds"), {}, Prepare(), LeaveOneOut(), tmp_path).is_dir()
+
+
+def test_seconds_and_milliseconds_in_one_file_are_told_by_row_and_count(tmp_path: Path) -> None:
+    def read(odd: Sequence[int], others: int, unit: str) -> None:
+        times = [1_600_000_000_000 // others + n for n in range(12)]
+        for place, time in zip((3, 7), odd, strict=True):
+            times[place] = time
+        file = tmp_path / "events.csv"
+        file.write_text("user,item,time\n" + "".join(f"u{n % 3},i{n},{time}\n" for n, time in enumerate(times)))
+        table = RawTable((file,), Text(",", header=True), {"user": "user", "item": "item", "time": "time"})
+        prepare(RawTables(table, time=unit), {}, Prepare(), LeaveOneOut(), tmp_path)  # type: ignore[arg-type]
+
+    for unit in ("seconds", "auto"):
+        with pytest.raises(UserError, match=r"2 of the times \(the first at events\.csv:5\) do\. Bring all times to one unit"):
+            read([1_600_000_000_000, 1_600_000_000_001], 1000, unit)
+    for unit in ("milliseconds", "auto"):
+        with pytest.raises(UserError, match=r"As milliseconds 2 of the times \(the first at events\.csv:5\) would be"):
+            read([1_600_000_000, 1_500_000_000], 1, unit)
+    read([5, 1_600_000_000_000], 1, "milliseconds")  # a placeholder, such as 0, is no time in seconds
 
 
 def test_not_a_number_is_no_user(tmp_path: Path) -> None:

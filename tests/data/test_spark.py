@@ -87,8 +87,8 @@ SPLITS: list[tuple[Split, tuple[str, ...], Prepare]] = [
         COLUMNS,
         Prepare(kinds=("buy", "it's", "a\\b", "${x}"), duplicates="first", min_user_events=3, min_item_events=3),
     ),
-    (UserHoldout(), ("user", "item"), Prepare(duplicates="keep", min_item_events=20)),
-    (ItemHoldout(), ("user", "item", "time", "label"), Prepare(duplicates="drop_exact")),
+    (UserHoldout(), ("user", "item", "value"), Prepare(duplicates="keep", min_item_events=20, values=True)),
+    (ItemHoldout(), ("user", "item", "time", "value", "label"), Prepare(duplicates="drop_exact", values=True)),
 ]
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from turborec.drift.attribution import CAUSES, Targets, losses
+from turborec.drift.attribution import CAUSES, Targets, chance, losses
 
 
 def targets(generator, number, new_items=0.05, new_users=0.1, known=0.4, rare=0.3):
@@ -51,3 +51,33 @@ def test_groups_that_are_empty():
     before = targets(generator, 200, new_items=0.0, new_users=0.0)
     found, _ = losses(before, targets(generator, 200, new_items=1.0), resamples=10)
     assert np.isfinite(found).all()
+
+
+def test_a_few_targets_that_are_all_missed_are_no_loss_by_chance():
+    """Four hits among 55 before and none among 49 now: no resample of those has a hit, so the interval lies above zero."""
+    none, kind = np.zeros(55, bool), np.zeros(55, np.int64)
+    before = Targets((np.arange(55) < 4) * 0.6, none, none, kind)
+    now = Targets(np.zeros(49), none[:49], none[:49], kind[:49])
+    _, drawn = losses(before, now)
+    assert np.quantile(drawn.sum(1), 0.05 / 6) >= 0
+    assert chance(before, now) > 0.05
+    many = Targets((np.arange(2000) % 4 == 0) * 1.0, *(np.zeros(2000, kind) for kind in (bool, bool, np.int64)))
+    fewer = Targets((np.arange(2000) % 5 == 0) * 1.0, *(np.zeros(2000, kind) for kind in (bool, bool, np.int64)))
+    assert chance(many, fewer) < 0.002 and chance(many, many) > 0.3 and chance(fewer, many) > 0.9
+
+
+def test_a_catalogue_that_is_new_altogether_is_laid_to_new_items():
+    """What becomes of the few targets that are known is not charged for all."""
+    generator = np.random.default_rng(0)
+    before = targets(generator, 20_000, new_items=0.3)
+    found, _ = losses(before, targets(generator, 20_000, new_items=0.98, known=0.0, rare=1.0), resamples=10)
+    assert CAUSES[int(np.argmax(found))] == "new items" and found[0] > 0.9 * found.sum() and (found > -0.01).all()
+
+
+def test_nobody_known_is_charged_with_nothing():
+    generator = np.random.default_rng(0)
+    for first, second in ((0.1, 1.0), (1.0, 0.1), (1.0, 1.0)):
+        before, now = (targets(generator, 5000, new_items=0.1, new_users=share) for share in (first, second))
+        found, _ = losses(before, now, resamples=10)
+        assert found.sum() == pytest.approx(before.values.mean() - now.values.mean(), abs=1e-12)
+        assert found[2:].tolist() == [0, 0]

@@ -44,7 +44,7 @@ ELSEWHERE = {
     *(f"ml-1m/{model}" for model in ("bert4rec", "gru4rec", "sasrec")),
     *("simulated-v-54k/sasrec", "simulated-v-160k/bert4rec-130m"),
     *(f"amazon-electronics/bert4rec-{size}" for size in ("5m", "85m", "130m", "430m")),
-    "ml-20m/sasrec",
+    *("ml-20m/sasrec", "ml-32m/sasrec"),
 }
 
 

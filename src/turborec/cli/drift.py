@@ -57,11 +57,15 @@ def check(
     current: Current = None,
     every: EveryPeriod = "month",
     users: Annotated[int, typer.Option(min=50, help="sampled in each period, whom the model is asked for")] = 2000,
+    category: Annotated[
+        str | None, typer.Option(help="the attribute of items whose mix is looked at; by default genres, category or the like")
+    ] = None,
     level: Annotated[float, typer.Option(min=0.001, max=0.5, help="probability of any false alarm")] = 0.05,
     resamples: Annotated[int, typer.Option(min=20, help="of the reference, behind the thresholds")] = 200,
     seed: Annotated[int, typer.Option(help="of the samples")] = 0,
     null: Annotated[
-        bool, typer.Option("--null", help="deal the times anew among all events: whatever is told of the data then is chance")
+        bool,
+        typer.Option("--null", help="deal days and hours anew among all events: whatever is told of the data then is chance"),
     ] = False,
     page: Annotated[Path | None, typer.Option(help="also write an HTML page to this file")] = None,
     home: Home = DEFAULT_HOME,
@@ -76,10 +80,10 @@ def check(
 
     chosen = periods_of(every)
     with tempfile.TemporaryDirectory(prefix="turborec-drift-") as scratch:
-        assembly, world = _world(run, reference, current, home, raw, device, Path(scratch))
+        assembly, world = _world(run, reference, current, home, raw, device, Path(scratch), category)
         cut = plan(world, chosen)
         if null:  # in it, training has seen what lies in the future, so the model is not asked
-            world, assembly = shuffled(world, seed), None
+            world, assembly = shuffled(world, chosen, seed), None
         found = checked(world, cut, assembly, users, level, resamples, seed)
     if page is not None:
         from turborec.report.drift_page import write_checkup
@@ -141,6 +145,7 @@ def _world(
     raw: Path | None,
     device: str,
     scratch: Path,
+    category: str | None,
 ) -> "tuple[Assembly | None, World]":
     """The model, where there is one, and what is looked at."""
     from turborec import run as running
@@ -155,11 +160,14 @@ def _world(
             raise UserError(
                 "With a run, --reference is what it was trained on: leave it out, or name what came later with --current."
             )
-        return assembly, of_store(assembly.store if assembly else _window(str(reference), home, raw, scratch).store)
+        only = Window(assembly.store) if assembly else _window(str(reference), home, raw, scratch)
+        if only.begin is not None:
+            raise UserError(f"--reference {reference} is a window: name what it is held against with --current.")
+        return assembly, of_store(only.store, category)
     if assembly is not None and reference is not None:
         raise UserError("With a run, the reference is what it was trained on: leave out --reference.")
     first = Window(assembly.store) if assembly else _window(str(reference), home, raw, scratch)
-    return assembly, joined(first, [_window(one, home, raw, scratch) for one in current])
+    return assembly, joined(first, [_window(one, home, raw, scratch) for one in current], category)
 
 
 def _window(name: str, home: Path, raw: Path | None, scratch: Path) -> "Window":
@@ -167,7 +175,7 @@ def _window(name: str, home: Path, raw: Path | None, scratch: Path) -> "Window":
     from turborec.worlds import Window, instants
 
     place, _, span = name.partition("@")
-    store = _of_file(Path(place), scratch) if place.endswith(".inter") else _store(place, home, raw)
+    store = _of_file(Path(place), scratch) if place.endswith((".inter", ".inter.gz")) else _store(place, home, raw)
     return Window(store, *instants(span, store.ticks)) if span else Window(store)
 
 
@@ -178,13 +186,16 @@ def _store(name: str, home: Path, raw: Path | None) -> "Store":
 
 
 def _of_file(path: Path, scratch: Path) -> "Store":
-    """A store of RecBole's atomic files, for as long as it is looked at: nothing is left out."""
+    """A store of RecBole's atomic files, for as long as it is looked at: nothing is left out, and ratings are kept."""
     from turborec import recipes, stores
 
     if not path.is_file():
         raise UserError(f"There is no file {path}.")
-    source = {"kind": "recbole", "name": path.name.removesuffix(".inter")}
+    source = {"kind": "recbole", "name": path.name.removesuffix(".gz").removesuffix(".inter")}
     recipe = recipes.from_tree({"data": {"source": source}, "model": {"kind": "popularity"}}, str(path))
+    if "value" in recipe.data.source.parse(path.parent).events.select:
+        data = {"source": source, "prepare": {"values": True}}
+        recipe = recipes.from_tree({"data": data, "model": {"kind": "popularity"}}, str(path))
     return stores.of_recipe(recipe, stores.Places(scratch, path.parent))
 
 
@@ -210,12 +221,15 @@ def _tell(found: "Checkup") -> None:
             ranks.add_column(name, justify="left" if name == "period" else "right")
         ranks.add_row("before", f"{found.ranked[0].value:.4f}")
         for one, loss in zip(found.ranked[1:], found.losses, strict=True):
-            value = f"[bold red]{loss.value:+.4f}[/]" if loss.low > 0 else f"{loss.value:+.4f}"
+            value = f"[bold red]{loss.value:+.4f}[/]" if loss.shown else f"{loss.value:+.4f}"
             causes = (f"{cause[0]:+.4f}" for cause in loss.causes.values())
             ranks.add_row(
                 one.period.split(" to ")[0], f"{one.value:.4f}", value, f"{loss.low:+.4f} to {loss.high:+.4f}", *causes
             )
         console.print(ranks)
+    for mix in found.mixes:
+        told = ", ".join(f"{name} {before:.1%} → {now[-1]:.1%}" for name, before, now in mix.largest(3))
+        console.print(escape(f"Changed most of {mix.about}, from before to the last period: {told}"))
     for remark in found.facts["remarks"]:
         console.print(escape(remark))
     console.print(f"Verdict: [bold]{found.verdict}[/bold]")

@@ -33,13 +33,13 @@ def number_ids(con: Engine) -> None:
         con.ranks(raw, f'SELECT DISTINCT "{column}" AS id FROM staged_events WHERE _reason IS NULL', "id", "rank", 1)
 
 
-def locate(con: Engine, columns: Sequence[str], labelled: bool, conditions: Sequence[str]) -> None:
-    """`located`: the staged events for which all `conditions` hold, on integers and with their moment."""
+def locate(con: Engine, columns: Sequence[str], labelled: bool, conditions: Sequence[str], values: bool = False) -> None:
+    """`located`: the staged events for which all `conditions` hold, on integers, with moment and, where asked for, value."""
     time = "time" if "time" in columns else "CAST(NULL AS BIGINT)"
     label = "label" if labelled else "CAST(0 AS TINYINT)"
     given = '"order"' if "order" in columns else "position"
     query = f"""
-        SELECT users.rank AS u, items.rank AS i, {time} AS time, {label} AS label, {given} AS place
+        SELECT users.rank AS u, items.rank AS i, {time} AS time, {label} AS label, {given} AS place{_also(values)}
         FROM staged_events
         JOIN raw_users AS users ON users.id = staged_events."user"
         JOIN raw_items AS items ON items.id = staged_events.item
@@ -47,28 +47,32 @@ def locate(con: Engine, columns: Sequence[str], labelled: bool, conditions: Sequ
     con.table("chosen", query)
     timed = "time" in columns and "order" not in columns
     moment = "CASE WHEN u IN (SELECT u FROM chosen WHERE time IS NULL) THEN place ELSE time END" if timed else "place"
-    con.view("located", f"SELECT u, i, time, label, {moment} AS moment FROM chosen")
+    con.view("located", f"SELECT u, i, time, label, {moment} AS moment{_also(values)} FROM chosen")
 
 
-def drop_duplicates(con: Engine, policy: Duplicates) -> None:
+def _also(values: bool) -> str:
+    """The column of values in a list of others, where it is kept."""
+    return ", value" if values else ""
+
+
+def drop_duplicates(con: Engine, policy: Duplicates, values: bool = False) -> None:
     """`events`: `located` without its duplicates.
 
     `drop_exact` keeps the first of the repeats of (user, item, time); an event of unknown time repeats another only
-    where the moment does too. `first` and `last` keep one event of each (user, item).
+    where the moment does too. `first` and `last` keep one event of each (user, item). Of events that differ in nothing but
+    their value, the least stays, and the greatest with `last`.
     """
     same = "u, i, time, CASE WHEN time IS NULL THEN moment END" if policy == "drop_exact" else "u, i"
     way = "DESC" if policy == "last" else "ASC"
-    numbered = f"""
-        SELECT *, row_number() OVER (PARTITION BY {same} ORDER BY label {way}, moment {way}, time {way} NULLS LAST) AS place
-        FROM located"""
-    query = (
-        "SELECT * FROM located" if policy == "keep" else f"SELECT u, i, time, label, moment FROM ({numbered}) WHERE place = 1"
-    )
+    order = f"label {way}, moment {way}, time {way} NULLS LAST" + (f", value {way} NULLS LAST" if values else "")
+    numbered = f"SELECT *, row_number() OVER (PARTITION BY {same} ORDER BY {order}) AS place FROM located"
+    single = f"SELECT u, i, time, label, moment{_also(values)} FROM ({numbered}) WHERE place = 1"
+    query = "SELECT * FROM located" if policy == "keep" else single
     con.table("events", query)
     con.drop("chosen")
 
 
-def keep_core(con: Engine, user_events: int, item_events: int) -> None:
+def keep_core(con: Engine, user_events: int, item_events: int, values: bool = False) -> None:
     """`users` and `items`: the largest sets in which each user has `user_events` events with the items, and each item
     `item_events` events with the users; with their dense rows, users from 0 and items from 1.
     """
@@ -89,20 +93,21 @@ def keep_core(con: Engine, user_events: int, item_events: int) -> None:
             before = after
     for name, numbers, column, base in (("users", "core_users", "u", 0), ("items", "core_items", "i", 1)):
         con.ranks(name, f"SELECT {column} FROM {numbers}", column, "row", base)
-    query = """
-        SELECT users.row AS u, items.row AS i, time, label, moment
+    query = f"""
+        SELECT users.row AS u, items.row AS i, time, label, moment{_also(values)}
         FROM events JOIN users ON users.u = events.u JOIN items ON items.i = events.i"""
     con.table("core", query)
     con.drop("events")
 
 
-def label_items(con: Engine, labels: NDArray[np.uint8]) -> None:
+def label_items(con: Engine, labels: NDArray[np.uint8], values: bool = False) -> None:
     """Give every event the label of its item: [V], item i at i - 1."""
     import pyarrow as pa
 
     table = {"i": np.arange(1, len(labels) + 1, dtype=np.int32), "label": labels.astype(np.int8)}
     con.register("labels", pa.table(table))
-    con.table("core", "SELECT u, core.i, time, labels.label, moment FROM core JOIN labels ON labels.i = core.i")
+    columns = f"u, core.i, time, labels.label, moment{_also(values)}"
+    con.table("core", f"SELECT {columns} FROM core JOIN labels ON labels.i = core.i")
 
 
 LENGTHS = "SELECT count(*) AS length FROM core GROUP BY u ORDER BY u"
@@ -111,14 +116,19 @@ LENGTHS = "SELECT count(*) AS length FROM core GROUP BY u ORDER BY u"
 PRIME = 2**31 - 1
 USER_FACTOR, ITEM_FACTOR = 1_327_217_885, 820_265_763
 
+
 # Ties must not be broken by id: where half of all targets share their day with the event before, "the next item has a
 # greater id" is a rule that a model learns and that holds in the test; it raised HR@10 by a fifth. Fifth powers modulo
 # this prime are a permutation, so that no two items tie, and leave nothing to learn of the numbers they come from.
-EVENTS = f"""
-    SELECT i AS item, coalesce(time, {UNKNOWN_TIME}) AS time, label
-    FROM (SELECT *, (CAST(u AS BIGINT) * {USER_FACTOR} + CAST(i AS BIGINT) * {ITEM_FACTOR}) % {PRIME} AS x FROM core)
-    ORDER BY u, label, moment, time NULLS FIRST, (x * x % {PRIME}) * (x * x % {PRIME}) % {PRIME} * x % {PRIME}"""
-"""Items, times and labels in the order of the store."""
+def events_query(values: bool) -> str:
+    """Items, times, labels and, with `values`, values in the order of the store; NaN for what nobody knows."""
+    value = ", coalesce(value, CAST('NaN' AS DOUBLE)) AS value" if values else ""
+    return f"""
+        SELECT i AS item, coalesce(time, {UNKNOWN_TIME}) AS time, label{value}
+        FROM (SELECT *, (CAST(u AS BIGINT) * {USER_FACTOR} + CAST(i AS BIGINT) * {ITEM_FACTOR}) % {PRIME} AS x FROM core)
+        ORDER BY u, label, moment, time NULLS FIRST, (x * x % {PRIME}) * (x * x % {PRIME}) % {PRIME} * x % {PRIME}
+            {", value NULLS LAST" if values else ""}"""
+
 
 USER_IDS = "SELECT id FROM users JOIN raw_users ON rank = u ORDER BY row"
 ITEM_IDS = "SELECT id FROM items JOIN raw_items ON rank = i ORDER BY row"

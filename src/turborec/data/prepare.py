@@ -22,7 +22,10 @@ from pydantic import Field
 from turborec.data import clean
 from turborec.data.engine import Engine, duckdb_in, number
 from turborec.data.read import (
+    FILE_STEP,
     LOOKUP_CHECKS,
+    YEAR_1973,
+    YEAR_1990,
     YEAR_2200,
     Intake,
     bad_records,
@@ -56,6 +59,7 @@ class Prepare(Config):
     duplicates: clean.Duplicates = "keep"
     min_user_events: int = Field(default=1, ge=1, le=2**31)  # with the next one: a k-core, to its fixed point
     min_item_events: int = Field(default=1, ge=1, le=2**31)
+    values: bool = False  # whether the store keeps each event's value, such as a rating, for `turborec drift`
     bad_rows: float = Field(default=0.01, ge=0, le=1)  # the share of bad rows above which nothing is prepared
     engine: Literal["duckdb", "spark"] = "duckdb"  # what runs the SQL; changes no result
     memory_mb: int = Field(default=1000, ge=250)  # for the engine, which spills to disk beyond it; changes no result
@@ -63,7 +67,10 @@ class Prepare(Config):
 
     def rules(self) -> dict[str, Any]:
         """All that decides the result, as plain data."""
-        return self.model_dump(mode="json", exclude={"engine", "memory_mb", "shard_mb"})
+        told = self.model_dump(mode="json", exclude={"engine", "memory_mb", "shard_mb"})
+        if not self.values:  # named only where they are kept, so that the keys of other stores stay what they were
+            del told["values"]
+        return told
 
 
 def prepare(tables: RawTables, source: Mapping[str, Any], config: Prepare, split: Split, home: Path) -> Path:
@@ -155,14 +162,15 @@ def _build(tables: RawTables, config: Prepare, split: Split, folder: Path, work:
         _require_events(con, intakes["events"], dropped)
         users, items = (number(con, f"SELECT count(*) FROM {name}") for name in ("users", "items"))
         if isinstance(split, ItemHoldout):
-            clean.label_items(con, split.labels(items))
-        events = write_events(con, folder, work / "labels.npy", TICKS[tables.time])
+            clean.label_items(con, split.labels(items), config.values)
+        events = write_events(con, folder, work / "labels.npy", TICKS[tables.time], config.values)
         write_ids(con, folder)
         if tables.items:
             names = [name for name in columns_of(tables.items) if name != "item"]
             write_attributes(con, names, folder / "items.parquet")
         earliest, latest = con.rows("SELECT min(time), max(time) FROM core")[0]
-        _require_plausible(latest, tables)
+        _require_plausible(con, latest, tables)
+        known = _values(con) if config.values else {}
     taking_part = write_cuts(folder, split, events)
     lengths = np.quantile(np.diff(events.offsets), QUANTILES, method="lower")
     counts = {"users": users, "items": items, "events": len(events.times)}
@@ -174,21 +182,52 @@ def _build(tables: RawTables, config: Prepare, split: Split, folder: Path, work:
         "time_unit": None if earliest is None else "milliseconds" if TICKS[tables.time] == 1000 else "seconds",
         "times": None if earliest is None else [earliest, latest],
         "counts": {**counts, "dropped": dropped, "users_taking_part": taking_part},
+        **known,
         "rows": {name: asdict(intake) for name, intake in intakes.items()},
         "history_lengths": dict(zip(map(str, QUANTILES), lengths.tolist(), strict=True)),
     }
 
 
-def _require_plausible(latest: int | None, tables: RawTables) -> None:
-    """Times in another unit than the stated one would only show in the dates of a split, so they are refused here."""
+def _values(con: Engine) -> dict[str, Any]:
+    """What the card says of the values that are kept: of how many events they are known, the least and the greatest."""
+    number, least, greatest = con.rows("SELECT count(value), min(value), max(value) FROM core")[0]
+    if not number:
+        raise UserError("No event that is left has a value, so there are none to keep: leave out data.prepare.values.")
+    return {"values": {"known": number, "least": least, "greatest": greatest}}
+
+
+def _require_plausible(con: Engine, latest: int | None, tables: RawTables) -> None:
+    """Times in another unit than the stated one, all or some of them, would only show in the dates of a split: refused here."""
     limit = YEAR_2200 * TICKS[tables.time]
-    if latest is not None and latest >= limit:
+    if latest is None:
+        return
+    if latest >= limit:
+        rows, told = _rows_where(con, tables, f"time >= {limit}")
+        all_of_them = rows == number(con, "SELECT count(time) FROM staged_events WHERE _reason IS NULL")
         remedy = (
             "If the times are milliseconds, say so: data.source.time_format=milliseconds."
-            if tables.time == "seconds"
-            else "Divide the times, or correct those that are wrong."
+            if tables.time == "seconds" and all_of_them
+            else "Bring all times to one unit, or correct those that are wrong."
         )
-        raise UserError(f"The latest time is {latest:,} {tables.time}, which lies beyond the year 2200. {remedy}")
+        raise UserError(f"The latest time is {latest:,} {tables.time}, which lies beyond the year 2200, as {told} do. {remedy}")
+    if tables.time == "milliseconds" and latest >= YEAR_1990 * 1000:
+        rows, told = _rows_where(con, tables, f"time >= {YEAR_1973} AND time < {YEAR_2200}")
+        # Times that are counted from the beginning of a log would lie between, too.
+        if rows and not _rows_where(con, tables, f"time >= {YEAR_2200} AND time < {YEAR_1990 * 1000}")[0]:
+            raise UserError(
+                f"As milliseconds {told} would be of January to March 1970, and all others of 1990 or later: they are in "
+                "seconds. Bring all times to one unit."
+            )
+
+
+def _rows_where(con: Engine, tables: RawTables, condition: str) -> tuple[int, str]:
+    """How many sound rows of events a condition holds for, and these in words with the place of the first."""
+    sound = f"FROM staged_events WHERE _reason IS NULL AND {condition}"
+    ((rows, position),) = con.rows(f"SELECT count(*), min(position) {sound}")
+    if not rows:
+        return 0, ""
+    place, line = divmod(int(position), FILE_STEP)
+    return int(rows), f"{rows:,} of the times (the first at {tables.events.names[place]}:{line})"
 
 
 def _tie_rule(columns: list[str], split: Split) -> str:
@@ -231,12 +270,12 @@ def _clean(con: Engine, columns: list[str], config: Prepare, split: Split) -> di
             number(con, f"SELECT count(*) FROM staged_events WHERE {' AND '.join(conditions[: 1 + applied])}")
             for applied in range(len(conditions))
         ]
-        clean.locate(con, columns, isinstance(split, Labelled), conditions)
+        clean.locate(con, columns, isinstance(split, Labelled), conditions, config.values)
         advance(1)
-        clean.drop_duplicates(con, config.duplicates)
+        clean.drop_duplicates(con, config.duplicates, config.values)
         advance(1)
     left.append(number(con, "SELECT count(*) FROM events"))
-    clean.keep_core(con, config.min_user_events, config.min_item_events)
+    clean.keep_core(con, config.min_user_events, config.min_item_events, config.values)
     left.append(number(con, "SELECT count(*) FROM core"))
     reasons = [*tests, "duplicates", "outside_core"]
     return {reason: before - after for reason, (before, after) in zip(reasons, pairwise(left), strict=True)}
@@ -245,7 +284,7 @@ def _clean(con: Engine, columns: list[str], config: Prepare, split: Split) -> di
 def _require_columns(columns: list[str], config: Prepare, split: Split) -> None:
     needs = {
         "kind": config.kinds is not None and "prepare.kinds",
-        "value": config.min_value is not None and "prepare.min_value",
+        "value": (config.min_value is not None and "prepare.min_value") or (config.values and "prepare.values"),
         "label": isinstance(split, Labelled) and "the split labelled",
         "time": isinstance(split, GlobalTime) and "the split global_time",
     }

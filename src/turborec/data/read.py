@@ -29,6 +29,8 @@ LOOKED_AT = 1000
 """Rows that decide how times are written."""
 YEAR_2200 = 7_258_118_400
 """Seconds at its beginning; today's milliseconds are far above it."""
+YEAR_1973, YEAR_1990 = 94_694_400, 631_152_000
+"""Seconds at their beginnings."""
 
 LABELS = ("train", "valid", "test")
 """The values of a label column; staged as their places here."""

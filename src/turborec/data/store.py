@@ -6,6 +6,8 @@ Letters: U users, E events, V items. A user is a row 0..U-1; an item id runs fro
     offsets.npy         int64 [U + 1]   user u's events: offsets[u] .. offsets[u + 1] - 1, by (time, tie rule)
     items.npy           int32 [E]
     times.npy           int64 [E]       in the unit of the source; UNKNOWN_TIME where nobody knows
+    values.npy          float32 [E]     what the source calls the value, such as a rating; NaN where nobody knows; where
+                                        data.prepare.values keeps them
     cuts.npy            int64 [U, 2]    where user u's validation and test parts begin (positions in items)
     parts.npy           uint8 [U]       bits 1, 2, 4: the user takes part in training, validation, test
     user_ids.*, item_ids.*              raw ids as UTF-8 (.bytes) with their ends (.ends.npy), in byte order
@@ -152,6 +154,12 @@ class Store:
     def key(self) -> str:
         """The content hash that names the store."""
         return str(self.card["key"])
+
+    @cached_property
+    def values(self) -> NDArray[np.float32] | None:
+        """Each event's value, NaN where nobody knows: [E]; None where data.prepare.values did not keep them."""
+        path = self.folder / "values.npy"
+        return _array(path, "float32") if path.exists() or shards.is_sharded(path) else None
 
     @cached_property
     def user_ids(self) -> Ids:

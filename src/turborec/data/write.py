@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from turborec.data import clean
 from turborec.data.engine import BATCH, Engine
@@ -24,25 +25,41 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def write_events(con: Engine, folder: Path, labels: Path, ticks: int) -> Ordered:
-    """Write offsets, items and times to `folder` and the events' labels to the file `labels`; memory maps of them."""
+def write_events(con: Engine, folder: Path, labels: Path, ticks: int, values: bool = False) -> Ordered:
+    """Write offsets, items, times and, with `values`, values to `folder` and the events' labels to the file `labels`.
+
+    Memory maps of what a split needs come back. A `UserError` where a value is too large for a float32.
+    """
     lengths = np.concatenate([batch.column("length").to_numpy() for batch in con.batches(clean.LENGTHS)])
     offsets: Int64 = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     np.save(folder / "offsets.npy", offsets)
     total = int(offsets[-1])
-    targets = [(folder / "items.npy", np.int32), (folder / "times.npy", np.int64), (labels, np.uint8)]
+    targets: list[tuple[Path, Any]] = [(folder / "items.npy", np.int32), (folder / "times.npy", np.int64), (labels, np.uint8)]
+    targets += [(folder / "values.npy", np.float32)] * values
     with ExitStack() as stack, task("Ordering events", total, "events") as advance:
         # Appended and not written through a memory map, which on a full disk kills the process.
         files = [stack.enter_context(path.open("wb")) for path, _ in targets]
         for file, (_, kind) in zip(files, targets, strict=True):
             header = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": (total,)}
             np.lib.format.write_array_header_1_0(file, header)
-        for batch in con.batches(clean.EVENTS):
+        for batch in con.batches(clean.events_query(values)):
             for file, (_, kind), column in zip(files, targets, batch.columns, strict=True):
-                file.write(column.to_numpy().astype(kind).tobytes())
+                file.write(_as(column.to_numpy(), kind).tobytes())
             advance(batch.num_rows)
-    times, groups = (np.load(path, mmap_mode="r") for path, _ in targets[1:])
+    times, groups = (np.load(path, mmap_mode="r") for path, _ in targets[1:3])
     return Ordered(offsets, times, groups, ticks)
+
+
+def _as(column: NDArray[Any], kind: Any) -> NDArray[Any]:
+    """The numbers in the type that a store keeps; a `UserError` where one of them is too large for a float32."""
+    if kind is not np.float32:
+        return column.astype(kind)
+    if (large := np.abs(column) > np.finfo(kind).max).any():
+        raise UserError(
+            f"The value {column[large][0]:g} does not fit in the float32 of a store: divide the values, or leave out "
+            "data.prepare.values."
+        )
+    return column.astype(kind)
 
 
 def write_ids(con: Engine, folder: Path) -> None:

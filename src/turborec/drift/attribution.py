@@ -2,11 +2,12 @@
 
 Letters: N targets, one for each user and period that was sampled; R resamples of users.
 
-With m the mean of a metric, p the share of targets that are new and 'known' what is neither, m = m_known - p_items (m_known -
-m_items) - p_users (m_known - m_users). The loss from the reference to a period is the sum of how each of these three terms has
-changed. That of the known ones is parted again: what it would be if only the kind of targets were another (long and short
-histories, popular and rare items), by weighting the reference's targets as often as their kind is met now; and the rest, which
-is that the same kind of users asks for something else.
+With m the mean of a metric before and m' now, p and p' the shares of targets that are new items: the loss is that of new items,
+(p' - p) (m_old - m_new) + p' (m_new - m_new'), and (1 - p') (m_old - m_old') of the others (Oaxaca 1973, Blinder 1973). Among
+these m_old = m_known - q (m_known - m_users), with q the share of new users; a change of q (m_known - m_users) is the loss of
+new users, who are so not charged with what befalls everybody. That of the known is parted again: what it would be if only the
+kind of targets were another (long and short histories, popular and rare items), by weighting the reference's targets as often
+as their kind is met now; and the rest, which is that the same kind of users asks for something else.
 """
 
 from dataclasses import dataclass
@@ -43,17 +44,42 @@ def losses(reference: Targets, current: Targets, resamples: int = 2000, seed: in
     return found, _losses(reference, current, *weights)
 
 
+def chance(reference: Targets, current: Targets, resamples: int = 2000, seed: int = 0) -> float:
+    """How often the mean falls by as much where all targets are dealt to both sides by chance (Fisher's randomisation).
+
+    The interval of a few targets that are all missed is too narrow, since no resample of them has a hit; this knows it.
+    """
+    generator = np.random.default_rng(seed)
+    both, number = np.concatenate([reference.values, current.values]), len(reference.values)
+    least = reference.values.sum() - 1e-9
+    reached = sum(bool(generator.permutation(both)[:number].sum() >= least) for _ in range(resamples))
+    return (1 + reached) / (1 + resamples)
+
+
 def _losses(reference: Targets, current: Targets, before: Float, now: Float) -> Float:
     """The same with targets weighted: [R, N] twice -> [R, 4]."""
-    terms = []
-    for part, weights in ((reference, before), (current, now)):
-        groups = (part.new_item, part.new_user & ~part.new_item, ~part.new_item & ~part.new_user)
-        share = np.stack([weights @ group for group in groups], 1) / weights.sum(1, keepdims=True)
-        mean = np.stack([_mean(part.values, weights * group) for group in groups], 1)
-        terms.append((share[:, 0] * (mean[:, 2] - mean[:, 0]), share[:, 1] * (mean[:, 2] - mean[:, 1]), mean[:, 2]))
-    (items_before, users_before, known_before), (items_now, users_now, known_now) = terms
+    parts = [_split(part, weights) for part, weights in ((reference, before), (current, now))]
+    (p, m_new, q, m_user, m_known), (p_now, m_new_now, q_now, m_user_now, m_known_now) = parts
     expected = _as_met(reference, current, before, now)
-    return np.stack([items_now - items_before, users_now - users_before, known_before - expected, expected - known_now], axis=1)
+    # Where one side has nobody who is known, nothing is known to have befallen them.
+    lone, lone_now = q >= 1, q_now >= 1
+    m_known, m_known_now = np.where(lone, m_known_now, m_known), np.where(lone_now, m_known, m_known_now)
+    expected = np.where(lone | lone_now, m_known, expected)
+    m_old = m_known - q * (m_known - m_user)
+    items = (p_now - p) * (m_old - m_new) + p_now * (m_new - m_new_now)
+    users = q_now * (m_known_now - m_user_now) - q * (m_known - m_user)
+    old = [(1 - p_now) * loss for loss in (users, m_known - expected, expected - m_known_now)]
+    return np.stack([items, *old], axis=1)
+
+
+def _split(part: Targets, weights: Float) -> tuple[Float, Float, Float, Float, Float]:
+    """The share of new items and their mean, that of new users among the others and theirs, the mean of the rest: [R] each."""
+    item, user = part.new_item, part.new_user & ~part.new_item
+    total, new, users = weights.sum(1), weights @ item, weights @ user
+    others = total - new
+    share = np.divide(users, others, out=np.ones_like(users), where=others > 0)
+    means = [_mean(part.values, weights * group) for group in (item, user, ~item & ~user)]
+    return new / total, means[0], share, means[1], means[2]
 
 
 def _as_met(reference: Targets, current: Targets, before: Float, now: Float) -> Float:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from turborec.drift.categories import Categories
 from turborec.drift.periods import Periods
 
 Int64 = NDArray[np.int64]
@@ -40,6 +41,8 @@ class Log:
     items: NDArray[Any]  # [E]: 1..V
     times: Int64  # [E]
     num_items: int
+    values: NDArray[np.float32] | None = None  # [E]: the ratings, NaN where nobody knows; None where they are not kept
+    categories: Categories | None = None
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,24 @@ class Counted:
     users: Int64  # [P]: with an event in the period
 
 
-def count(log: Log, periods: Periods, seed: int = 0) -> Counted:
-    """Count the events of each period. Items and users are new in a period if the log has nothing of them before it."""
+def count(log: Log, periods: Periods, seed: int = 0, levels: NDArray[np.float32] | None = None) -> Counted:
+    """Count the events of each period. Items and users are new in a period if the log has nothing of them before it.
+
+    Ratings are counted where there are `levels` of them (`ratings.levels`), categories where the log has them.
+    """
     groups = int(np.clip(ROOM // (len(periods) * (log.num_items + 1)), FEWEST_GROUPS, MOST_GROUPS))
     first = _first_seen(log)
     sizes = {"items": log.num_items + 1, "new items": 2, "new users": 2, "gap": GAP_BINS, "hour": 24, "weekday": 7}
     sizes |= {"activity": LENGTH_BINS, "length": LENGTH_BINS}
+    sizes |= {"ratings": 2 * len(levels) + 1} if levels is not None else {}
+    sizes |= {"categories": max(1, len(log.categories.names))} if log.categories else {}
     tables = {name: np.zeros((len(periods), groups, size), np.float32) for name, size in sizes.items()}
     events, users = np.zeros(len(periods), np.int64), np.zeros(len(periods), np.int64)
     group_of = np.random.default_rng(seed).integers(0, groups, len(log.offsets) - 1)
-    for block in _blocks(log, periods):
+    for block in _blocks(log, periods, levels):
         block.add(tables, events, users, group_of, first, periods)
+        if log.categories:
+            block.add_categories(tables["categories"], group_of, log.categories)
     if (np.diff(periods.edges) >= WEEK * periods.ticks).all():
         # A month has five of some days and four of others.
         tables["weekday"] /= np.maximum(_weekdays(periods), 1e-9)[:, None].astype(np.float32)
@@ -89,6 +99,7 @@ class _Block:
     period: Int64
     place: Int64  # of the event in its user's history, from 0
     gap: Int64  # ticks since the event before; -1 for a user's first
+    rating: Int64 | None  # its bin; -1 where nobody knows
     begins: Int64  # [U]: each user's first time, of the block's users
     first_user: int
 
@@ -118,6 +129,8 @@ class _Block:
         put("hour", seconds // HOUR % 24)
         put("weekday", (seconds // DAY + 3) % 7)  # the first of January 1970 was a Thursday
         put("length", _bins(np.log2(1 + self.place), LENGTH_STEP, LENGTH_BINS))
+        if self.rating is not None:
+            put("ratings", self.rating, self.rating >= 0)
         events += np.bincount(self.period, minlength=len(periods))
         both = self.users * len(periods) + self.period
         lead = np.flatnonzero(np.diff(both, prepend=-1))  # of each user's events in one period
@@ -127,6 +140,14 @@ class _Block:
         np.add.at(table.reshape(-1), flat, 1)
         users += np.bincount(self.period[lead], minlength=len(periods))
 
+    def add_categories(self, table: Counts, group_of: Int64, categories: Categories) -> None:
+        """Count each event once for each of its item's categories: the first of all, the second of all, and so on."""
+        cell = self.period * table.shape[1] + group_of[self.users]
+        starts, number = categories.starts[self.items], np.diff(categories.starts)[self.items]
+        for place in range(int(number.max(initial=0))):
+            some = np.flatnonzero(number > place)
+            np.add.at(table.reshape(-1), cell[some] * table.shape[2] + categories.codes[starts[some] + place], 1)
+
 
 def ranges(offsets: Int64) -> Iterator[tuple[int, int]]:
     """Ranges of users with about `BLOCK` events each."""
@@ -134,7 +155,7 @@ def ranges(offsets: Int64) -> Iterator[tuple[int, int]]:
     yield from pairwise(np.unique(np.concatenate([[0], inner, [len(offsets) - 1]])).tolist())
 
 
-def _blocks(log: Log, periods: Periods) -> Iterator[_Block]:
+def _blocks(log: Log, periods: Periods, levels: NDArray[np.float32] | None) -> Iterator[_Block]:
     """The events of each range of users that lie in a period."""
     offsets = log.offsets
     for lo, hi in ranges(offsets):
@@ -150,7 +171,14 @@ def _blocks(log: Log, periods: Periods) -> Iterator[_Block]:
         period = periods.of(times)
         kept = (period >= 0) & (period < len(periods))
         items = np.asarray(log.items[begin:end])[kept].astype(np.int64)
-        yield _Block(users[kept], items, times[kept], period[kept], place[kept], gap[kept], begins, lo)
+        rating = None if levels is None else _rated(np.asarray(log.values)[begin:end][kept], levels)
+        yield _Block(users[kept], items, times[kept], period[kept], place[kept], gap[kept], rating, begins, lo)
+
+
+def _rated(values: NDArray[np.float32], levels: NDArray[np.float32]) -> Int64:
+    """The bin of each rating among 2 L + 1: odd ones are the levels, even ones lie between them; -1 where nobody knows."""
+    bins = np.searchsorted(levels, values, side="left") + np.searchsorted(levels, values, side="right")
+    return np.where(np.isnan(values), -1, bins).astype(np.int64)
 
 
 def _first_seen(log: Log) -> Int64:

@@ -78,6 +78,17 @@ def second_share(reference: Any, current: Any) -> Float:
     return found
 
 
+def met(distance: Distance) -> Distance:
+    """The distance where both have any counts, and 0 where one has none: what nobody knows has not moved."""
+
+    def found(reference: Any, current: Any) -> Float:
+        some = (np.asarray(reference).sum(-1) > 0) & (np.asarray(current).sum(-1) > 0)
+        measured: Float = np.where(some, distance(reference, current), 0.0)
+        return measured
+
+    return found
+
+
 def left(reference: Any, current: Any) -> Float:
     """The share of the reference's events whose bins are empty now: [..., K] twice -> [...]."""
     found: Float = (shares(reference) * (np.asarray(current) == 0)).sum(-1)
@@ -159,6 +170,9 @@ STATISTICS = (
     ),
     Statistic("item mix", "items", "preference", jensen_shannon, "Jensen-Shannon divergence of known items, bits"),
     Statistic("popularity ranks", "items", "preference", popularity, "population stability index of the reference's deciles"),
+    Statistic("ratings", "ratings", "preference", met(kolmogorov_smirnov), "Kolmogorov-Smirnov, ratings"),
+    Statistic("rating levels", "ratings", "preference", met(stability), "population stability index of ratings"),
+    Statistic("categories", "categories", "preference", met(jensen_shannon), "Jensen-Shannon divergence of categories, bits"),
     Statistic("activity", "activity", "activity", kolmogorov_smirnov, "Kolmogorov-Smirnov, events of a user in the period"),
     Statistic("gaps", "gap", "activity", kolmogorov_smirnov, "Kolmogorov-Smirnov, time since the event before"),
     Statistic("gap lengths", "gap", "activity", wasserstein(GAP_STEP), "Wasserstein distance of logarithms of seconds"),
@@ -168,4 +182,4 @@ STATISTICS = (
         "history length", "length", "activity", wasserstein(LENGTH_STEP), "Wasserstein distance of binary logarithms of lengths"
     ),
 )
-"""Those that need nothing but the events; `Embedded` is made for a model."""
+"""Those that need no model, where their tables are there; `Embedded` is made for a model."""

@@ -11,6 +11,9 @@ from turborec.checkup import Checkup
 from turborec.drift.attribution import CAUSES
 from turborec.report import figures, page
 
+SHOWN = 12
+"""Ratings or categories of a table: those whose shares have changed by most."""
+
 SAYS = {
     "none": "Neither have the data moved nor has the model lost, by more than chance.",
     "warning": "The data have moved; no loss of the model is shown.",
@@ -42,9 +45,10 @@ def checkup_page(found: Checkup) -> str:
         "figures": _figures(found, names),
         "metric": found.metric,
         "before": found.ranked[0].value if found.ranked else None,
-        "losses": list(zip(found.ranked[1:], found.losses, strict=True)),
+        "losses": list(zip(names, found.ranked[1:], found.losses, strict=True)) if found.losses else [],
         "causes": CAUSES,
         "reference": f"{every[found.plan.reference[0]].split(' to ')[0]} to {every[found.plan.reference[-1]].split(' to ')[1]}",
+        "mixes": [(mix.about, mix.largest(SHOWN), len(mix.names)) for mix in found.mixes],
         "remarks": found.facts["remarks"],
         "facts": page.rows_of(
             {
@@ -65,7 +69,7 @@ def _figures(found: Checkup, names: list[str]) -> list[tuple[str, Any]]:
     told = "; ".join(f"{s.name} {v.max():.2f}" for s, v in zip(data.statistics, share, strict=True))
     title = page.plain(f"The largest value of each statistic as a share of its threshold: {told}")
     rows = [(s.name, float(v.max()), float(v.min()), float(v.max())) for s, v in zip(data.statistics, share, strict=True)]
-    drawn = [("Largest value as a share of the threshold; drift from 1 on", figures.bars(title, rows, "shares"))]
+    drawn = [("Largest value as a share of the threshold; drift from 1 on", figures.bars(title, rows, "shares", limit=1.0))]
     if found.losses:
         told = "; ".join(f"{name} {loss.value:+.4f}" for name, loss in zip(names, found.losses, strict=True))
         rows = [(name, loss.value, loss.low, loss.high) for name, loss in zip(names, found.losses, strict=True)]

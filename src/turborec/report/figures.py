@@ -91,12 +91,18 @@ def differences(title: str, rows: Sequence[tuple[str, float, float, float]], nam
         return _svg(figure, title, name)
 
 
-def bars(title: str, rows: Sequence[tuple[str, float, float, float]], name: str) -> "Markup":
-    """Values as bars from 0 with their intervals, one row each (label, value, low, high)."""
+def bars(title: str, rows: Sequence[tuple[str, float, float, float]], name: str, limit: float | None = None) -> "Markup":
+    """Values as bars from 0 with their intervals, one row each (label, value, low, high).
+
+    The first one stands out or, where there is a `limit`, those beyond it.
+    """
     with _axes((4.3, 0.55 + 0.27 * len(rows))) as (figure, axes):
         for place, (_, value, low, high) in enumerate(rows):
-            axes.barh([place], [value], height=0.55, color=SECOND if place else FIRST)
+            first = value > limit if limit is not None else not place
+            axes.barh([place], [value], height=0.55, color=FIRST if first else SECOND)
             axes.plot([low, high], [place, place], color=QUIET, linewidth=1.2, solid_capstyle="butt")
+        if limit is not None:
+            axes.axvline(limit, color=QUIET, linewidth=1)
         axes.set_yticks(range(len(rows)), [_short(label) for label, *_ in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(left=0)
