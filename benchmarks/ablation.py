@@ -1,4 +1,4 @@
-"""Train a state-space recipe without its parts and without its times, and commit the rows: python benchmarks/ablation.py RECIPE.
+"""Train a recipe without its parts and without its times, and commit the rows: python benchmarks/ablation.py RECIPE --out RUNS.
 
 Rows go to results/quality and, paired with the whole model user by user, to results/paired/<data>-<model>-ablation.json.
 """
@@ -51,7 +51,7 @@ def shuffled(store: Store, folder: Path) -> Store:
 def main() -> None:
     """Train and write."""
     parser = arguments(__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="the folder of the runs; what is trained there is not trained again")
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the runs; those that are there stay")
     parser.add_argument("--seeds", type=int, default=3)
     chosen = chosen_by(parser)
     _, store = prepared(chosen)
@@ -65,7 +65,8 @@ def main() -> None:
             if not run.is_finished(folder):
                 run.train(recipe, folder, stores.Places(home, None, used.folder))
             runs.setdefault(variant, []).append(folder)
-    rows = [row for variant, folders in runs.items() for folder in folders for row in quality_rows(folder, chosen.recipe, variant)]
+    each = ((variant, folder) for variant, folders in runs.items() for folder in folders)
+    rows = [row for variant, folder in each for row in quality_rows(folder, chosen.recipe, variant)]
     whole = runs.pop("default")
     pairs = [row for variant, folders in runs.items() for row in paired_rows(chosen.recipe, variant, "default", whole, folders)]
     name = chosen.recipe.replace("/", "-")

@@ -1,6 +1,7 @@
-"""Commit by how much one recipe's runs differ from another's on the same users: python benchmarks/paired.py NAME BASE... --against RUN...
+"""Commit by how much a recipe's runs differ from others on the same users: python benchmarks/paired.py RECIPE BASELINE RUN...
 
-NAME is <data>/<model>; the runs of each side are of several seeds, and their values are averaged user by user.
+RECIPE is <data>/<model>, and --against names the runs of the baseline. The runs of each side are of several seeds, and their
+values are averaged user by user.
 """
 
 import argparse
@@ -29,7 +30,8 @@ def paired_rows(recipe: str, variant: str, baseline: str, base: Sequence[Path], 
     means = dict(zip(names, (second - first).mean(0), strict=True))
     ends = {name: [float(low[i]), float(high[i])] for i, name in enumerate(names)}
     provenance = json.loads((other[0] / "environment.json").read_text(encoding="utf-8"))
-    protocol = json.loads(next((other[0] / "evaluation" / "test").glob("*/result.json")).read_text(encoding="utf-8"))["protocol"]
+    result = other[0] / "evaluation" / "test" / _model(other[0]) / "result.json"
+    protocol = json.loads(result.read_text(encoding="utf-8"))["protocol"]
     return [
         {
             "kind": "paired",

@@ -20,6 +20,7 @@ from turborec.data.loader import TrainingBatches
 from turborec.data.store import Store
 from turborec.engine import checkpoint, hardware, world
 from turborec.errors import UserError
+from turborec.nn.ssm import lowered
 
 TESTED = {"torch": ("2.11", "2.13"), "numpy": ("1.26", "2.4")}
 """The oldest and the newest version that the tests pass with."""
@@ -114,6 +115,8 @@ def _times(store: Store) -> Check:
 def _kernels(assembly: Assembly) -> Check:
     dtype = str(hardware.compute_dtype(assembly.recipe.train.precision, assembly.device)).removeprefix("torch.")
     says = f"products in {dtype} on {assembly.device}, {torch.get_num_threads()} threads"
+    if recurrences := lowered(assembly.model):
+        says += f"; {recurrences[0].lower()}{recurrences[1:]}"
     versions = {"torch": torch.__version__, "numpy": np.__version__}
     strange = [
         f"{name} {versions[name]} (tested from {oldest} to {newest})"

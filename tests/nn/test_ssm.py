@@ -176,4 +176,6 @@ def test_steps_of_every_kind():
     logs = Steps(Intervals(kind="log", unit=2.0, learned=True))
     assert logs(gaps).tolist()[0] == pytest.approx([1.0, 0.0, np.log(1.5), np.log(1 + 5e5)])
     assert {name for name, _ in logs.named_parameters()} == {"unknown", "log_unit"}
+    beside = Steps(Intervals(kind="log", unit=2.0, event=1.0))(gaps)
+    torch.testing.assert_close(beside, torch.where(gaps.known, Steps(Intervals(unit=2.0))(gaps) + 1.0, 1.0))
     assert Steps(Intervals(kind="none"))(gaps).tolist() == [[1.0] * 4]

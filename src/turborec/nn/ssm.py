@@ -42,6 +42,7 @@ class Intervals(Config):
     )
     unit: float = Field(1.0, gt=0.0, description="seconds of one step")
     limit: float = Field(86400.0, gt=0.0, description="of clip, in seconds")
+    event: float = Field(0.0, ge=0.0, description="the step that every event takes besides; 0: one of no gap is not written")
     learned: bool = Field(False, description="train the unit, starting from `unit`")
 
 
@@ -63,7 +64,7 @@ class Steps(nn.Module):
             return torch.ones_like(seconds)
         seconds = seconds.clamp(max=config.limit) if config.kind == "clip" else seconds
         steps = seconds * torch.exp(-self.log_unit) if config.learned else seconds / config.unit
-        steps = steps.log1p() if config.kind == "log" else steps
+        steps = (steps.log1p() if config.kind == "log" else steps) + config.event
         return torch.where(gaps.known, steps, self.unknown.exp())
 
 
