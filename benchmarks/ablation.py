@@ -1,31 +1,39 @@
-"""Train a recipe without its parts and without its times, and commit the rows: python benchmarks/ablation.py RECIPE --out RUNS.
+"""Train a recipe, what is left of it without its parts or its times, and others; commit how they differ, user by user.
 
-Rows go to results/quality and, paired with the whole model user by user, to results/paired/<data>-<model>-ablation.json.
+    python benchmarks/ablation.py ml-latest-small/ss4rec --out RUNS [--variants "S5 alone"] [--against ml-latest-small/sasrec]
+
+Rows go to results/ablation/<data>-<model>.json. A run that is in RUNS already, under its name there, is not trained again.
 """
 
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
-from measured import arguments, chosen_by, prepared, told
-from paired import paired_rows
-from rows import quality_rows, write
+from measured import arguments, chosen_by, command, prepared, told
+from rows import Row, write
 from turborec import recipes, run, stores
 from turborec.cli._options import DEFAULT_HOME
 from turborec.data.store import Store, open_store, seal_of, sha256
+from turborec.engine.log import environment
+from turborec.intervals import LEVEL, RESAMPLES, percentile_intervals, resampled_means
 
+METRICS, HISTORIES = ("hr@10", "ndcg@10"), ("kept", "masked")
+NAMES = [f"{metric}_{history}" for history in HISTORIES for metric in METRICS]
+
+WHOLE, SHUFFLED = "default", "gaps shuffled"
 VARIANTS = {
-    "default": [],
     "S5 alone": ["model.mixers=[s5]"],
     "Mamba alone": ["model.mixers=[mamba]"],
     "times ignored": ["model.intervals={kind: none}"],
-    "gaps shuffled": [],
+    SHUFFLED: [],
 }
-SHUFFLED = "gaps shuffled"
 
 
 def shuffled(store: Store, folder: Path) -> Store:
@@ -36,42 +44,87 @@ def shuffled(store: Store, folder: Path) -> Store:
     generator = np.random.default_rng(0)
     times = np.array(store.histories.times)
     for begin, end in zip(store.histories.offsets[:-1].tolist(), store.histories.offsets[1:].tolist(), strict=True):
-        gaps = np.diff(times[begin:end])
-        times[begin + 1 : end] = times[begin] + np.cumsum(generator.permutation(gaps))
-    np.save(folder / "times.npy", times)
+        gaps = generator.permutation(np.diff(times[begin:end]))
+        times[begin + 1 : end] = times[begin] + np.cumsum(gaps)
+    path = folder / "times.npy"
+    np.save(path, times)
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     card.pop("seal", None)
-    path = folder / "times.npy"
-    card["files"]["times.npy"] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    card["files"][path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     card["key"] = hashlib.sha256(f"{store.key} {SHUFFLED}".encode()).hexdigest()
     (folder / "card.json").write_text(json.dumps(card | {"seal": seal_of(card)}, indent=1), encoding="utf-8")
     return open_store(folder)
 
 
+def values_of(runs: Sequence[Path], model: str) -> tuple[list[str], np.ndarray]:
+    """The users in the order of their ids, and what the runs of several seeds have of each on average: [U, C]."""
+    tables = [pq.read_table(one / "evaluation" / "test" / model / "per_user.parquet").sort_by("user") for one in runs]
+    each = [np.column_stack([table[name].to_numpy() for name in NAMES]) for table in tables]
+    return tables[0]["user"].to_pylist(), np.mean(each, axis=0)
+
+
+def rows_of(recipe: str, found: dict[str, tuple[str, list[Path]]], seeds: int, provenance: dict[str, Any]) -> list[Row]:
+    """A row for each variant and history; `found` has the model's name and the runs of each."""
+    data, model = recipe.split("/")
+    values = {variant: values_of(runs, kind) for variant, (kind, runs) in found.items()}
+    users, whole = values[WHOLE]
+    rows = []
+    for variant, (others, own) in values.items():
+        if others != users:
+            raise SystemExit(f"{variant} is not about the same users as {WHOLE}.")
+        low, high = percentile_intervals(resampled_means(own - whole))
+        kind, runs = found[variant]
+        result = json.loads((runs[0] / "evaluation" / "test" / kind / "result.json").read_text(encoding="utf-8"))
+        for history in HISTORIES:
+            at = {metric: NAMES.index(f"{metric}_{history}") for metric in METRICS}
+            difference = {f"{metric}_difference": (own - whole)[:, i].mean() for metric, i in at.items() if variant != WHOLE}
+            rows.append(
+                {
+                    "kind": "ablation",
+                    "data": data,
+                    "model": model,
+                    "recipe": recipe,
+                    "variant": variant,
+                    "seed": 1,
+                    "protocol": {
+                        **result["protocol"],
+                        "history": history,
+                        "seeds": seeds,
+                        "interval": f"{LEVEL:.0%}, {RESAMPLES:,} resamples of users, values of seeds averaged user by user",
+                    },
+                    "values": {metric: own[:, i].mean() for metric, i in at.items()} | difference,
+                    "intervals": {f"{m}_difference": [low[i], high[i]] for m, i in at.items() if variant != WHOLE},
+                    "provenance": provenance,
+                }
+            )
+    return rows
+
+
 def main() -> None:
     """Train and write."""
     parser = arguments(__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="the folder of the runs; those that are there stay")
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the runs")
+    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--against", nargs="*", default=[], help="other recipes for the same data")
     parser.add_argument("--seeds", type=int, default=3)
     chosen = chosen_by(parser)
     _, store = prepared(chosen)
     home = Path(os.environ.get("TURBOREC_HOME", DEFAULT_HOME))
-    runs: dict[str, list[Path]] = {}
-    for variant, changes in VARIANTS.items():
+    asked = {WHOLE: (chosen.recipe, [])} | {
+        name: (chosen.recipe, VARIANTS[name]) for name in chosen.variants.split(",") if name
+    }
+    asked |= {name: (name, []) for name in chosen.against}
+    found: dict[str, tuple[str, list[Path]]] = {}
+    for variant, (name, changes) in asked.items():
         used = shuffled(store, chosen.out / "shuffled") if variant == SHUFFLED else store
         for seed in range(1, chosen.seeds + 1):
-            folder = chosen.out / f"{variant.replace(' ', '-')}-{seed}"
-            recipe = recipes.load(chosen.recipe, [*chosen.overrides, *changes, f"seed={seed}"])
+            folder = chosen.out / f"{variant.replace(' ', '-').replace('/', '-')}-{seed}"
+            recipe = recipes.load(name, [*chosen.overrides, *changes, f"seed={seed}"])
             if not run.is_finished(folder):
                 run.train(recipe, folder, stores.Places(home, None, used.folder))
-            runs.setdefault(variant, []).append(folder)
-    each = ((variant, folder) for variant, folders in runs.items() for folder in folders)
-    rows = [row for variant, folder in each for row in quality_rows(folder, chosen.recipe, variant)]
-    whole = runs.pop("default")
-    pairs = [row for variant, folders in runs.items() for row in paired_rows(chosen.recipe, variant, "default", whole, folders)]
-    name = chosen.recipe.replace("/", "-")
-    print(write(f"quality/{name}-ablation", rows))
-    print(write(f"paired/{name}-ablation", pairs))
+            found.setdefault(variant, (recipe.model.kind, []))[1].append(folder)
+    provenance = environment() | {"command": command(parser.prog)}
+    print(write(f"ablation/{chosen.recipe.replace('/', '-')}", rows_of(chosen.recipe, found, chosen.seeds, provenance)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Make committed rows again and compare: python benchmarks/reproduce.py results/quality/<file>.json (make reproduce ROW=…).
 
 Rows of quality are trained again and their values compared. Rows of speed are measured again, which renews their file, and
-their ratios compared: seconds belong to a machine, ratios much less. Rows of drift are made again in the same way, and their
-alarms compared.
+their ratios compared: seconds belong to a machine, ratios much less. Rows of drift and of ablations are made again in the
+same way, and their alarms and values compared.
 """
 
 import json
@@ -41,6 +41,22 @@ def ratios(rows: list[Row]) -> dict[tuple[str, str], float]:
     return {(r["variant"], n): v for r in rows for n, v in r["values"].items() if "vs_" in n or n == "gain_of_lever"}
 
 
+def ablation_again(path: Path, rows: list[Row]) -> None:
+    """Train all variants anew, and exit with 1 where a value differs by more than the tolerance."""
+    command = shlex.split(rows[0]["provenance"]["command"])
+    with tempfile.TemporaryDirectory() as scratch:
+        command[command.index("--out") + 1] = scratch
+        print("+", shlex.join(command), flush=True)
+        subprocess.run([sys.executable, *command[1:]], check=True, cwd=Path(__file__).parents[1])
+    worst = 0.0
+    for before, after in zip(rows, _read(path), strict=True):
+        for name, value in before["values"].items():
+            worst = max(worst, abs(after["values"][name] - value))
+            print(f"{before['variant']:20} {before['protocol']['history']:7} {name:14} {value:.6f} {after['values'][name]:.6f}")
+    print(f"largest difference {worst:.6f}, allowed {TOLERANCE}")
+    sys.exit(worst > TOLERANCE)
+
+
 def speed_again(path: Path, rows: list[Row]) -> None:
     """Measure the rows anew, and exit with 1 where a ratio is much smaller than it was."""
     command = shlex.split(rows[0]["provenance"]["command"])
@@ -76,6 +92,8 @@ def main() -> None:
     rows = _read(Path(sys.argv[1]))
     if rows[0]["kind"] == "drift":
         drift_again(Path(sys.argv[1]), rows)
+    if rows[0]["kind"] == "ablation":
+        ablation_again(Path(sys.argv[1]), rows)
     if rows[0]["kind"] != "quality":
         speed_again(Path(sys.argv[1]), rows)
     with tempfile.TemporaryDirectory() as scratch:

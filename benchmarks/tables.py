@@ -32,6 +32,30 @@ def quality_table(rows: list[Row]) -> list[str]:
     return lines
 
 
+def ablation_table(rows: list[Row]) -> list[str]:
+    """One line for each variant of a recipe, or other recipe, and history: its values, and what it has less than the recipe."""
+    chosen = [row for row in rows if row["kind"] == "ablation"]
+    if not chosen:
+        return []
+    lines = ["| data | recipe | variant | history | seeds | hr@10 | ndcg@10 | ndcg@10 beside the recipe |", "|---" * 8 + "|"]
+    for row in sorted(chosen, key=lambda r: (r["data"], r["model"], r["protocol"]["history"])):
+        values, card = row["values"], row["protocol"]
+        low, high = row["intervals"].get("ndcg@10_difference", (0.0, 0.0))
+        beside = f"{values['ndcg@10_difference']:+.4f} ({low:+.4f} to {high:+.4f})" if "ndcg@10_difference" in values else ""
+        cells = f"{values['hr@10']:.4f} | {values['ndcg@10']:.4f} | {beside}"
+        lines.append(f"| {row['data']} | {row['model']} | {row['variant']} | {card['history']} | {card['seeds']} | {cells} |")
+    return [
+        "",
+        "### Ablations",
+        "",
+        "A recipe, the same without a part of it, and others on the same users, values of the seeds averaged user by user;",
+        "intervals of 95 % by the bootstrap over users. Gaps shuffled: each user's gaps between events dealt anew among that",
+        "user's events, in training and in test.",
+        "",
+        *lines,
+    ]
+
+
 def _cell(values: list[float]) -> str:
     spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.4f}{spread}"
@@ -55,6 +79,7 @@ def results_page(rows: list[Row]) -> str:
             "items of the user's history are no candidates; `kept`: they are. Mean ± standard deviation over seeds.",
             "",
             *quality_table(rows),
+            *ablation_table(rows),
             "",
             "## Speed",
             "",

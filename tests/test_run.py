@@ -191,3 +191,27 @@ def test_a_refused_training_leaves_the_run_that_is_there_alone(options, tmp_path
     with pytest.raises(UserError, match="another recipe"):
         run.train(recipes.from_tree(TREE | {"seed": 9}, "the test"), tmp_path / "run", options)
     assert (tmp_path / "run" / "status.json").read_text() == before
+
+
+@pytest.mark.parametrize("model", [TREE["model"], {"kind": "bert4rec", "width": 16, "hidden": 32, "heads": 2}])
+def test_the_checks_before_a_run_change_nothing_of_it(model, options, tmp_path, monkeypatch):
+    recipe = recipes.from_tree(TREE | {"model": model}, "the test")
+    run.train(recipe, tmp_path / "run", options)
+    found = json.loads((tmp_path / "run" / "preflight.json").read_text())
+    assert {check["name"]: check["state"] for check in found} | {"times": "note"} == {
+        name: "note" if name == "times" else "ok" for name in ("data", "split", "times", "kernels", "gradients", "checkpoint")
+    }
+    monkeypatch.setattr(run, "_preflight", lambda _: None)
+    run.train(recipe, tmp_path / "without", options)
+    checked, plain = (checkpoint.load_latest(tmp_path / name / "checkpoints").tensors for name in ("run", "without"))
+    assert checked.keys() == plain.keys()
+    assert all(torch.equal(tensor, plain[group][name]) for group in checked for name, tensor in checked[group].items())
+
+
+def test_a_run_that_cannot_work_ends_before_its_first_step(options, tmp_path, monkeypatch):
+    broken = [run.preflight.Check("split", "problem", "it leaks.")]
+    monkeypatch.setattr(run.preflight, "checks", lambda *_: broken)
+    with pytest.raises(UserError, match="does not begin"):
+        run.train(recipes.from_tree(TREE, "the test"), tmp_path / "run", options)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
