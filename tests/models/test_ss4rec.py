@@ -9,6 +9,7 @@ from scored import catalogue_scores
 from turborec.data.batch import DataSpec, SequenceBatch
 from turborec.data.schema import UNKNOWN_TIME
 from turborec.models import mamba4rec, s5rec, ss4rec
+from turborec.nn.ssm import Gaps
 
 SPEC = DataSpec(users=7, items=23, max_length=12)
 TOLD = replace(SPEC, told=True)
@@ -61,8 +62,14 @@ def test_an_unknown_gap_is_not_a_gap_of_zero():
     model, batch = built(), example()
     nothing_known = torch.full_like(batch.times, UNKNOWN_TIME)
     at_once = torch.where(batch.times == UNKNOWN_TIME, UNKNOWN_TIME, 10**9)
+    before = [states(model, replace(batch, times=times)) for times in (nothing_known, at_once)]
+    with torch.no_grad():
+        model.steps.unknown += 0.5  # what training may do
     unknown, zero = (states(model, replace(batch, times=times)) for times in (nothing_known, at_once))
-    assert not torch.isclose(unknown[:, 1], zero[:, 1]).all()
+    assert not torch.isclose(unknown[:, 1], zero[:, 1]).all() and not torch.isclose(unknown, before[0]).all()
+    assert not torch.isclose(zero[:, 0], before[1][:, 0]).all()  # nobody knows the gap of a first event
+    own = model.steps(Gaps(torch.zeros(1, 2), torch.tensor([[False, True]])))[0]
+    assert own[0] == model.steps.unknown.exp() and own[1] == model.steps.config.event
 
 
 @pytest.mark.parametrize("gap", [0, 1, 20 * 365 * DAY])

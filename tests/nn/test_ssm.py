@@ -169,13 +169,13 @@ def test_a_layer_goes_on_where_it_stopped(mixers):
 
 def test_steps_of_every_kind():
     gaps = Gaps(torch.tensor([[0.0, 0.0, 1.0, 1e6]]), torch.tensor([[False, True, True, True]]))
-    raw = Steps(Intervals(kind="raw"))(gaps)
+    raw = Steps(Intervals(kind="raw", unit=1.0, event=0.0))(gaps)
     assert raw.tolist() == [[1.0, 0.0, 1.0, 1e6]]  # the first is unknown, the second is zero
-    clipped = Steps(Intervals(kind="clip", limit=100.0, unit=10.0))(gaps)
+    clipped = Steps(Intervals(kind="clip", limit=100.0, unit=10.0, event=0.0))(gaps)
     assert clipped.tolist()[0] == pytest.approx([1.0, 0.0, 0.1, 10.0])
-    logs = Steps(Intervals(kind="log", unit=2.0, learned=True))
+    logs = Steps(Intervals(kind="log", unit=2.0, event=0.0, learned=True))
     assert logs(gaps).tolist()[0] == pytest.approx([1.0, 0.0, np.log(1.5), np.log(1 + 5e5)])
     assert {name for name, _ in logs.named_parameters()} == {"unknown", "log_unit"}
     beside = Steps(Intervals(kind="log", unit=2.0, event=1.0))(gaps)
-    torch.testing.assert_close(beside, torch.where(gaps.known, Steps(Intervals(unit=2.0))(gaps) + 1.0, 1.0))
+    torch.testing.assert_close(beside, torch.where(gaps.known, Steps(Intervals(unit=2.0, event=0.0))(gaps) + 1.0, 1.0))
     assert Steps(Intervals(kind="none"))(gaps).tolist() == [[1.0] * 4]

@@ -63,7 +63,7 @@ def test_the_card_says_what_the_model_knows_of_time(trained):
     assert card["request_time"] == "none"
     assert card["model_options"] == {
         "mixers": ["s5", "mamba"],
-        "intervals": {"kind": "log", "unit": 1.0, "limit": 86400.0, "learned": False},
+        "intervals": {"kind": "log", "unit": 86400.0, "limit": 86400.0, "event": 1.0, "learned": False},
         "parametrisation": "stable",
         "init": "mamba",
     }

@@ -18,8 +18,9 @@ class Config(BaseConfig):
 
     As its code has it: no positions, no norm before the first layer, one norm for both mixers of a layer, no feed-forward
     layer; all of these can be chosen. Deliberate deviations: by default the gap of an event is the one before it, so that
-    nothing is known of the moment of the request (`batches.request_time: target` is the code's way), steps are logarithms
-    of seconds in place of seconds, and the rates of S5 stay below zero; training predicts at every position.
+    nothing is known of the moment of the request (`batches.request_time: target` is the code's way), steps are one for each
+    event and the logarithm of days besides in place of seconds, and the rates of S5 stay below zero; training predicts at
+    every position.
     """
 
     kind: Literal["ss4rec"] = "ss4rec"

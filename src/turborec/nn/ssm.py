@@ -35,14 +35,18 @@ class Gaps(NamedTuple):
 
 
 class Intervals(Config):
-    """How the seconds between events become the steps of a state-space layer."""
+    """How the seconds between events become the steps of a state-space layer.
+
+    SS4Rec's code has {kind: raw, unit: 1, event: 0}: seconds, and what follows at once is not written. Validation likes a step
+    for the event itself better, and days that add to it (docs/log.md).
+    """
 
     kind: Literal["raw", "log", "clip", "none"] = Field(
         "log", description="raw: as they are; log: log(1 + gap / unit); clip: `limit` at most; none: one step for each event"
     )
-    unit: float = Field(1.0, gt=0.0, description="seconds of one step")
+    unit: float = Field(86400.0, gt=0.0, description="seconds of one step")
     limit: float = Field(86400.0, gt=0.0, description="of clip, in seconds")
-    event: float = Field(0.0, ge=0.0, description="the step that every event takes besides; 0: one of no gap is not written")
+    event: float = Field(1.0, ge=0.0, description="the step that every event takes besides; 0: one of no gap is not written")
     learned: bool = Field(False, description="train the unit, starting from `unit`")
 
 
