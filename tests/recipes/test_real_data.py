@@ -26,7 +26,9 @@ PUBLISHED = {
     "ml-100k/markov": (943, 1_682, 100_000),
     "ml-100k/sasrec": (943, 1_682, 100_000),
     "ml-latest-small/sasrec": (610, 9_724, 100_836),
+    "ml-latest-small/ss4rec": (610, 9_724, 100_836),
     "movietweetings/markov": (21_081, 12_611, 141_695),
+    "movietweetings/ss4rec": (21_081, 12_611, 141_695),
     "otto-sample/markov": (20, 510, 862),
     "s3rec-lastfm/sasrec": (1_090, 3_646, 52_551),
     "s3rec-yelp/sasrec": (30_431, 20_033, 316_354),
@@ -36,12 +38,12 @@ PUBLISHED = {
     "wikipedia-edits/sasrec": (8_227, 1_000, 157_474),
 }
 RAW = {f"{name}/sasrec": f"{name}/raw" for name in ("amazon-gift-cards-2018", "ml-100k", "ml-latest-small")}
-RAW["ml-100k/markov"] = "ml-100k/raw"
+RAW |= {"ml-100k/markov": "ml-100k/raw", "ml-latest-small/ss4rec": "ml-latest-small/raw"}
 
 # These come with turborec, or are among the real data only in part or not at all.
 ELSEWHERE = {
     "online-retail/sasrec",
-    *(f"ml-1m/{model}" for model in ("bert4rec", "gru4rec", "sasrec")),
+    *(f"ml-1m/{model}" for model in ("bert4rec", "gru4rec", "sasrec", "ss4rec")),
     *("simulated-v-54k/sasrec", "simulated-v-160k/bert4rec-130m"),
     *(f"amazon-electronics/bert4rec-{size}" for size in ("5m", "85m", "130m", "430m")),
     *("ml-20m/sasrec", "ml-32m/sasrec"),
