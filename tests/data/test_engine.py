@@ -43,7 +43,7 @@ def test_ties_of_the_greatest_ids_stay_within_64_bits(tmp_path: Path) -> None:
         u, i = (np.array([pair[place] for pair in pairs], np.int32) for place in (0, 1))
         nothing = pa.array([0] * len(pairs), pa.int64())
         engine.register("core", pa.table({"u": u, "i": i, "time": nothing, "label": nothing, "moment": nothing}))
-        (batch,) = engine.batches(clean.EVENTS)
+        (batch,) = engine.batches(clean.events_query(values=False))
     expected = sorted(pairs, key=lambda pair: pow(pair[0] * USER_FACTOR + pair[1] * ITEM_FACTOR, 5, PRIME))
     assert batch.column("item").to_pylist() == [item for _, item in expected]
     assert top * USER_FACTOR + top * ITEM_FACTOR < 2**63 and (PRIME - 1) ** 2 < 2**63
