@@ -20,8 +20,10 @@ from measured import arguments, chosen_by, command, prepared, told
 from rows import Row, write
 from turborec import recipes, run, stores
 from turborec.cli._options import DEFAULT_HOME
+from turborec.data.schema import UNKNOWN_TIME
 from turborec.data.store import Store, open_store, seal_of, sha256
 from turborec.engine.log import environment
+from turborec.errors import UserError
 from turborec.intervals import LEVEL, RESAMPLES, percentile_intervals, resampled_means
 
 METRICS, HISTORIES = ("hr@10", "ndcg@10"), ("kept", "masked")
@@ -40,9 +42,11 @@ def shuffled(store: Store, folder: Path) -> Store:
     """The store with each user's gaps dealt anew among that user's events: the same gaps, which mean nothing any more."""
     if folder.exists():
         return open_store(folder)
+    times = np.array(store.histories.times)
+    if (times == UNKNOWN_TIME).any():
+        raise UserError(f"Not all times of {store.folder} are known, so there are no gaps to deal: leave out {SHUFFLED!r}.")
     shutil.copytree(store.folder, folder)
     generator = np.random.default_rng(0)
-    times = np.array(store.histories.times)
     for begin, end in zip(store.histories.offsets[:-1].tolist(), store.histories.offsets[1:].tolist(), strict=True):
         gaps = generator.permutation(np.diff(times[begin:end]))
         times[begin + 1 : end] = times[begin] + np.cumsum(gaps)

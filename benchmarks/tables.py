@@ -33,11 +33,11 @@ def quality_table(rows: list[Row]) -> list[str]:
 
 
 def ablation_table(rows: list[Row]) -> list[str]:
-    """One line for each variant of a recipe, or other recipe, and history: its values, and what it has less than the recipe."""
+    """One line for each variant of a recipe, or other recipe, and history: its values, and their difference to the recipe's."""
     chosen = [row for row in rows if row["kind"] == "ablation"]
     if not chosen:
         return []
-    lines = ["| data | recipe | variant | history | seeds | hr@10 | ndcg@10 | ndcg@10 beside the recipe |", "|---" * 8 + "|"]
+    lines = ["| data | recipe | variant | history | seeds | hr@10 | ndcg@10 | ndcg@10 less the recipe's |", "|---" * 8 + "|"]
     for row in sorted(chosen, key=lambda r: (r["data"], r["model"], r["protocol"]["history"])):
         values, card = row["values"], row["protocol"]
         low, high = row["intervals"].get("ndcg@10_difference", (0.0, 0.0))

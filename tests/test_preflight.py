@@ -105,6 +105,18 @@ def test_a_disk_that_gives_back_other_bits_is_found(tmp_path, monkeypatch):
     assert "not what was written" in named(assembly_of(tmp_path), tmp_path)["checkpoint"].says
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.bool, torch.int64, torch.complex64])
+def test_bits_are_compared_not_values(kind):
+    some, other = (torch.tensor(values).to(kind) for values in ([0, 1, 1], [0, 1, 0]))
+    assert preflight._same(some, some.clone()) and not preflight._same(some, other)
+    assert preflight._same(some[0], some[0].clone()) and not preflight._same(some, some[:2])
+
+
+def test_numbers_of_equal_value_have_other_bits():
+    nothing = torch.tensor([float("nan"), 0.0])
+    assert preflight._same(nothing, nothing.clone()) and not preflight._same(nothing, torch.tensor([float("nan"), -0.0]))
+
+
 def test_a_folder_that_cannot_be_written_is_found(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
@@ -114,7 +126,7 @@ def test_a_folder_that_cannot_be_written_is_found(tmp_path):
 def test_versions_beyond_those_tested_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, "TESTED", {"torch": ("1.0", "1.1")})
     kernels = named(assembly_of(tmp_path), tmp_path)["kernels"]
-    assert kernels.state == "note" and "tested from 1.0 to 1.1" in kernels.says
+    assert kernels.state == "note" and "made for 1.0 to 1.1" in kernels.says
 
 
 def test_a_counted_model_has_no_gradients(tmp_path):

@@ -213,5 +213,5 @@ def test_a_run_that_cannot_work_ends_before_its_first_step(options, tmp_path, mo
     monkeypatch.setattr(run.preflight, "checks", lambda *_: broken)
     with pytest.raises(UserError, match="does not begin"):
         run.train(recipes.from_tree(TREE, "the test"), tmp_path / "run", options)
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"

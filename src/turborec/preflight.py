@@ -5,7 +5,6 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -18,12 +17,13 @@ from turborec.contract import Counted
 from turborec.data import audit
 from turborec.data.loader import TrainingBatches
 from turborec.data.store import Store
+from turborec.drift.periods import instant
 from turborec.engine import checkpoint, hardware, world
 from turborec.errors import UserError
 from turborec.nn.ssm import lowered
 
 TESTED = {"torch": ("2.11", "2.13"), "numpy": ("1.26", "2.4")}
-"""The oldest and the newest version that the tests pass with."""
+"""The oldest version that is allowed, and the newest that the tests were run with."""
 
 State = Literal["ok", "note", "problem"]
 
@@ -119,12 +119,12 @@ def _kernels(assembly: Assembly) -> Check:
         says += f"; {recurrences[0].lower()}{recurrences[1:]}"
     versions = {"torch": torch.__version__, "numpy": np.__version__}
     strange = [
-        f"{name} {versions[name]} (tested from {oldest} to {newest})"
+        f"{name} {versions[name]} (made for {oldest} to {newest})"
         for name, (oldest, newest) in TESTED.items()
         if not _pair(oldest) <= _pair(versions[name]) <= _pair(newest)
     ]
     if strange:
-        return Check("kernels", "note", f"{says}; not tested with {', '.join(strange)}: run `make test`")
+        return Check("kernels", "note", f"{says}; not made for {', '.join(strange)}: run `make test`")
     return Check("kernels", "ok", f"{says}; " + ", ".join(f"{name} {version}" for name, version in versions.items()))
 
 
@@ -187,7 +187,9 @@ def _checkpoint(assembly: Assembly, folder: Path) -> Check:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one.nan_to_num(), other.nan_to_num())
+    """Whether two tensors have the same bits, so that -0 is not 0 and what is no number is itself."""
+    bits = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)]
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(*bits)
 
 
 def nearest(folder: Path) -> Path:
@@ -198,8 +200,8 @@ def nearest(folder: Path) -> Path:
 def _day(ticks: int, each: int) -> str:
     """The day of a time, in UTC; the number itself where no calendar reaches."""
     try:
-        return datetime.fromtimestamp(ticks / each, UTC).date().isoformat()
-    except (ValueError, OverflowError, OSError):
+        return f"{instant(ticks, each):%Y-%m-%d}"
+    except UserError:
         return f"{ticks / each:.3g} s"
 
 

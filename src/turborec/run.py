@@ -180,6 +180,8 @@ def _describe(run: Run) -> None:
 
 def _preflight(run: Run) -> None:
     """Look at what can go wrong before it does, and write down what was found."""
+    if world.leads():
+        run.checkpoints.mkdir(exist_ok=True)  # where a start sweeps up what another that was killed has left
     found = preflight.checks(run, run.checkpoints)
     if world.leads():
         write_whole(run.folder / "preflight.json", json.dumps([vars(check) for check in found], indent=1))

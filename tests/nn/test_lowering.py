@@ -5,14 +5,16 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from types import ModuleType
+from typing import get_args
 
 import pytest
 import torch
 
+from turborec.engine.loop import Stage
 from turborec.errors import UserError
 from turborec.nn import lowering
 from turborec.nn.linear import Context
-from turborec.nn.lowering import REFERENCE, chosen
+from turborec.nn.lowering import REFERENCE, Kernels, chosen
 from turborec.nn.scan import scan, selective_scan
 from turborec.nn.scan_loops import ran
 from turborec.nn.ssm import S5, Mamba, lower, lowered
@@ -212,3 +214,7 @@ def test_their_reference_is_ours():
     y, state = selective_scan(x, step, rate, write, read, lowering=REFERENCE)
     torch.testing.assert_close(y, theirs.permute(2, 0, 1), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(state, last.transpose(1, 2), rtol=1e-5, atol=1e-5)
+
+
+def test_recipes_name_the_kernels_that_there_are():
+    assert get_args(Stage.model_fields["kernels"].annotation) == get_args(Kernels)

@@ -1,6 +1,6 @@
 """What a prepared store is like where a run could go wrong: its structure, its times, and what its split lets through.
 
-Letters: U users, E events, V items. Everything is read in blocks, so that memory is bounded.
+Letters: U users, E events, V items. Everything is read in blocks; only the times of the test part are held together.
 """
 
 from collections.abc import Iterator

@@ -45,7 +45,8 @@ def _walk(decay: Tensor, drive: Tensor, back: bool) -> Tensor:
 
 
 @_walk.register_fake
-def _(decay: Tensor, drive: Tensor, back: bool) -> Tensor:
+def shape_of_walk(decay: Tensor, drive: Tensor, back: bool) -> Tensor:
+    """What compilers are told that any operator for `walk` gives: its shape without its numbers."""
     return torch.empty_like(drive, memory_format=torch.contiguous_format)
 
 
@@ -81,9 +82,10 @@ def _forward(
 
 
 @_forward.register_fake
-def _(
+def shapes_of_forward(
     x: Tensor, step: Tensor, rate: Tensor, write: Tensor, read: Tensor, start: Tensor | None, resets: Tensor | None
 ) -> tuple[Tensor, Tensor]:
+    """The same of any operator for `forward`."""
     return x.new_empty(x.shape), x.new_empty(x.shape[0], x.shape[1], *rate.shape)
 
 
@@ -132,9 +134,10 @@ def _backward(
 
 
 @_backward.register_fake
-def _(
+def shapes_of_backward(
     gradient: Tensor, inputs: list[Tensor], states: Tensor, start: Tensor | None, resets: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The same of any operator for `backward`."""
     shaped = [t.new_empty(t.shape) for t in inputs]
     return shaped[0], shaped[1], shaped[2], shaped[3], shaped[4], states.new_empty(states.shape[1:])
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from turborec.nn.scan_loops import Gradients, ran
+from turborec.nn.scan_loops import Gradients, ran, shape_of_walk, shapes_of_backward, shapes_of_forward
 
 CHANNELS = 32
 """Channels of a program."""
@@ -109,11 +109,7 @@ def _forward_operator(
     return y, states
 
 
-@_forward_operator.register_fake
-def _(
-    x: Tensor, step: Tensor, rate: Tensor, write: Tensor, read: Tensor, start: Tensor | None, resets: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape[0], x.shape[1], *rate.shape)
+_forward_operator.register_fake(shapes_of_forward)
 
 
 def backward(
@@ -146,12 +142,7 @@ def _backward_operator(
     return of_x, of_step, of_rate.sum(0), of_write.sum(0), of_read.sum(0), of_start
 
 
-@_backward_operator.register_fake
-def _(
-    gradient: Tensor, inputs: list[Tensor], states: Tensor, start: Tensor | None, resets: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    shaped = [t.new_empty(t.shape) for t in inputs]
-    return shaped[0], shaped[1], shaped[2], shaped[3], shaped[4], states.new_empty(states.shape[1:])
+_backward_operator.register_fake(shapes_of_backward)
 
 
 def _require(tensor: Tensor, dtype: torch.dtype) -> None:
@@ -222,6 +213,4 @@ def _walk_operator(decay: Tensor, drive: Tensor, back: bool) -> Tensor:
     return out
 
 
-@_walk_operator.register_fake
-def _(decay: Tensor, drive: Tensor, back: bool) -> Tensor:
-    return torch.empty_like(drive, memory_format=torch.contiguous_format)
+_walk_operator.register_fake(shape_of_walk)
