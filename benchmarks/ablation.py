@@ -8,6 +8,7 @@ Rows go to results/ablation/<data>-<model>.json. A run that is in RUNS already, 
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ VARIANTS = {
     "S5 alone": ["model.mixers=[s5]"],
     "Mamba alone": ["model.mixers=[mamba]"],
     "times ignored": ["model.intervals={kind: none}"],
+    "no bias of repeats": ["model.repeat_bias=false"],
     SHUFFLED: [],
 }
 
@@ -108,8 +110,8 @@ def main() -> None:
     """Train and write."""
     parser = arguments(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the folder of the runs")
-    parser.add_argument("--variants", default=",".join(VARIANTS))
-    parser.add_argument("--against", nargs="*", default=[], help="other recipes for the same data")
+    parser.add_argument("--variants", default="S5 alone,Mamba alone,times ignored,gaps shuffled", help=", ".join(VARIANTS))
+    parser.add_argument("--against", nargs="*", default=[], help="other recipes for the same data, each with its changes in one word")
     parser.add_argument("--seeds", type=int, default=3)
     chosen = chosen_by(parser)
     _, store = prepared(chosen)
@@ -117,12 +119,12 @@ def main() -> None:
     asked = {WHOLE: (chosen.recipe, [])} | {
         name: (chosen.recipe, VARIANTS[name]) for name in chosen.variants.split(",") if name
     }
-    asked |= {name: (name, []) for name in chosen.against}
+    asked |= {text: (text.split()[0], text.split()[1:]) for text in chosen.against}
     found: dict[str, tuple[str, list[Path]]] = {}
     for variant, (name, changes) in asked.items():
         used = shuffled(store, chosen.out / "shuffled") if variant == SHUFFLED else store
         for seed in range(1, chosen.seeds + 1):
-            folder = chosen.out / f"{variant.replace(' ', '-').replace('/', '-')}-{seed}"
+            folder = chosen.out / f"{re.sub('[^A-Za-z0-9._]+', '-', variant)}-{seed}"
             recipe = recipes.load(name, [*chosen.overrides, *changes, f"seed={seed}"])
             if not run.is_finished(folder):
                 run.train(recipe, folder, stores.Places(home, None, used.folder))

@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from turborec import losses
-from turborec.losses import BPR, GBCE, CrossEntropy, SampledSoftmax, TiledCrossEntropy
+from turborec import head
+from turborec.contract import Cells
+from turborec.head import TiledCrossEntropy
+from turborec.losses import BPR, GBCE, Auto, CrossEntropy, SampledSoftmax
 
 N, V, D = 37, 53, 8
 
@@ -27,8 +29,8 @@ def counts(items=V):
 
 @pytest.mark.parametrize("tile", [2**10, 2**14, 2**18, 2**24])
 def test_tiled_cross_entropy_equals_the_plain_one_at_any_tile(monkeypatch, tile):
-    monkeypatch.setattr(losses, "TILE_BYTES", {8: tile})
-    monkeypatch.setattr(losses, "_MIN_ROWS", 4)
+    monkeypatch.setattr(head, "TILE_BYTES", {8: tile})
+    monkeypatch.setattr(head, "_MIN_ROWS", 4)
     states, table, targets = inputs()
     total = TiledCrossEntropy.apply(states, table, None, targets)
     plain = F.cross_entropy(states @ table[1:].T, targets - 1, reduction="sum")
@@ -47,8 +49,8 @@ def test_tiled_cross_entropy_passes_gradcheck():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_logits_of_any_size_are_as_exact_as_their_type_allows(monkeypatch, tile, largest, dtype):
     """Small ones are exponentiated as they are, large ones after their row's largest; a bias counts towards the size."""
-    monkeypatch.setattr(losses, "TILE_BYTES", {4: tile, 8: tile})
-    monkeypatch.setattr(losses, "_MIN_ROWS", 4)
+    monkeypatch.setattr(head, "TILE_BYTES", {4: tile, 8: tile})
+    monkeypatch.setattr(head, "_MIN_ROWS", 4)
     states, table, targets = inputs()
     bias = torch.linspace(-1, 1, V + 1, dtype=torch.float64).requires_grad_()
     scale = (largest - 1) / float((states.norm(dim=1).amax() * table.norm(dim=1).amax()).detach())
@@ -56,7 +58,7 @@ def test_logits_of_any_size_are_as_exact_as_their_type_allows(monkeypatch, tile,
     plain = F.cross_entropy(wide[0] @ table[1:].T + bias[1:], targets - 1, reduction="sum")
     low = [one.detach().to(dtype).requires_grad_() for one in wide]
     total = TiledCrossEntropy.apply(*low, targets)
-    assert losses._largest(losses.Head(*(one.detach() for one in low))) == pytest.approx(largest, rel=1e-5)
+    assert head._largest(head.Head(*(one.detach() for one in low))) == pytest.approx(largest, rel=1e-5)
     close = 1e-11 if dtype == torch.float64 else 3e-5
     assert total.item() == pytest.approx(plain.item(), rel=close)
     for got, expected in zip(torch.autograd.grad(total, low), torch.autograd.grad(plain, wide), strict=True):
@@ -65,8 +67,8 @@ def test_logits_of_any_size_are_as_exact_as_their_type_allows(monkeypatch, tile,
 
 @pytest.mark.parametrize("tile", [2**10, 2**24])
 def test_a_bias_of_the_items_enters_every_logit(monkeypatch, tile):
-    monkeypatch.setattr(losses, "TILE_BYTES", {8: tile})
-    monkeypatch.setattr(losses, "_MIN_ROWS", 4)
+    monkeypatch.setattr(head, "TILE_BYTES", {8: tile})
+    monkeypatch.setattr(head, "_MIN_ROWS", 4)
     states, table, targets = inputs()
     bias = torch.randn(V + 1, dtype=torch.float64).requires_grad_()
     total = TiledCrossEntropy.apply(states, table, bias, targets)
@@ -208,6 +210,57 @@ def test_negatives_follow_the_stated_distribution_and_the_key():
 @pytest.mark.parametrize(("items", "kind"), [(9, "cross_entropy"), (10, "cross_entropy"), (11, "sampled_softmax")])
 def test_the_automatic_loss_depends_on_the_catalogue_alone_and_says_why(caplog, items, kind):
     with caplog.at_level("INFO", logger="turborec"):
-        criterion = losses.Auto(exact_up_to=10, negatives=3).build(torch.ones(items + 1))
+        criterion = Auto(exact_up_to=10, negatives=3).build(torch.ones(items + 1))
     assert criterion.config.kind == kind
     assert f"Loss: {kind}, because the catalogue has {items} items" in caplog.text
+
+
+def cells(dtype=torch.float64):
+    """Half of all logits, in order of their rows, with something to add."""
+    generator = torch.Generator().manual_seed(5)
+    rows, items = (torch.rand(N, V, generator=generator) < 0.5).nonzero(as_tuple=True)
+    values = 3 * torch.randn(len(rows), dtype=dtype, generator=generator)
+    return Cells(rows, items + 1, values.requires_grad_())
+
+
+def with_cells(logits, added):
+    """The plain way: a table of all logits."""
+    return logits.index_put((added.rows, added.items - 1), added.values, accumulate=True)
+
+
+@pytest.mark.parametrize("tile", [2**10, 2**14, 2**24])
+@pytest.mark.parametrize("largest", [2.0, 500.0])
+def test_what_is_added_to_single_logits_enters_the_exact_loss(monkeypatch, tile, largest):
+    monkeypatch.setattr(head, "TILE_BYTES", {8: tile})
+    monkeypatch.setattr(head, "_MIN_ROWS", 4)
+    states, table, targets = inputs()
+    states = (states.detach() * largest / 20).requires_grad_()
+    added = cells()
+    total = CrossEntropy().build(counts())(states, table, targets, 0, cells=added)
+    plain = F.cross_entropy(with_cells(states @ table[1:].T, added), targets - 1, reduction="sum")
+    assert total.item() == pytest.approx(plain.item(), rel=1e-12)
+    given = [states, table, added.values]
+    for got, expected in zip(torch.autograd.grad(total, given), torch.autograd.grad(plain, given), strict=True):
+        assert torch.allclose(got, expected, atol=1e-11)
+
+
+@pytest.mark.parametrize("loss", [SampledSoftmax(), GBCE(), BPR(negatives=3)])
+def test_what_is_added_to_single_logits_enters_sampled_losses(loss):
+    """Of as many items as draws, each with a state that picks it out, so that every logit is the item's own number."""
+    _, _, targets = inputs()
+    added, criterion = cells(), loss.build(counts())
+    logits = torch.randn(N, V, dtype=torch.float64)
+    table = torch.cat([torch.zeros(1, V, dtype=torch.float64), torch.eye(V, dtype=torch.float64)])
+    got = criterion(logits, table, targets, 7, cells=added)
+    expected = criterion(with_cells(logits, added), table, targets, 7)
+    assert got.item() == pytest.approx(expected.item(), rel=1e-6)
+    (a,), (b,) = (torch.autograd.grad(total, [added.values]) for total in (got, expected))
+    assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_cells_of_no_row_add_nothing():
+    states, table, targets = inputs()
+    none = torch.zeros(0, dtype=torch.int64)
+    added = Cells(none, none, torch.zeros(0, dtype=torch.float64).requires_grad_())
+    criterion = CrossEntropy().build(counts())
+    assert criterion(states, table, targets, 0, cells=added).item() == criterion(states, table, targets, 0).item()

@@ -179,25 +179,70 @@ class Scorer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Cells:
+    """Numbers that are added to single logits, no (row, item) twice: P of them, by ascending row."""
+
+    rows: Tensor  # int64 [P]
+    items: Tensor  # int64 [P]
+    values: Tensor  # [P]
+
+
 class DotProduct:
     """The usual scorer: a user's vector times an item's vector, plus the item's bias, in float32."""
 
-    def __init__(self, encode: Callable[[Any], Tensor], items: Tensor, bias: Tensor | None = None) -> None:
-        """`encode(batch)` gives [B, D]; `items` is [V + 1, D] with the unused padding row 0; `bias` is [V + 1]."""
-        self.encode = encode
+    def __init__(
+        self,
+        encode: Callable[[Any], Tensor],
+        items: Tensor,
+        bias: Tensor | None = None,
+        cells: Callable[[Any], Cells | None] = lambda batch: None,
+    ) -> None:
+        """`encode(batch)` gives [B, D]; `items` is [V + 1, D] with the unused padding row 0; `bias` is [V + 1].
+
+        `cells(batch)` gives what is added to the scores of some users and items, if anything is.
+        """
+        self.encode, self.cells = encode, cells
         self.items = items.float()
         self.bias = None if bias is None else bias.float()
 
-    def users(self, batch: Any) -> Tensor:
-        """The users' vectors: [B, D]."""
-        return self.encode(batch).float()
+    def users(self, batch: Any) -> "Vectors":
+        """The users' vectors, and what is theirs alone."""
+        return Vectors.of(self.encode(batch), self.cells(batch))
 
-    def score(self, state: Tensor, lo: int, hi: int) -> Tensor:
-        """[B, D] -> [B, hi - lo]."""
+    def score(self, state: "Vectors", lo: int, hi: int) -> Tensor:
+        """Scores of items lo..hi-1: [B, hi - lo]."""
+        users = state.users
         # Scores decide ranks, so no reduced precision may slip in from the caller's autocast.
-        with torch.autocast(state.device.type, enabled=False):
-            tile = self.items[lo:hi].to(state.device)  # a table that is too large for the device stays on the host
-            return state @ tile.T if self.bias is None else torch.addmm(self.bias[lo:hi], state, tile.T)
+        with torch.autocast(users.device.type, enabled=False):
+            tile = self.items[lo:hi].to(users.device)  # a table that is too large for the device stays on the host
+            scores = users @ tile.T if self.bias is None else torch.addmm(self.bias[lo:hi], users, tile.T)
+            return scores if state.cells is None else _add(state.cells, scores, lo)
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What `DotProduct` scores tiles from."""
+
+    users: Tensor  # float32 [B, D]
+    cells: Cells | None = None  # by ascending item, unlike others
+
+    @classmethod
+    def of(cls, users: Tensor, cells: Cells | None) -> Self:
+        """Vectors of any type, and cells by row."""
+        if cells is None:
+            return cls(users.float())
+        order = cells.items.argsort()
+        return cls(users.float(), Cells(cells.rows[order], cells.items[order], cells.values[order].float()))
+
+
+def _add(cells: Cells, scores: Tensor, lo: int) -> Tensor:
+    """Add those of the cells that fall into a tile [B, W] of items from `lo` on, in place."""
+    width = scores.shape[1]
+    begin, end = torch.searchsorted(cells.items, torch.tensor([lo, lo + width], device=scores.device)).tolist()
+    places = cells.rows[begin:end] * width + cells.items[begin:end] - lo
+    scores.view(-1).index_add_(0, places, cells.values[begin:end])
+    return scores
 
 
 class Model(nn.Module, ABC):

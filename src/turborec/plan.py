@@ -16,7 +16,7 @@ from turborec.contract import Counted
 from turborec.data.loader import Epoch, Some, TrainingBatches
 from turborec.engine import hardware, log, loop
 from turborec.errors import UserError
-from turborec.losses import tile_bytes
+from turborec.head import tile_bytes
 from turborec.preflight import Check, checks, nearest
 from turborec.recipe import dump
 

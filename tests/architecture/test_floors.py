@@ -10,6 +10,7 @@ from package_source import files, place, tree
 FLOORS = (
     {"", "errors", "shown"},
     {"contract", "files", "progress", "recipe"},
+    {"head"},
     {"bridges", "data", "drift", "engine", "intervals", "losses", "metrics", "nn", "sources", "tiles"},
     {"histories", "ranking"},
     {"evaluate", "models", "recommend"},

@@ -12,6 +12,7 @@ from turborec.contract import Counted
 from turborec.data.batch import DataSpec
 from turborec.data.schema import UNKNOWN_TIME
 from turborec.data.store import Histories
+from turborec.losses import SampledSoftmax
 from turborec.nn.ssm import Intervals
 from turborec.recipe import kinds
 
@@ -24,12 +25,14 @@ VARIANTS = {
         "activation": "tanh",
         "count_from": "start",
     },
+    "sasrec with repeats": {"repeat_bias": True},
+    "gru4rec with repeats": {"repeat_bias": True, "loss": SampledSoftmax(negatives=5)},
     "sasrec of RecTools": {"norm": "query", "activation": "relu", "blanks": "seen"},
     "sasrec of RePlay": {"norm": "query", "activation": "relu", "scale_items": True, "table_std": 0.02},
     "bert4rec of RecBole": {"norm": "post", "norm_eps": 1e-12, "count_from": "start", "skip_first": True},
     "ss4rec of its authors": {"parametrisation": "faithful", "init": "official"},
     "ss4rec with all": {"norm": "pre", "hidden": 32, "shared_norm": False, "embedding_norm": True, "embedding_dropout": True}
-    | {"intervals": Intervals(kind="log", unit=60.0, learned=True)},
+    | {"intervals": Intervals(kind="log", unit=60.0, learned=True), "repeat_bias": True},
     "mamba4rec of two layers": {"layers": 2, "norm": "pre"},
     "bert4rec of RePlay": {"embedding_norm": False, "final_norm": False, "head": False, "tied": False},
 }

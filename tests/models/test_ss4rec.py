@@ -114,7 +114,7 @@ def test_users_followed_event_by_event(module, told):
                 lengths=batch.lengths.clamp(max=k + 1),
             )
             there = batch.lengths > k
-            found = model.vectors(users, batch.request) @ model.items.weight[1:].T
+            found = model.scorer().score(model.vectors(users, batch.request), 1, SPEC.items + 1)
             expected = catalogue_scores(model, shown, SPEC.items)
             torch.testing.assert_close(found[there], expected[there], rtol=1e-4, atol=1e-5)
 

@@ -220,5 +220,5 @@ def test_a_user_with_a_hundred_thousand_events(tmp_path):
             if users.layers is not None:
                 kept = [t for mixer in users.layers[0].mixers for t in (mixer if isinstance(mixer, tuple) else (mixer,))]
                 sizes.add(sum(t.untyped_storage().nbytes() for t in kept))
-        assert model.vectors(users).isfinite().all()
+        assert model.vectors(users).users.isfinite().all()
     assert len(sizes) == 1, "what is kept of a user grows with the events"

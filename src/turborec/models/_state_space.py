@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from turborec.contract import DotProduct, Loss, Model, Term
+from turborec.contract import DotProduct, Loss, Model, Vectors
 from turborec.data.batch import DataSpec, SequenceBatch, between
 from turborec.data.schema import UNKNOWN_TIME
 from turborec.losses import CatalogueLoss
+from turborec.models._next_item import NextItem
 from turborec.nn.keyed import Dropout
 from turborec.nn.linear import Context
 from turborec.nn.ssm import Gaps, Intervals, Layer, Seen, Steps
@@ -23,19 +24,19 @@ class Ends:
     """What is before and after the layers."""
 
     width: int
-    table_std: float
     norm_eps: float
     embedding_norm: bool
     embedding_dropout: float
     final_norm: bool
+    repeat_bias: bool
 
 
 @dataclass(frozen=True)
 class Followed:
-    """What is known of B users whose events come one by one: the newest event, and what the layers kept before it."""
+    """What is known of B users whose events come one by one: the newest events, and what the layers kept before the last."""
 
-    items: Tensor  # int64 [B]: the newest events
-    times: Tensor  # int64 [B]
+    items: Tensor  # int64 [B, R]: the newest events, as many as are asked for again
+    times: Tensor  # int64 [B]: of the newest one
     times_before: Tensor  # int64 [B]: of the events before the newest
     layers: tuple[Seen, ...] | None  # None where the newest event is the first
 
@@ -53,21 +54,20 @@ class StateSpace(Model):
         self.steps = Steps(intervals)
         self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(ends.width, eps=ends.norm_eps) if ends.final_norm else nn.Identity()
-        self.criterion = loss.build(spec.item_counts())
-        nn.init.normal_(self.items.weight, std=ends.table_std)
+        self.head = NextItem(loss, ends.repeat_bias, spec)
+        nn.init.normal_(self.items.weight, std=0.02)
         with torch.no_grad():
             self.items.weight[0].zero_()
 
     def forward(self, batch: SequenceBatch) -> Loss:
         """The loss of predicting every target of the batch."""
-        states = self._encode(batch)
         wanted = batch.targets.flatten().nonzero().squeeze(1)
-        total = self.criterion(states.flatten(0, 1)[wanted], self.items.weight, batch.targets.flatten()[wanted], batch.key)
-        return Loss({"next_item": Term(total, batch.num_targets())})
+        loss: Loss = self.head(self._encode(batch).flatten(0, 1)[wanted], wanted, self.items.weight, batch)
+        return loss
 
     def scorer(self) -> DotProduct:
         """Scores by the state after the last event."""
-        return DotProduct(self._last_state, self.items.weight)
+        return self.head.scorer(self._last_state, self.items.weight)
 
     def hear(self, users: Followed | None, items: Tensor, times: Tensor) -> Followed:
         """The users, None before their first event, after one more of each: items and times int64 [B].
@@ -75,12 +75,15 @@ class StateSpace(Model):
         It costs the same, however many came before.
         """
         if users is None:
-            return Followed(items, times, torch.full_like(times, UNKNOWN_TIME), None)
-        return Followed(items, times, users.times, self._newest(users, times)[1])
+            return Followed(items[:, None], times, torch.full_like(times, UNKNOWN_TIME), None)
+        newest = torch.cat([users.items, items[:, None]], dim=1)
+        newest = newest[:, -1 if self.head.repeats is None else -self.spec.max_length :]
+        return Followed(newest, times, users.times, self._newest(users, times)[1])
 
-    def vectors(self, users: Followed, request: Tensor | None = None) -> Tensor:
-        """What ranks items for the users, as if all their events were shown at once: [B, D]. `request` int64 [B]: when."""
-        return self._newest(users, torch.full_like(users.times, UNKNOWN_TIME) if request is None else request)[0]
+    def vectors(self, users: Followed, request: Tensor | None = None) -> Vectors:
+        """What `scorer().score` takes, as if all events of the users were shown at once. `request` int64 [B]: when."""
+        states = self._newest(users, torch.full_like(users.times, UNKNOWN_TIME) if request is None else request)[0]
+        return Vectors.of(states, self.head.cells(users.items, torch.full_like(users.times, users.items.shape[1] - 1)))
 
     def _newest(self, users: Followed, after: Tensor) -> tuple[Tensor, tuple[Seen, ...]]:
         """The users' newest event, read after what the layers have kept: [B, D], and what they keep then."""
@@ -88,7 +91,8 @@ class StateSpace(Model):
             raise ValueError("users are followed by a model in evaluation, not in training: call model.eval()")
         earlier, later = (users.times, after) if self.spec.told else (users.times_before, users.times)
         gaps = Gaps(*between(earlier[:, None], later[:, None], self.spec.ticks))
-        states, kept = self._read(users.items[:, None], gaps, Context(keys=users.items), users.layers)
+        newest = users.items[:, -1:]
+        states, kept = self._read(newest, gaps, Context(keys=newest[:, 0]), users.layers)
         return states[:, 0], kept
 
     def _last_state(self, batch: SequenceBatch) -> Tensor:

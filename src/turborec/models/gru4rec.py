@@ -9,9 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from turborec.contract import DotProduct, Loss, Model, Term
+from turborec.contract import DotProduct, Loss, Model
 from turborec.data.batch import DataSpec, SequenceBatch
 from turborec.losses import CatalogueLoss, CrossEntropy
+from turborec.models._next_item import NextItem
 from turborec.nn.keyed import Dropout
 from turborec.nn.linear import Context, Linear
 from turborec.recipe import Config as BaseConfig
@@ -26,11 +27,13 @@ class Config(BaseConfig):
 
     kind: Literal["gru4rec"] = "gru4rec"
     batch: ClassVar[type[SequenceBatch]] = SequenceBatch
+    stated: ClassVar[tuple[str, ...]] = ("repeat_bias",)
 
     width: int = Field(64, ge=1)
     hidden: int = Field(128, ge=1, description="width of the recurrent state")
     layers: int = Field(1, ge=1)
     dropout: float = Field(0.2, ge=0.0, lt=1.0, description="on the embeddings and on what each layer puts out")
+    repeat_bias: bool = Field(False, description="learn a number for the items of the history, by how long ago they were there")
     loss: CatalogueLoss = CrossEntropy()
 
     def build(self, spec: DataSpec) -> "GRU4Rec":
@@ -50,7 +53,7 @@ class GRU4Rec(Model):
         self.dropouts = nn.ModuleList(Dropout(config.dropout, site) for site in range(config.layers + 1))
         self.output = Linear(config.hidden, config.width)
         self.norm = nn.LayerNorm(config.width)
-        self.criterion = config.loss.build(spec.item_counts())
+        self.head = NextItem(config.loss, config.repeat_bias, spec)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -71,14 +74,15 @@ class GRU4Rec(Model):
 
     def forward(self, batch: SequenceBatch) -> Loss:
         """The loss of predicting every target of the batch."""
-        rows, places = batch.targets.nonzero(as_tuple=True)
-        states = self._project(self._encode(batch)[rows, places], Context(keys=batch.keys).of(rows))
-        total = self.criterion(states, self.items.weight, batch.targets[rows, places], batch.key)
-        return Loss({"next_item": Term(total, batch.num_targets())})
+        wanted = batch.targets.flatten().nonzero().squeeze(1)
+        context = Context(keys=batch.keys).of(wanted // batch.targets.shape[1])
+        states = self._project(self._encode(batch).flatten(0, 1)[wanted], context)
+        loss: Loss = self.head(states, wanted, self.items.weight, batch)
+        return loss
 
     def scorer(self) -> DotProduct:
         """Scores by the state after the last event."""
-        return DotProduct(self._last_state, self.items.weight)
+        return self.head.scorer(self._last_state, self.items.weight)
 
     def _last_state(self, batch: SequenceBatch) -> Tensor:
         """[B, D]."""

@@ -19,7 +19,7 @@ class Config(BaseConfig):
 
     kind: Literal["mamba4rec"] = "mamba4rec"
     batch: ClassVar[type[SequenceBatch]] = SequenceBatch
-    stated: ClassVar[tuple[str, ...]] = ("init",)
+    stated: ClassVar[tuple[str, ...]] = ("init", "repeat_bias")
 
     width: int = Field(64, ge=1)
     layers: int = Field(1, ge=1)
@@ -31,7 +31,7 @@ class Config(BaseConfig):
     norm: Literal["pre", "post"] = "post"
     norm_eps: float = Field(1e-12, gt=0.0)
     dropout: float = Field(0.2, ge=0.0, lt=1.0, description="on the embeddings and on every branch")
-    table_std: float = Field(0.02, gt=0.0, description="standard deviation of the initial item table")
+    repeat_bias: bool = Field(False, description="learn a number for the items of the history, by how long ago they were there")
     loss: CatalogueLoss = CrossEntropy()
 
     def build(self, spec: DataSpec) -> StateSpace:
@@ -39,5 +39,5 @@ class Config(BaseConfig):
         shape = Shape(self.width, self.hidden, self.dropout, self.norm, self.norm_eps, residual=self.layers > 1)
         mixers = (Mamba(self.width, self.memory, self.convolution, self.expand, self.init) for _ in range(self.layers))
         layers = [Layer(shape, [mixer], site) for site, mixer in enumerate(mixers)]
-        ends = Ends(self.width, self.table_std, self.norm_eps, True, self.dropout, self.norm == "pre")
+        ends = Ends(self.width, self.norm_eps, True, self.dropout, self.norm == "pre", self.repeat_bias)
         return StateSpace(ends, layers, Intervals(kind="none"), self.loss, spec)

@@ -9,9 +9,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from turborec.contract import DotProduct, Loss, Model, Term, read_whole
+from turborec.contract import DotProduct, Loss, Model, read_whole
 from turborec.data.batch import DataSpec, SequenceBatch
 from turborec.losses import CatalogueLoss, CrossEntropy
+from turborec.models._next_item import NextItem
 from turborec.nn.attention import Activation, Block, Shape
 from turborec.nn.keyed import Dropout
 from turborec.nn.linear import Context
@@ -29,6 +30,7 @@ class Config(BaseConfig):
 
     kind: Literal["sasrec"] = "sasrec"
     batch: ClassVar[type[SequenceBatch]] = SequenceBatch
+    stated: ClassVar[tuple[str, ...]] = ("repeat_bias",)
 
     width: int = Field(64, ge=1)
     layers: int = Field(2, ge=1)
@@ -47,6 +49,7 @@ class Config(BaseConfig):
         "hidden", description="seen: places of the longest window that no event fills are seen, as states of zero"
     )
     table_std: float = Field(0.05, gt=0.0, description="standard deviation of the initial item and position tables")
+    repeat_bias: bool = Field(False, description="learn a number for the items of the history, by how long ago they were there")
     loss: CatalogueLoss = CrossEntropy()
 
     @model_validator(mode="after")
@@ -74,7 +77,7 @@ class SASRec(Model):
         shape = Shape(config.width, config.heads, config.hidden, config.dropout, config.norm, eps, config.activation)
         self.blocks = nn.ModuleList(Block(shape, causal=True, site=site) for site in range(config.layers))
         self.norm = nn.Identity() if config.norm == "post" else nn.LayerNorm(config.width, eps=eps)
-        self.criterion = config.loss.build(spec.item_counts())
+        self.head = NextItem(config.loss, config.repeat_bias, spec)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -92,15 +95,13 @@ class SASRec(Model):
 
     def forward(self, batch: SequenceBatch) -> Loss:
         """The loss of predicting every target of the batch."""
-        states = self._encode(batch)
         wanted = batch.targets.flatten().nonzero().squeeze(1)
-        chosen = states.flatten(0, 1)[wanted]
-        total = self.criterion(chosen, self.items.weight, batch.targets.flatten()[wanted], batch.key)
-        return Loss({"next_item": Term(total, batch.num_targets())})
+        loss: Loss = self.head(self._encode(batch).flatten(0, 1)[wanted], wanted, self.items.weight, batch)
+        return loss
 
     def scorer(self) -> DotProduct:
         """Scores by the state after the last event."""
-        return DotProduct(self._last_state, self.items.weight)
+        return self.head.scorer(self._last_state, self.items.weight)
 
     def _last_state(self, batch: SequenceBatch) -> Tensor:
         """[B, D]."""

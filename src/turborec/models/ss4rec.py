@@ -25,7 +25,7 @@ class Config(BaseConfig):
 
     kind: Literal["ss4rec"] = "ss4rec"
     batch: ClassVar[type[SequenceBatch]] = SequenceBatch
-    stated: ClassVar[tuple[str, ...]] = ("mixers", "intervals", "parametrisation", "init")
+    stated: ClassVar[tuple[str, ...]] = ("mixers", "intervals", "parametrisation", "init", "repeat_bias")
 
     width: int = Field(64, ge=1)
     layers: int = Field(2, ge=1)
@@ -46,7 +46,7 @@ class Config(BaseConfig):
     embedding_norm: bool = Field(False, description="normalise what the first layer sees")
     embedding_dropout: bool = Field(False, description="drop some of what the first layer sees")
     dropout: float = Field(0.2, ge=0.0, lt=1.0, description="on every residual branch")
-    table_std: float = Field(0.02, gt=0.0, description="standard deviation of the initial item table")
+    repeat_bias: bool = Field(False, description="learn a number for the items of the history, by how long ago they were there")
     loss: CatalogueLoss = CrossEntropy()
 
     def build(self, spec: DataSpec) -> StateSpace:
@@ -54,7 +54,7 @@ class Config(BaseConfig):
         shape = Shape(self.width, self.hidden, self.dropout, self.norm, self.norm_eps, self.shared_norm)
         layers = [Layer(shape, [self._mixer(name) for name in self.mixers], site) for site in range(self.layers)]
         dropout = self.dropout if self.embedding_dropout else 0.0
-        ends = Ends(self.width, self.table_std, self.norm_eps, self.embedding_norm, dropout, self.norm == "pre")
+        ends = Ends(self.width, self.norm_eps, self.embedding_norm, dropout, self.norm == "pre", self.repeat_bias)
         intervals = self.intervals if "s5" in self.mixers else Intervals(kind="none")
         return StateSpace(ends, layers, intervals, self.loss, spec)
 

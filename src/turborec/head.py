@@ -1,0 +1,259 @@
+"""The head over a catalogue: what logits are made of, and the exact softmax cross-entropy of them, in tiles.
+
+Letters: N predicted positions, D width, V items, K negatives, P single logits to which something is added, R and C rows and
+columns of a tile. The table, and the bias of the items where there is one, have V + 1 rows; row 0 is padding and never a
+candidate.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from turborec.contract import Cells, Whole, parts_of, rows_of
+from turborec.errors import UserError
+
+TILE_BYTES = {2: 16 * 2**20, 4: 2 * 2**20, 8: 2 * 2**20}
+"""Logits held at a time, by the bytes of one: a tile that stays in the processor's cache is read again without touching memory.
+
+Narrow products in bfloat16 gain more from fewer, larger tiles (docs/log.md).
+"""
+
+ACCELERATOR_TILE_BYTES = 256 * 2**20
+"""The same on an accelerator, whose cache is small and whose products want to be large: a few launches a step."""
+
+HARMLESS = 60.0
+"""Logits no larger than this, either way, are exponentiated as they are: exp(60) times any catalogue is far from overflow.
+
+Not in float16, which ends at exp(11).
+"""
+
+_MIN_ROWS = 128  # fewer rows make the matrix products of a tile too thin
+
+
+@dataclass(frozen=True)
+class Head:
+    """What logits are made of: state times item, plus the item's bias and what is added to single ones."""
+
+    states: Tensor  # [N, D]
+    table: Tensor  # [V + 1, D]
+    bias: Tensor | None = None  # [V + 1]
+    cells: Cells | None = None
+
+    def __post_init__(self) -> None:
+        if self.cells is not None and not isinstance(parts_of(self.table), Whole):
+            raise UserError("model.repeat_bias needs the whole item table in every process. Set train.exchange.shard=none.")
+
+    def logits(self, targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of targets [N] and of shared negatives [N, K] in float32, and where a negative is the target [N, K]."""
+        positive = (self.states.float() * rows_of(self.table, targets).float()).sum(1)
+        negative = (self.states @ rows_of(self.table, negatives, shared=True).to(self.states.dtype).T).float()
+        if self.bias is not None:
+            positive, negative = positive + self.bias[targets].float(), negative + self.bias[negatives].float()
+        if self.cells is not None:
+            rows, items, values = self.cells.rows, self.cells.items, self.cells.values.float()
+            hit = items == targets[rows]
+            positive = positive.index_add(0, rows[hit], values[hit])
+            drawn, columns = torch.unique(negatives, return_inverse=True)
+            column = torch.searchsorted(drawn, items).clamp(max=len(drawn) - 1)
+            hit = drawn[column] == items
+            extra = negative.new_zeros(len(negative), len(drawn))
+            negative = negative + extra.index_put((rows[hit], column[hit]), values[hit])[:, columns]
+        return positive, negative, negatives == targets[:, None]
+
+
+class TiledCrossEntropy(torch.autograd.Function):
+    """Sum of logsumexp(states @ table[1:].T) - target logit, whose gradients are formed tile by tile in the forward pass.
+
+    The sum's gradient is known up to the scalar that arrives in `backward`, so each tile of logits is used at once for
+    the value and for both gradients and then forgotten. Under bf16 autocast the three products of a tile run in bf16;
+    the normaliser and the targets' own terms stay in float32, because 1 - p of a good prediction would drown in bf16.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        table: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        values: Tensor | None = None,
+        cells: Cells | None = None,
+    ) -> Tensor:
+        """[N, D], [V + 1, D], [V + 1], [N], the cells' values [P] -> scalar in float32 (float64 for float64 inputs)."""
+        device = states.device.type
+        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else table.dtype
+        needs_gradient = any(ctx.needs_input_grad)
+        if cells is not None and values is not None:
+            cells = replace(cells, values=values.to(table.dtype))
+        with torch.autocast(device, enabled=False):
+            head = Head(states.to(table.dtype), table, bias, cells)
+            total, *gradients = _cross_entropy(head, targets, low, needs_gradient)
+        if needs_gradient:
+            ctx.save_for_backward(*gradients)
+        ctx.dtype, ctx.biased, ctx.extra = states.dtype, bias is not None, cells is not None
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        """Scalar -> gradients of states [N, D], of the table [V + 1, D], of the bias [V + 1] and of the cells' values [P]."""
+        states, table, bias, values = ctx.saved_tensors
+        given = (states * scale).to(ctx.dtype), table * scale, bias * scale if ctx.biased else None
+        return *given, None, values * scale if ctx.extra else None, None
+
+
+def _cross_entropy(head: Head, targets: Tensor, low: torch.dtype, needs_gradient: bool) -> tuple[Tensor, ...]:
+    """The value and, where asked for, the gradients of states, table, bias and cells, a block of rows at a time.
+
+    A process that holds some rows of the table takes the states of all processes against them. What goes between them is
+    states, a sum for each state and the states' gradients, never the table or its gradient.
+    """
+    parts, table = parts_of(head.table), head.table
+    states, targets = parts.together(head.states, targets)
+    head = replace(head, states=states)
+    tiles = _Tiles(head, low)
+    losses = table.new_empty(len(states))
+    state_gradient, table_gradient = torch.empty_like(states), torch.zeros_like(table)
+    bias_gradient, cell_gradient = table.new_zeros(parts.total), table.new_zeros(tiles.added)
+    peaked = low == torch.float16 or not _largest(head) <= HARMLESS
+    for number, start in enumerate(range(0, len(states), tiles.rows)):
+        block = states[start : start + tiles.rows]
+        low_block = block.to(low)
+        peak, mass, kept = _normaliser(low_block, tiles, number, table.dtype, peaked)
+        if peaked and (top := parts.greatest(peak)) is not peak:
+            shift = (peak - top).to(table.dtype).exp()
+            kept, peak, mass = kept if kept is None else (kept * shift).to(low), top, mass * shift.squeeze(1)
+        mass = parts.summed(mass)
+        losses[start : start + tiles.rows] = peak.squeeze(1) + mass.log()
+        if not needs_gradient:
+            continue
+        # Dividing the thin products by the mass spares a pass over the tile.
+        scaled = (block / mass[:, None]).to(low)
+        gradient = torch.zeros_like(block)
+        for at, (lo, tile, bias) in enumerate(tiles):
+            share = kept if kept is not None else _exponentials(tiles.logits(low_block, number, at), peak if peaked else None)
+            _accumulate(gradient, share, tile)
+            _accumulate(table_gradient[lo : lo + len(tile)], share.T, scaled)
+            if bias is not None:
+                bias_gradient[parts.first + lo :][: len(tile)] += share.T @ (1 / mass).to(low)
+            if tiles.added:
+                places, which = tiles.places(number, at)
+                cell_gradient[which] = share.view(-1)[places].to(table.dtype) / mass[places // len(tile)]
+        state_gradient[start : start + tiles.rows] = gradient.div_(mass[:, None])
+    here = parts.held(targets)
+    local, correct = targets[here] - parts.first, losses.new_zeros(len(losses))
+    embedded = table[local]
+    correct[here] = (states[here] * embedded).sum(1)
+    state_gradient[here] -= embedded
+    table_gradient.index_add_(0, local, states[here], alpha=-1)
+    if head.bias is not None:
+        correct[here] += head.bias[targets[here]]
+        bias_gradient.index_add_(0, targets[here], bias_gradient.new_ones(len(local)), alpha=-1)
+    if head.cells is not None:
+        hit = head.cells.items == targets[head.cells.rows]
+        correct.index_add_(0, head.cells.rows[hit], head.cells.values[hit])
+        cell_gradient -= hit.to(cell_gradient.dtype)
+    total = parts.own(losses - parts.summed(correct)).sum()
+    return total, parts.returned(state_gradient), table_gradient, bias_gradient, cell_gradient
+
+
+class _Tiles:
+    """The rows of the table that are here, cut into tiles, and the logits of blocks of so many `rows` of states."""
+
+    def __init__(self, head: Head, low: torch.dtype) -> None:
+        parts, table = parts_of(head.table), head.table
+        first = 1 if parts.first == 0 else 0  # of the rows that are here: row 0 of the table is padding
+        self.rows, columns = _tile(parts.most, tile_bytes(table.device, low) // low.itemsize)
+        self.tables = torch.split(table[first:].to(low), columns)
+        self.starts = [first + number * columns for number in range(len(self.tables))]
+        self.biases = [
+            None if head.bias is None else head.bias[parts.first + lo :][: len(t)].to(low)
+            for lo, t in zip(self.starts, self.tables, strict=True)
+        ]
+        self.added = 0 if head.cells is None else len(head.cells.items)
+        if head.cells is not None:
+            blocks = -(-len(head.states) // self.rows)
+            rows, items = head.cells.rows, head.cells.items - first
+            tile = items // columns
+            width = torch.tensor([len(t) for t in self.tables], device=items.device)[tile]
+            number = rows // self.rows * len(self.tables) + tile
+            order = number.argsort(stable=True)
+            counts = number.bincount(minlength=blocks * len(self.tables)).tolist()
+            self._places = torch.split((rows % self.rows * width + items % columns)[order], counts)
+            self._which = torch.split(order, counts)
+            self._values = torch.split(head.cells.values[order].to(low), counts)
+
+    def __len__(self) -> int:
+        return len(self.tables)
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        return zip(self.starts, self.tables, self.biases, strict=True)
+
+    def places(self, number: int, at: int) -> tuple[Tensor, Tensor]:
+        """Where in the flattened logits of block `number` and a tile cells are, and which these are."""
+        return self._places[number * len(self) + at], self._which[number * len(self) + at]
+
+    def logits(self, block: Tensor, number: int, at: int) -> Tensor:
+        """Of block `number` [R, D] against a tile: [R, C]."""
+        table, bias = self.tables[at], self.biases[at]
+        logits = block @ table.T if bias is None else torch.addmm(bias, block, table.T)
+        if self.added:
+            cell = number * len(self) + at
+            logits.view(-1).index_add_(0, self._places[cell], self._values[cell])
+        return logits
+
+
+def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right to `total`, in one pass where they are of one type."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def tile_bytes(device: torch.device, dtype: torch.dtype) -> int:
+    """How many bytes of logits are held at a time."""
+    return TILE_BYTES[dtype.itemsize] if device.type == "cpu" else ACCELERATOR_TILE_BYTES
+
+
+def _tile(items: int, capacity: int) -> tuple[int, int]:
+    """Rows and columns of a tile of so many logits: all items while a block of rows of them fits, else a square-ish piece."""
+    if items * _MIN_ROWS <= capacity:
+        return capacity // items, items
+    return 4 * _MIN_ROWS, capacity // (4 * _MIN_ROWS)
+
+
+def _largest(head: Head) -> float:
+    """No logit is larger than this, either way (Cauchy and Schwarz): a pass over two thin tables."""
+    longest = parts_of(head.table).greatest(head.table.norm(dim=1).amax())
+    largest = head.states.norm(dim=1).amax() * longest if len(head.states) else head.states.new_zeros(())
+    for added in (head.bias, None if head.cells is None else head.cells.values):
+        largest = largest if added is None or not len(added) else largest + added.abs().amax()
+    return float(largest)
+
+
+def _normaliser(
+    block: Tensor, tiles: _Tiles, number: int, wide: torch.dtype, peaked: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Each row's shift [R, 1] and sum of exp(logit - shift) [R]; with one tile, those exponentials [R, V] too.
+
+    The shift is the row's largest logit, or 0 where logits are not `peaked` and two passes over each tile can be spared.
+    """
+    peaks, masses, exponentials = [], [], None
+    for at in range(len(tiles)):
+        logits = tiles.logits(block, number, at)
+        peaks.append(logits.amax(1, keepdim=True) if peaked else logits.new_zeros(len(block), 1))
+        exponentials = _exponentials(logits, peaks[-1] if peaked else None)
+        masses.append(exponentials.sum(1, dtype=wide))
+    if len(tiles) == 1:
+        return peaks[0], masses[0], exponentials
+    peak = torch.cat(peaks, dim=1).amax(1, keepdim=True)
+    rescaled = torch.stack(masses, dim=1) * (torch.cat(peaks, dim=1) - peak).to(wide).exp()
+    return peak, rescaled.sum(1), None
+
+
+def _exponentials(logits: Tensor, shift: Tensor | None) -> Tensor:
+    """exp(logit - shift), in place."""
+    return (logits if shift is None else logits.sub_(shift)).exp_()

@@ -1,0 +1,75 @@
+"""What models that predict the next item at every position share: the loss and the scorer of their states.
+
+Letters: B rows, L positions, D width, V items, N predicted positions, P pairs of a position and an item of its history.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from turborec.contract import Cells, DotProduct, Loss, Term
+from turborec.data.batch import DataSpec, SequenceBatch
+from turborec.losses import CatalogueLoss
+
+
+class NextItem(nn.Module):
+    """A loss over the catalogue and, where it is asked for, a bias for the items of the history."""
+
+    def __init__(self, loss: CatalogueLoss, repeat_bias: bool, spec: DataSpec) -> None:
+        super().__init__()
+        self.criterion = loss.build(spec.item_counts())
+        self.repeats = RepeatBias(spec.max_length) if repeat_bias else None
+
+    def forward(self, states: Tensor, wanted: Tensor, table: Tensor, batch: SequenceBatch) -> Loss:
+        """The loss of the states [N, D] of the `wanted` positions, int64 [N] of the flattened batch, against [V + 1, D]."""
+        cells = None if self.repeats is None else self.repeats(batch.items, wanted)
+        total = self.criterion(states, table, batch.targets.flatten()[wanted], batch.key, cells=cells)
+        return Loss({"next_item": Term(total, batch.num_targets())})
+
+    def scorer(self, encode: Callable[[SequenceBatch], Tensor], table: Tensor) -> DotProduct:
+        """Scores by `encode(batch)` [B, D], the states after the last events."""
+        return DotProduct(encode, table, cells=lambda batch: self.cells(batch.items, batch.last()))
+
+    def cells(self, items: Tensor, last: Tensor) -> Cells | None:
+        """What is added to scores: int64 [B, L], and the positions [B] of the last events; None where nothing is."""
+        if self.repeats is None:
+            return None
+        rows, length = items.shape
+        cells: Cells = self.repeats(items, torch.arange(rows, device=items.device) * length + last)
+        return cells
+
+
+class RepeatBias(nn.Module):
+    """A learned number for the logits of the items that are in the history, by how many events ago each was last there.
+
+    Where nothing recurs a model need not spend its states on that, and where much does, it learns when. This is the choice
+    between repeating and exploring of RepeatNet (Ren et al., AAAI 2019, arXiv 1812.02646) in the plainest form. The last
+    event was one event ago; 2 to 3 events ago share a number, 4 to 7, 8 to 15 and so on.
+    """
+
+    bucket: Tensor
+
+    def __init__(self, max_length: int) -> None:
+        super().__init__()
+        bucket = torch.arange(1, max_length + 1).double().log2().long()
+        self.register_buffer("bucket", bucket, persistent=False)  # int64 [max_length], by events ago less one
+        self.weight = nn.Parameter(torch.zeros(int(bucket[-1]) + 1))
+
+    def forward(self, items: Tensor, wanted: Tensor) -> Cells:
+        """int64 [B, L], 0 where padded, and ascending places in it flattened [N] -> P cells of rows 0..N - 1."""
+        length = items.shape[1]
+        place = torch.arange(length, device=items.device)
+        rows, at = wanted // length, wanted % length
+        followed = next_place(items)[rows]
+        shown = (place <= at[:, None]) & (followed > at[:, None]) & (items != 0)[rows]
+        row, place = shown.nonzero(as_tuple=True)
+        return Cells(row, items[rows[row], place], self.weight[self.bucket[at[row] - place]])
+
+
+def next_place(items: Tensor) -> Tensor:
+    """Where in its row an item comes again: int64 [B, L] -> [B, L]; L where it does not."""
+    length = items.shape[1]
+    ordered, order = items.sort(dim=1, stable=True)
+    again = torch.where(ordered[:, 1:] == ordered[:, :-1], order[:, 1:], length)
+    return torch.full_like(items, length).scatter(1, order[:, :-1], again)
