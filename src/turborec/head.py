@@ -5,8 +5,9 @@ columns of a tile. The table, and the bias of the items where there is one, have
 candidate.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -139,8 +140,9 @@ def _cross_entropy(head: Head, targets: Tensor, low: torch.dtype, needs_gradient
             if bias is not None:
                 bias_gradient[parts.first + lo :][: len(tile)] += share.T @ (1 / mass).to(low)
             if tiles.added:
-                places, which = tiles.places(number, at)
-                cell_gradient[which] = share.view(-1)[places].to(table.dtype) / mass[places // len(tile)]
+                placed = tiles.placed(number, at)
+                found = share.view(-1).index_select(0, placed.places).to(table.dtype)
+                cell_gradient[placed.which] = found / mass.index_select(0, placed.rows)
         state_gradient[start : start + tiles.rows] = gradient.div_(mass[:, None])
     here = parts.held(targets)
     local, correct = targets[here] - parts.first, losses.new_zeros(len(losses))
@@ -173,17 +175,13 @@ class _Tiles:
             for lo, t in zip(self.starts, self.tables, strict=True)
         ]
         self.added = 0 if head.cells is None else len(head.cells.items)
+        self._cells: list[list[_Placed]] = []
         if head.cells is not None:
-            blocks = -(-len(head.states) // self.rows)
-            rows, items = head.cells.rows, head.cells.items - first
-            tile = items // columns
-            width = torch.tensor([len(t) for t in self.tables], device=items.device)[tile]
-            number = rows // self.rows * len(self.tables) + tile
-            order = number.argsort(stable=True)
-            counts = number.bincount(minlength=blocks * len(self.tables)).tolist()
-            self._places = torch.split((rows % self.rows * width + items % columns)[order], counts)
-            self._which = torch.split(order, counts)
-            self._values = torch.split(head.cells.values[order].to(low), counts)
+            cells = replace(head.cells, items=head.cells.items - first, values=head.cells.values.to(low))
+            starts = torch.arange(0, len(head.states) + self.rows, self.rows, device=cells.rows.device)
+            bounds = torch.searchsorted(cells.rows, starts).tolist()
+            widths = [len(t) for t in self.tables]
+            self._cells = [_place(cells, *bound, n * self.rows, widths) for n, bound in enumerate(pairwise(bounds))]
 
     def __len__(self) -> int:
         return len(self.tables)
@@ -191,18 +189,42 @@ class _Tiles:
     def __iter__(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         return zip(self.starts, self.tables, self.biases, strict=True)
 
-    def places(self, number: int, at: int) -> tuple[Tensor, Tensor]:
-        """Where in the flattened logits of block `number` and a tile cells are, and which these are."""
-        return self._places[number * len(self) + at], self._which[number * len(self) + at]
+    def placed(self, number: int, at: int) -> "_Placed":
+        """The cells in the logits of block `number` and a tile."""
+        return self._cells[number][at]
 
     def logits(self, block: Tensor, number: int, at: int) -> Tensor:
         """Of block `number` [R, D] against a tile: [R, C]."""
         table, bias = self.tables[at], self.biases[at]
         logits = block @ table.T if bias is None else torch.addmm(bias, block, table.T)
         if self.added:
-            cell = number * len(self) + at
-            logits.view(-1).index_add_(0, self._places[cell], self._values[cell])
+            placed = self.placed(number, at)
+            logits.view(-1).index_add_(0, placed.places, placed.values)
         return logits
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """Those of the cells that fall into one tile of logits."""
+
+    rows: Tensor  # int64 [Q], of the tile
+    places: Tensor  # int64 [Q], of the tile flattened
+    which: slice | Tensor  # of all cells
+    values: Tensor  # [Q]
+
+
+def _place(cells: Cells, begin: int, end: int, start: int, widths: Sequence[int]) -> list[_Placed]:
+    """The cells begin..end - 1 of a block of rows from `start` on, for tiles of these widths; items are counted from 0."""
+    rows, items, values = cells.rows[begin:end] - start, cells.items[begin:end], cells.values[begin:end]
+    if len(widths) == 1:
+        return [_Placed(rows, rows * widths[0] + items, slice(begin, end), values)]
+    tile = items // widths[0]
+    counts = tile.bincount(minlength=len(widths)).tolist()
+    orders = torch.split(tile.argsort(), counts)
+    return [
+        _Placed(rows[order], rows[order] * width + items[order] % widths[0], order + begin, values[order])
+        for order, width in zip(orders, widths, strict=True)
+    ]
 
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -61,10 +61,10 @@ class RepeatBias(nn.Module):
         length = items.shape[1]
         place = torch.arange(length, device=items.device)
         rows, at = wanted // length, wanted % length
-        followed = next_place(items)[rows]
-        shown = (place <= at[:, None]) & (followed > at[:, None]) & (items != 0)[rows]
-        row, place = shown.nonzero(as_tuple=True)
-        return Cells(row, items[rows[row], place], self.weight[self.bucket[at[row] - place]])
+        followed = torch.where(items != 0, next_place(items), 0).index_select(0, rows)
+        row, place = ((place <= at[:, None]) & (followed > at[:, None])).nonzero(as_tuple=True)
+        shown = items.flatten().index_select(0, rows[row] * length + place)
+        return Cells(row, shown, self.weight[self.bucket].index_select(0, at[row] - place))
 
 
 def next_place(items: Tensor) -> Tensor:
