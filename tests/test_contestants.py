@@ -157,6 +157,17 @@ def test_what_a_model_chooses_is_stated_and_not_refused(tmp_path, store):
     ]
 
 
+def test_settings_that_differ_are_named_one_by_one_however_many_are_stated(runs):
+    options = {"mixers": ["s5", "mamba"], "intervals": {"kind": "log", "unit": 86400.0, "limit": 864000.0, "event": 1.0}}
+    others = options | {"intervals": options["intervals"] | {"event": 0.0}, "repeat_bias": True}
+    for run, said in zip(runs, (options, others), strict=True):
+        edit(card_of(run), model_options=said)
+    assert [text for text in differing_choices(read_all(runs, "test")) if "model_options" in text] == [
+        "model_options differs: intervals.event 1.0 in a, 0.0 in b; repeat_bias not stated in a, True in b. "
+        "That is the model's choice, not a part of the task."
+    ]
+
+
 def test_a_metric_that_only_one_has_is_left_out(runs, tmp_path):
     path = tmp_path / "b" / "evaluation" / "test" / "sasrec"
     metrics = json.loads((path / "result.json").read_text())["protocol"]["metrics"]

@@ -4,7 +4,7 @@ Letters: U users, P (user, target) pairs.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,11 +99,38 @@ def differing_choices(contestants: Sequence[Contestant]) -> list[str]:
         listed = ", ".join(f"{commit} for {name}" for name, commit in commits.items())
         remarks.append(f"The runs were made by different versions of the code: commit {listed}.")
     for choice in CHOICES:
-        said = {one.name: _plain(one.card.get(choice)) for one in contestants}
-        if len(set(said.values())) > 1:
-            listed = ", ".join(f"{value} in {name}" for name, value in said.items())
-            remarks.append(f"{choice} differs: {listed}. That is the model's choice, not a part of the task.")
+        stated = {one.name: one.card.get(choice) for one in contestants}
+        parts = {name: value for name, value in stated.items() if isinstance(value, dict)}
+        leaves = {name: _leaves(value) for name, value in parts.items()}
+        said = [{name: leaf.get(path, _ABSENT) for name, leaf in leaves.items()} for path in _paths(leaves.values())]
+        told = [f"{path} {_listed(one)}" for path, one in zip(_paths(leaves.values()), said, strict=True) if _differ(one)]
+        if len(parts) < len(stated) and _differ(stated):
+            told.append(_listed(stated))
+        if told:
+            remarks.append(f"{choice} differs: {'; '.join(told)}. That is the model's choice, not a part of the task.")
     return remarks
+
+
+def _leaves(value: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """The values of a tree by their paths: `intervals.event`."""
+    found: dict[str, Any] = {}
+    for name, part in value.items():
+        found |= _leaves(part, f"{above}{name}.") if isinstance(part, dict) else {above + name: part}
+    return found
+
+
+def _paths(trees: Iterable[dict[str, Any]]) -> list[str]:
+    """All paths, each once, in their order."""
+    return list(dict.fromkeys(path for tree in trees for path in tree))
+
+
+def _differ(values: dict[str, Any]) -> bool:
+    """Whether what contestants say, by their names, is not the same."""
+    return len({_exactly(value) for value in values.values()}) > 1
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{_plain(value)} in {name}" for name, value in values.items())
 
 
 def metrics_of(contestants: Sequence[Contestant], history: History) -> list[str]:
@@ -252,8 +279,12 @@ def _differences(a: Any, b: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
     return {} if a is b or a == b else {path: (a, b)}
 
 
+def _exactly(value: Any) -> str:
+    return "not stated" if value is _ABSENT or value is None else json.dumps(value) if isinstance(value, dict) else str(value)
+
+
 def _plain(value: Any) -> str:
-    text = "not stated" if value is _ABSENT or value is None else json.dumps(value) if isinstance(value, dict) else str(value)
+    text = _exactly(value)
     return text if len(text) <= 90 else f"{text[:86]} …"
 
 
