@@ -5,6 +5,7 @@
 Rows go to results/ablation/<data>-<model>.json. A run that is in RUNS already, under its name there, is not trained again.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -24,8 +25,10 @@ from turborec.cli._options import DEFAULT_HOME
 from turborec.data.schema import UNKNOWN_TIME
 from turborec.data.store import Store, open_store, seal_of, sha256
 from turborec.engine.log import environment
-from turborec.errors import UserError
+from turborec.errors import UserError, closest
 from turborec.intervals import LEVEL, RESAMPLES, percentile_intervals, resampled_means
+from turborec.recipe import dump
+from turborec.recipes import AnyRecipe
 
 METRICS, HISTORIES = ("hr@10", "ndcg@10"), ("kept", "masked")
 NAMES = [f"{metric}_{history}" for history in HISTORIES for metric in METRICS]
@@ -42,24 +45,62 @@ VARIANTS = {
 
 def shuffled(store: Store, folder: Path) -> Store:
     """The store with each user's gaps dealt anew among that user's events: the same gaps, which mean nothing any more."""
+    key = hashlib.sha256(f"{store.key} {SHUFFLED}".encode()).hexdigest()
     if folder.exists():
-        return open_store(folder)
+        made = open_store(folder)
+        if made.key != key:
+            raise UserError(f"{folder} was made of another store: choose another --out.")
+        return made
     times = np.array(store.histories.times)
     if (times == UNKNOWN_TIME).any():
         raise UserError(f"Not all times of {store.folder} are known, so there are no gaps to deal: leave out {SHUFFLED!r}.")
-    shutil.copytree(store.folder, folder)
+    building = folder.with_name(f".{folder.name}.building")
+    shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
+    shutil.copytree(store.folder, building)
     generator = np.random.default_rng(0)
     for begin, end in zip(store.histories.offsets[:-1].tolist(), store.histories.offsets[1:].tolist(), strict=True):
         gaps = generator.permutation(np.diff(times[begin:end]))
         times[begin + 1 : end] = times[begin] + np.cumsum(gaps)
-    path = folder / "times.npy"
+    path = building / "times.npy"
     np.save(path, times)
-    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    card = json.loads((building / "card.json").read_text(encoding="utf-8"))
     card.pop("seal", None)
     card["files"][path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    card["key"] = hashlib.sha256(f"{store.key} {SHUFFLED}".encode()).hexdigest()
-    (folder / "card.json").write_text(json.dumps(card | {"seal": seal_of(card)}, indent=1), encoding="utf-8")
+    card["key"] = key
+    (building / "card.json").write_text(json.dumps(card | {"seal": seal_of(card)}, indent=1), encoding="utf-8")
+    building.rename(folder)
     return open_store(folder)
+
+
+def trained(recipe: AnyRecipe, folder: Path, home: Path, store: Store) -> Path:
+    """The run of a recipe, trained now unless it was; a UserError where the folder holds another one or other code made it."""
+    if not run.is_finished(folder):
+        run.train(recipe, folder, stores.Places(home, None, store.folder))
+    key, commit = (
+        json.loads((folder / name).read_text(encoding="utf-8"))[fact]
+        for name, fact in (("data.json", "key"), ("environment.json", "commit"))
+    )
+    if dump(run.recipe_of(folder)) != dump(recipe) or key != store.key:
+        raise UserError(f"{folder} holds a run of another recipe or of other data: choose another --out.")
+    if commit != (here := environment()["commit"]):
+        raise UserError(f"{folder} was trained by commit {commit}, and this is {here}: choose another --out.")
+    return folder
+
+
+def variants_of(chosen: argparse.Namespace) -> dict[str, AnyRecipe]:
+    """The recipes to compare by the names of the rows; a UserError for one that is not known or changes nothing."""
+    wanted = [name.strip() for name in chosen.variants.split(",") if name.strip()]
+    if strange := [name for name in wanted if name not in VARIANTS]:
+        raise UserError(f"There is no variant {strange[0]!r}{closest(strange[0], list(VARIANTS))}.")
+    found = {WHOLE: recipes.load(chosen.recipe, chosen.overrides)}
+    for name in wanted:
+        found[name] = recipes.load(chosen.recipe, [*chosen.overrides, *VARIANTS[name]])
+        if name != SHUFFLED and dump(found[name]) == dump(found[WHOLE]):
+            raise UserError(f"{name!r} changes nothing about {chosen.recipe}: leave it out.")
+    for text in chosen.against:
+        other, *changes = text.split()
+        found[text] = recipes.load(other, [*chosen.overrides, *changes])
+    return found
 
 
 def values_of(runs: Sequence[Path], model: str) -> tuple[list[str], np.ndarray]:
@@ -71,7 +112,7 @@ def values_of(runs: Sequence[Path], model: str) -> tuple[list[str], np.ndarray]:
 
 def rows_of(recipe: str, found: dict[str, tuple[str, list[Path]]], seeds: int, provenance: dict[str, Any]) -> list[Row]:
     """A row for each variant and history; `found` has the model's name and the runs of each."""
-    data, model = recipe.split("/")
+    data, model = recipe.rsplit("/", 1)
     values = {variant: values_of(runs, kind) for variant, (kind, runs) in found.items()}
     users, whole = values[WHOLE]
     rows = []
@@ -118,19 +159,13 @@ def main() -> None:
     chosen = chosen_by(parser)
     _, store = prepared(chosen)
     home = Path(os.environ.get("TURBOREC_HOME", DEFAULT_HOME))
-    asked = {WHOLE: (chosen.recipe, [])} | {
-        name: (chosen.recipe, VARIANTS[name]) for name in chosen.variants.split(",") if name
-    }
-    asked |= {text: (text.split()[0], text.split()[1:]) for text in chosen.against}
     found: dict[str, tuple[str, list[Path]]] = {}
-    for variant, (name, changes) in asked.items():
+    for variant, recipe in variants_of(chosen).items():
         used = shuffled(store, chosen.out / "shuffled") if variant == SHUFFLED else store
         for seed in range(1, chosen.seeds + 1):
             folder = chosen.out / f"{re.sub('[^A-Za-z0-9._]+', '-', variant)}-{seed}"
-            recipe = recipes.load(name, [*chosen.overrides, *changes, f"seed={seed}"])
-            if not run.is_finished(folder):
-                run.train(recipe, folder, stores.Places(home, None, used.folder))
-            found.setdefault(variant, (recipe.model.kind, []))[1].append(folder)
+            one = trained(recipe.model_copy(update={"seed": seed}), folder, home, used)
+            found.setdefault(variant, (recipe.model.kind, []))[1].append(one)
     provenance = environment() | {"command": command(parser.prog)}
     print(write(f"ablation/{chosen.recipe.replace('/', '-')}", rows_of(chosen.recipe, found, chosen.seeds, provenance)))
 
