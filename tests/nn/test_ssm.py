@@ -1,5 +1,7 @@
 """State-space layers against the formulas written out in numpy, and against what follows from the formulas."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +108,23 @@ def test_the_faithful_form_overflows_where_a_rate_is_positive():
     with torch.no_grad():
         layer.lambdas[:, 0] = 1e-3
     assert not layer(torch.randn(2, 5, 6), CONTEXT, torch.full((2, 5), 1e6))[0].isfinite().all()
+
+
+@pytest.mark.parametrize("seconds", [1e-6, 1.0, 600.0, 86_400.0, 1e9])
+def test_gradients_are_right_to_float32_after_any_gap(seconds):
+    """Against float64: after long gaps they are nothing, not rounding times the gap."""
+    torch.manual_seed(0)
+    narrow = S5(4, 8, "stable")
+    wide = copy.deepcopy(narrow).double()
+    names = ("log_step", "log_rate", "frequency")
+    found = []
+    for layer, kind in ((narrow, torch.float32), (wide, torch.float64)):
+        duration = torch.full((1, 1, 1), seconds, dtype=kind) * layer.log_step.exp()
+        total = sum(torch.view_as_real(part).sum() for part in layer._discrete(duration))
+        found.append(torch.autograd.grad(total, [getattr(layer, name) for name in names]))
+    scale = max(float(gradient.abs().max()) for gradient in found[1])
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=2e-3, atol=2e-5 * scale)
 
 
 def test_small_steps_lose_no_digits():

@@ -136,11 +136,14 @@ class S5(nn.Module):
             return decay, (decay - 1) / values
         rate, frequency = self.log_rate.exp() + SLOWEST, self.frequency
         kept, angle = torch.exp(-rate * duration), frequency * duration
-        # exp(z) - 1 without the loss of digits at small z: expm1(x) cos y - 2 sin(y / 2)^2 + i exp(x) sin y.
-        less_one = torch.complex(
-            torch.expm1(-rate * duration) * angle.cos() - 2 * (angle / 2).sin().square(), kept * angle.sin()
-        )
-        return torch.complex(kept * angle.cos(), kept * angle.sin()), less_one / torch.complex(-rate, frequency)
+        decay = torch.complex(kept * angle.cos(), kept * angle.sin())
+        # exp(z) - 1 without the loss of digits at small z: expm1(x) cos y - 2 sin(y / 2)^2 + i exp(x) sin y. At large z, whose
+        # gradient is nearly nothing, the terms of that would cancel in it and leave rounding times the duration.
+        near = rate * duration < 0.5
+        little, turn = torch.where(near, rate * duration, 0.0), torch.where(near, angle, 0.0)
+        exact = torch.expm1(-little) * turn.cos() - 2 * (turn / 2).sin().square()
+        less_one = torch.complex(torch.where(near, exact, decay.real - 1), decay.imag)
+        return decay, less_one / torch.complex(-rate, frequency)
 
 
 class Mamba(nn.Module):
