@@ -54,6 +54,7 @@ def store_of(
         "key": "0" * 16,
         "counts": {"users": len(histories), "items": count, "events": len(flat)},
         "files": files,
+        "times": [min(known), max(known)] if (known := [t for t in flat_times if t != UNKNOWN_TIME]) else None,
     }
     (folder / "card.json").write_text(json.dumps(card), encoding="utf-8")
     return open_store(folder)

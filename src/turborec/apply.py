@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,8 @@ def examples(run: Run, quantiles: Sequence[float], k: int = 10) -> list[Example]
     run.model.eval()
     with torch.no_grad():
         asked = list(stored(run.store, raw_users))
-        found = recommend(run.model.scorer(), asked, run.store, Lists(k=k), run.recipe.batches.max_length, run.device)
+        lists = asked_at(run, Lists(k=k))
+        found = recommend(run.model.scorer(), asked, run.store, lists, run.recipe.batches.max_length, run.device)
         return [one for some, lists in zip(asked, found, strict=True) for one in _in_words(run.store, names, some, lists)]
 
 
@@ -73,7 +75,35 @@ def recommend_for(
     run.model.eval()
     with torch.no_grad():
         scorer = run.model.scorer()
+    lists = asked_at(run, lists)
     return recommend(scorer, asked, run.store, lists, run.recipe.batches.max_length, run.device, allowed), unknown
+
+
+def asked_at(run: Run, lists: Lists, told: str | None = None) -> Lists:
+    """The lists with the moment they are asked for, ISO 8601 or `now`, for models that are told; else the end of the data.
+
+    A UserError where a moment is said to a model that is not told, or cannot be read.
+    """
+    if not run.recipe.batches.told:
+        if told is not None:
+            raise UserError(
+                "--at says when lists are asked for, and this run's model is not told (batches.request_time: none)."
+            )
+        return lists
+    if told is not None:
+        return lists.model_copy(update={"at": round(_seconds(told) * run.store.ticks)})
+    if lists.at is None and (known := run.store.card.get("times")):
+        return lists.model_copy(update={"at": int(known[1])})
+    return lists
+
+
+def _seconds(told: str) -> float:
+    """Seconds since 1970 of an ISO 8601 time, UTC where no zone is named, or of `now`."""
+    try:
+        when = datetime.now(UTC) if told == "now" else datetime.fromisoformat(told)
+    except ValueError as error:
+        raise UserError(f"--at {told} is neither an ISO 8601 time, such as 2024-05-01T18:00, nor `now`.") from error
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
 
 
 def _is_file(name: str) -> bool:

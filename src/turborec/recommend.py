@@ -39,6 +39,7 @@ class Lists(Config):
 
     k: int = Field(10, ge=1, description="items a user gets, fewer where there are fewer candidates")
     seen: Literal["filtered", "kept"] = Field("filtered", description="whether items of the history may be listed")
+    at: int | None = Field(None, description="when they are asked for, in the store's unit of time; for models that are told")
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,8 @@ def _list(scorer: Scorer, some: Users, rows: Int64, lists: Lists, max_length: in
     """The lists of the users at `rows`, all of whom have a history."""
     items, times = [some.items[row] for row in rows], [some.times[row] for row in rows]
     batch = replace(history_batch(items, times, max_length), users=torch.from_numpy(some.rows[rows]))
+    if lists.at is not None:
+        batch = replace(batch, request=torch.full_like(batch.lengths, lists.at))
     state = scorer.users(batch.to(allowed.device))
     hidden = _NOTHING
     if lists.seen == "filtered":

@@ -105,7 +105,8 @@ def test_users_followed_event_by_event(module, told):
     users, whole = None, replace(batch, targets=batch.targets * 0, targets_count=0)
     with torch.no_grad():
         for k in range(12):
-            users = model.hear(users, batch.items[:, k], batch.times[:, k])
+            # Who has no more events hears anything: nobody looks at them any more.
+            users = model.hear(users, batch.items[:, k].clamp(min=1), batch.times[:, k])
             shown = replace(
                 whole,
                 items=batch.items[:, : k + 1],
@@ -138,6 +139,12 @@ def test_a_user_with_very_many_events_is_followed_in_as_much_memory():
             for mixer in seen.mixers
             for t in (mixer if isinstance(mixer, tuple) else (mixer,))
         )
+
+
+@pytest.mark.parametrize("item", [0, -1, 24])
+def test_what_is_no_item_is_not_heard(item):
+    with pytest.raises(ValueError, match="Items are 1 to 23"):
+        built().hear(None, torch.tensor([5, item]), torch.tensor([10**9] * 2))
 
 
 def test_users_are_not_followed_with_dropout():

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ import torch.nn.functional as F
 
 from stores import store_of
 from turborec import recipes, run
+from turborec.apply import asked_at, recommend_for
 from turborec.data.batch import SequenceBatch
 from turborec.data.loader import Batches, TrainingBatches, evaluation_batches
 from turborec.data.schema import UNKNOWN_TIME
 from turborec.errors import UserError
 from turborec.evaluate import evaluate
+from turborec.recommend import Lists
 from turborec.stores import Places
 
 ITEMS, DAY, YEAR = 40, 86_400, 365 * 86_400
@@ -66,6 +69,7 @@ def test_the_card_says_what_the_model_knows_of_time(trained):
         "intervals": {"kind": "log", "unit": 86400.0, "limit": 86400.0, "event": 1.0, "learned": False},
         "parametrisation": "stable",
         "init": "mamba",
+        "repeat_bias": False,
     }
     written = json.loads((place.folder / "evaluation" / "test" / "ss4rec" / "result.json").read_text(encoding="utf-8"))
     assert written["protocol"]["model_options"] == card["model_options"]
@@ -170,6 +174,32 @@ def states(model, times):
     batch = SequenceBatch(items, torch.tensor([times]), torch.zeros_like(items), count, zeros, zeros)
     with torch.no_grad():
         return model._encode(batch)[0]
+
+
+def test_lists_are_those_of_the_moment_they_are_asked_for(tmp_path):
+    items, times = histories()
+    store = store_of(tmp_path / "store", items, items=ITEMS, times=times)
+    opened, _ = run.train(recipe_of("batches.request_time=target"), tmp_path / "run", Places(home=tmp_path, store=store.folder))
+
+    def scores(told):
+        (found,) = recommend_for(opened, asked_at(opened, Lists(k=ITEMS, seen="kept"), told), None, None, None)[0]
+        return {
+            (row, item): score for row in range(60) for item, score in zip(found.items[row], found.scores[row], strict=True)
+        }
+
+    latest = datetime.fromtimestamp(int(store.card["times"][1]), UTC)
+    end, same, later = scores(None), scores(latest.isoformat()), scores("2100-01-01")
+    assert end.keys() == same.keys() and np.allclose([end[k] for k in end], [same[k] for k in end], atol=1e-3)
+    assert not np.allclose([end[k] for k in end], [later[k] for k in end], atol=1e-3)
+    assert asked_at(opened, Lists(), "now").at > BEGIN
+    with pytest.raises(UserError, match="neither an ISO 8601 time"):
+        asked_at(opened, Lists(), "tomorrow")
+
+
+def test_a_moment_means_nothing_to_a_model_that_is_not_told(trained):
+    assert asked_at(trained[0], Lists()).at is None
+    with pytest.raises(UserError, match="is not told"):
+        asked_at(trained[0], Lists(), "now")
 
 
 def test_a_gap_that_goes_back_is_a_gap_of_zero(trained):

@@ -140,6 +140,12 @@ def recommend(
         Path | None, typer.Option(help="a file of the item ids that may be recommended (lines, or a column `item`)")
     ] = None,
     seen: Annotated[bool, typer.Option("--seen/--no-seen", help="whether items of the history may come again")] = False,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME|now", help="when they are asked for (request_time: target); by default the end of the training data"
+        ),
+    ] = None,
     home: Home = DEFAULT_HOME,
     raw: Raw = None,
     store: StoreFolder = None,
@@ -147,12 +153,12 @@ def recommend(
 ) -> None:
     """Write the k best items for any users, with raw ids, in bounded memory; stored histories are used whole."""
     from turborec import run
-    from turborec.apply import recommend_for, titles
+    from turborec.apply import asked_at, recommend_for, titles
     from turborec.recommend import Lists, write
     from turborec.stores import Places
 
     opened = run.reopen(folder, Places(home, raw, store), device)
-    lists = Lists(k=k, seen="kept" if seen else "filtered")
+    lists = asked_at(opened, Lists(k=k, seen="kept" if seen else "filtered"), at)
     found, unknown = recommend_for(opened, lists, users, history, candidates)
     summary = write(found, out, opened.store, titles(opened.store))
     console.print(f"{counted(summary.rows, 'recommendation')} for {counted(summary.users, 'user')}: {escape(str(out))}")

@@ -72,8 +72,12 @@ class StateSpace(Model):
     def hear(self, users: Followed | None, items: Tensor, times: Tensor) -> Followed:
         """The users, None before their first event, after one more of each: items and times int64 [B].
 
-        It costs the same, however many came before.
+        It costs the same, however many came before. A ValueError for an item that is none of 1..V.
         """
+        if len(items) and not 1 <= int(items.min()) <= int(items.max()) < len(self.items.weight):
+            raise ValueError(
+                f"Items are 1 to {len(self.items.weight) - 1}, got {items.tolist()}: leave out events of unknown ones"
+            )
         if users is None:
             return Followed(items[:, None], times, torch.full_like(times, UNKNOWN_TIME), None)
         newest = torch.cat([users.items, items[:, None]], dim=1)
