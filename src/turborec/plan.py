@@ -85,6 +85,7 @@ def forecast(assembly: Assembly, folder: Path) -> Forecast:
     epoch = TrainingBatches(assembly.store, recipe.batches, recipe.seed).epoch(0)
     if not len(epoch):
         raise UserError("There is nothing to train on: no user has two events before the validation part.")
+    looked_at = checks(assembly, folder)  # before a step is tried, as a run does
     stage = recipe.stages[0]
     state = loop.start(assembly.model, stage, device)
     activations = _activations(assembly, epoch)
@@ -106,7 +107,7 @@ def forecast(assembly: Assembly, folder: Path) -> Forecast:
         free_memory=hardware.free_memory(device),
         free_disk=shutil.disk_usage(nearest(folder)).free,
         environment=log.environment(),
-        checks=checks(assembly, folder),
+        checks=looked_at,
         warning=warning,
     )
     return replace(found, problems=_problems(found, recipe.checkpoints.keep + 2))

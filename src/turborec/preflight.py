@@ -4,7 +4,8 @@ import math
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +26,9 @@ from turborec.nn.ssm import lowered
 TESTED = {"torch": ("2.11", "2.13"), "numpy": ("1.26", "2.4")}
 """The oldest version that is allowed, and the newest that the tests were run with."""
 
+TOLD = 0.001
+"""The share of events from which on it is worth a line what they are like."""
+
 State = Literal["ok", "note", "problem"]
 
 
@@ -35,6 +39,7 @@ class Check:
     name: str
     state: State
     says: str
+    values: Mapping[str, float] = field(default_factory=dict)  # the numbers in what it says, where others may watch them
 
 
 def checks(assembly: Assembly, folder: Path) -> tuple[Check, ...]:
@@ -90,11 +95,14 @@ def _split(store: Store) -> Check:
         )
     if not found.users["validation"]:
         return Check("split", "note", f"{users}: nobody by whom an epoch could be chosen")
-    cold = f"{found.cold_targets:.1%} of the test's events have items that training never sees"
+    says, values = [users], {"cold_targets": found.cold_targets}
+    if told := found.cold_targets >= TOLD:
+        says.append(f"{found.cold_targets:.1%} of the test's events have items that training never sees")
     if found.hindsight:
+        values["hindsight"] = found.hindsight
         hindsight = f"{found.hindsight:.0%} of the training events whose times are known are later than half of the test's"
-        return Check("split", "note", f"{users}; {cold}; {hindsight}: a split by global_time has no such hindsight")
-    return Check("split", "ok", f"{users}; {cold}")
+        says.append(f"{hindsight}: a split by global_time has no such hindsight")
+    return Check("split", "note" if told or found.hindsight else "ok", "; ".join(says), values)
 
 
 def _times(store: Store) -> Check:
@@ -108,8 +116,9 @@ def _times(store: Store) -> Check:
         "go back behind the event before": found.backwards,
         "lie in the future": found.future,
     }
-    says += [f"{_share(number, found.events)} {what}" for what, number in shares.items() if number]
-    return Check("times", "note" if len(says) > 1 else "ok", "; ".join(says))
+    says += [f"{_share(number, found.events)} {what}" for what, number in shares.items() if number >= TOLD * found.events]
+    values = {"unknown": found.unknown, "tied": found.tied, "backwards": found.backwards, "future": found.future}
+    return Check("times", "note" if len(says) > 1 else "ok", "; ".join(says), {"events": found.events, **values})
 
 
 def _kernels(assembly: Assembly) -> Check:
@@ -153,11 +162,14 @@ def _gradients(assembly: Assembly) -> Check:
     if not math.isfinite(loss):
         named = ", ".join(f"{name} = {float(term.sum.detach())}" for name, term in terms.items())
         return Check(
-            "gradients", "problem", f"the loss of the first batch is not finite ({named}): lower model.table_std or the like."
+            "gradients",
+            "problem",
+            f"the loss of the first batch is not finite ({named}): are the model's settings what they should be?",
         )
     if strange:
         return Check("gradients", "problem", f"the first batch's are not finite in {', '.join(strange[:5])}.")
-    return Check("gradients", "ok", f"loss {loss:.4f} on the first batch, all of {len(gradients)} gradients finite")
+    says = f"loss {loss:.4f} on the first batch, all of {len(gradients)} gradients finite"
+    return Check("gradients", "ok", says, {"loss": loss})
 
 
 def _finite(gradient: Tensor) -> bool:

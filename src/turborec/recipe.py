@@ -189,9 +189,11 @@ def keys(kind: Any, path: str = "") -> Iterator[Key]:
             yield Key(here, _values(members, field), _default(field), field.description or "")
             continue
         for member in members:
-            tag = _tag(member)
-            if len(members) > 1 or tag:
-                yield Key(here, f"{{kind: {tag}}}", "", (member.__doc__ or "").strip().split("\n\n")[0].replace("\n    ", " "))
+            tags = _tags(member)
+            if len(members) > 1 or tags:
+                first = "" if len(tags) < 2 else str(member.model_fields["kind"].default)
+                meaning = (member.__doc__ or "").strip().split("\n\n")[0].replace("\n    ", " ")
+                yield Key(here, f"{{kind: {' | '.join(map(str, tags))}}}", first, meaning)
             yield from keys(member, here)
 
 
@@ -215,7 +217,8 @@ def _default(field: Any) -> str:
     if field.is_required():
         return ""
     if isinstance(value, tuple):
-        return f"a list of {len(value)}" if value else "[]"
+        plain = all(isinstance(part, str | int | float) for part in value)
+        return json.dumps(value) if plain else f"a list of {len(value)}"
     return json.dumps(value) if isinstance(value, bool | int | float | dict | list | None) else str(value)
 
 
@@ -337,5 +340,10 @@ def _is_model(member: Any) -> bool:
 
 def _tag(member: Any) -> Any:
     """The `kind` that tells a union member from the others."""
+    return next(iter(_tags(member)), None)
+
+
+def _tags(member: Any) -> tuple[Any, ...]:
+    """What its `kind` may be."""
     field = member.model_fields.get("kind") if _is_model(member) else None
-    return (get_args(field.annotation) or (None,))[0] if field else None
+    return get_args(field.annotation) if field else ()
