@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from turborec import recipes
 from turborec.errors import UserError
-from turborec.recipe import Config, Key, Tree, dump, keys, kinds, open_kind, override, parse, read, validate
+from turborec.recipe import Config, Key, MistakesError, Tree, dump, keys, kinds, open_kind, override, parse, read, validate
 
 
 class BPR(Config):
@@ -412,6 +412,18 @@ def test_every_key_is_told_with_values_default_and_meaning() -> None:
     schedules = [key.values for key in told if key.path == "train.schedule"]
     assert schedules == ["{kind: constant}", "{kind: linear}", "{kind: cosine}"]
     assert "{kind: sasrec}" in [key.values for key in told if key.path == "model"]
+
+
+def test_kinds_of_one_class_and_what_lists_hold_are_told() -> None:
+    by_path = {key.path: key for key in keys(type(recipes.load("ml-1m/ss4rec")))}
+    assert (by_path["model.intervals"].values, by_path["model.intervals"].default) == ("{kind: raw | log | clip | none}", "log")
+    assert by_path["model.mixers"].default == '["s5", "mamba"]'
+
+
+def test_an_entry_that_is_none_of_those_is_one_mistake() -> None:
+    with pytest.raises(MistakesError) as caught:
+        recipes.load("ml-1m/ss4rec", ["model.mixers=[s6]"])
+    assert caught.value.mistakes == ["model.mixers.0: expected 's5' or 'mamba', got 's6'"]
 
 
 @pytest.mark.parametrize("name", sorted(recipes.shipped()))

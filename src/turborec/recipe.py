@@ -266,6 +266,9 @@ def _explain(kind: type[Config], errors: list[dict[str, Any]]) -> list[str]:
     """Each mistake as `a.b: what is wrong`; the alternatives of a union are told in one line."""
     wanted: dict[tuple[str, str], list[str]] = {}
     for error in errors:
+        inner = (other["loc"] for other in errors if len(other["loc"]) > len(error["loc"]))
+        if error["type"] == "too_short" and any(loc[: len(error["loc"])] == error["loc"] for loc in inner):
+            continue  # entries with mistakes of their own do not count for the validator
         path, fields = _walk(kind, error["loc"])
         said, got = _complaint(error, fields)
         if error["type"].startswith("union_tag"):

@@ -10,7 +10,8 @@ from scored import catalogue_scores
 from turborec.data.batch import DataSpec, SequenceBatch
 from turborec.errors import UserError
 from turborec.head import Head
-from turborec.models import gru4rec, sasrec, ss4rec
+from turborec.losses import CrossEntropy, SampledSoftmax
+from turborec.models import _next_item, gru4rec, sasrec, ss4rec
 from turborec.models._next_item import RepeatBias
 
 SPEC = DataSpec(users=7, items=9, max_length=12)
@@ -106,6 +107,21 @@ def test_users_followed_beyond_the_window_have_the_numbers_of_the_window():
                 got = dict(zip(cells.items[here].tolist(), cells.values[here].tolist(), strict=True))
                 weight = model.head.repeats.weight.detach()
                 assert got == {item: number(weight, age) for item, age in ages(window).items()}
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), SampledSoftmax(negatives=4)])
+def test_long_windows_are_looked_at_part_by_part(monkeypatch, loss):
+    model, batch = built(ss4rec, loss=loss), batch_of_repeats()
+    found = []
+    for cells in (2**20, 5 * 12, 1):
+        monkeypatch.setattr(_next_item, "CELLS", cells)
+        model.zero_grad()
+        total = model(batch).terms["next_item"].sum
+        total.backward()
+        found.append((total.detach(), *(p.grad.clone() for p in model.parameters())))
+    for other in found[1:]:
+        for got, expected in zip(other, found[0], strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_is_added_where_nothing_is_shown():

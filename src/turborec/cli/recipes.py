@@ -37,12 +37,15 @@ def show(name: RecipeName, overrides: Overrides = None) -> None:
 @app.command()
 def keys(
     name: Annotated[str, typer.Argument(metavar="RECIPE", help="whose source and model are told of")] = "ml-1m/sasrec",
+    overrides: Overrides = None,
     below: Annotated[str, typer.Option(help="only the keys that begin so, such as train.schedule")] = "",
 ) -> None:
     """Tell what may stand in a recipe: every key with its values, its default and its meaning."""
     from turborec import recipes
 
-    tell_keys(type(recipes.load(name)), below)
+    changes = overrides or []
+    name, changes = ("ml-1m/sasrec", [name, *changes]) if "=" in name else (name, changes)
+    tell_keys(type(recipes.load(name, changes)), below)
 
 
 def tell_keys(kind: "type[Config]", below: str = "") -> None:

@@ -12,6 +12,9 @@ from turborec.contract import Cells, DotProduct, Loss, Term
 from turborec.data.batch import DataSpec, SequenceBatch
 from turborec.losses import CatalogueLoss
 
+CELLS = 2**20
+"""Pairs of a position and an event that are looked at together, which bounds the memory of long windows."""
+
 
 class NextItem(nn.Module):
     """A loss over the catalogue and, where it is asked for, a bias for the items of the history."""
@@ -23,9 +26,13 @@ class NextItem(nn.Module):
 
     def forward(self, states: Tensor, wanted: Tensor, table: Tensor, batch: SequenceBatch) -> Loss:
         """The loss of the states [N, D] of the `wanted` positions, int64 [N] of the flattened batch, against [V + 1, D]."""
-        cells = None if self.repeats is None else self.repeats(batch.items, wanted)
-        total = self.criterion(states, table, batch.targets.flatten()[wanted], batch.key, cells=cells)
-        return Loss({"next_item": Term(total, batch.num_targets())})
+        targets, sums = batch.targets.flatten()[wanted], []
+        rows = len(wanted) if self.repeats is None else CELLS // batch.items.shape[1]
+        parts = (torch.split(part, max(1, rows)) for part in (states, wanted, targets))
+        for some, at, asked in zip(*parts, strict=True):
+            cells = None if self.repeats is None else self.repeats(batch.items, at)
+            sums.append(self.criterion(some, table, asked, batch.key, cells=cells))
+        return Loss({"next_item": Term(torch.stack(sums).sum(), batch.num_targets())})
 
     def scorer(self, encode: Callable[[SequenceBatch], Tensor], table: Tensor) -> DotProduct:
         """Scores by `encode(batch)` [B, D], the states after the last events."""
@@ -64,7 +71,8 @@ class RepeatBias(nn.Module):
         followed = torch.where(items != 0, next_place(items), 0).index_select(0, rows)
         row, place = ((place <= at[:, None]) & (followed > at[:, None])).nonzero(as_tuple=True)
         shown = items.flatten().index_select(0, rows[row] * length + place)
-        return Cells(row, shown, self.weight[self.bucket].index_select(0, at[row] - place))
+        age = (at[row] - place).int()  # kept for the backward pass
+        return Cells(row, shown, self.weight[self.bucket].index_select(0, age))
 
 
 def next_place(items: Tensor) -> Tensor:
