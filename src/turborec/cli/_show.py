@@ -61,7 +61,8 @@ def example_list(example: "Example") -> None:
     history = ", ".join(example.history)
     console.print(f"\nUser [bold]{escape(example.user)}[/bold], whose last items were: {escape(history)}")
     for place, (item, title, score) in enumerate(example.items, 1):
-        console.print(f"  {place:2d}. {escape(title)}  [dim]{escape(item)}, {score:.2f}[/dim]")
+        known = f"{item}, " if item != title else ""  # where items have no names they go by their ids
+        console.print(f"  {place:2d}. {escape(title)}  [dim]{escape(known)}{score:.2f}[/dim]")
 
 
 def comparison_tables(found: "Comparison") -> None:

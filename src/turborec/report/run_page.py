@@ -50,7 +50,7 @@ def run_page(folder: Path, run: Run | None = None, missing: str = "") -> str:
     recipe = read(folder / "recipe.yaml")
     epochs, steps, usage = (_records(folder, kind) for kind in ("epoch", "train", monitor.KIND))
     chosen = _chosen_epoch(folder, epochs)
-    title = f"{recipe['model']['kind']} on {recipe['data']['source']['kind']}, seed {recipe['seed']}"
+    title = f"{recipe['model']['kind']} on {_named(recipe['data']['source'])}, seed {recipe['seed']}"
     results = _results(folder, recipe)
     facts = {
         "title": title,
@@ -78,6 +78,13 @@ def _examples(run: Run) -> list[Any]:
     from turborec.apply import examples
 
     return examples(run, USERS_SHOWN)
+
+
+def _named(source: dict[str, Any]) -> str:
+    """What the data are called: by the source's name or the file of events, where there is one."""
+    told = source.get("name") or source.get("events")
+    first = told[0] if isinstance(told, list) and told else told
+    return f"{source['kind']} ({first})" if first else str(source["kind"])
 
 
 def _results(folder: Path, recipe: Tree) -> dict[str, Any] | None:
