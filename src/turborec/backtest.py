@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from turborec.assembly import Run, assemble
 from turborec.checkup import ranked_at, sampled_events
+from turborec.cutting import Plan, plan
 from turborec.data.split import cuts_below
 from turborec.data.store import Store
 from turborec.drift.periods import Every
@@ -27,7 +28,7 @@ from turborec.progress import task
 from turborec.recipe import dump
 from turborec.recipes import AnyRecipe
 from turborec.training import fit, load_best
-from turborec.worlds import Plan, World, of_store, plan
+from turborec.worlds import World, of_store
 
 logger = logging.getLogger("turborec")
 Float = NDArray[np.float64]

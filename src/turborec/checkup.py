@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from turborec.assembly import Assembly
+from turborec.cutting import Plan
 from turborec.data.loader import evaluation_batches
 from turborec.data.store import Histories, Store
 from turborec.drift import ratings
@@ -24,7 +25,7 @@ from turborec.drift.statistics import STATISTICS, Embedded, Statistic, deciles, 
 from turborec.errors import UserError
 from turborec.evaluate import evaluate
 from turborec.progress import task
-from turborec.worlds import Plan, World
+from turborec.worlds import World
 
 Int64 = NDArray[np.int64]
 Float = NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""Stores as one log in time: a store by itself, or with what other stores have later, joined by raw ids; and its periods.
+"""Stores as one log in time: a store by itself, or with what other stores have later, joined by raw ids.
 
 Letters: U users, E events, V items of the first store's catalogue, M of all stores.
 """
@@ -16,19 +16,13 @@ from turborec.data.schema import UNKNOWN_TIME
 from turborec.data.store import Ids, Store
 from turborec.drift import categories
 from turborec.drift.counts import BLOCK, Log
-from turborec.drift.moved import FEWEST_PERIODS
-from turborec.drift.periods import Every, Periods, calendar, instant, of_equal_counts
+from turborec.drift.periods import instant, span
 from turborec.errors import UserError
 
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 Table = tuple[NDArray[Any], ...]
 """Columns: users, times, items and, where they are kept, values of events."""
-
-MOST_REFERENCE = 12
-"""Periods of the reference: the last so many before what is looked at."""
-LEAST = 0.05
-"""Events of a period, as a share of the reference's median, below which it is a hole in the log: too few to say anything of."""
 
 
 @dataclass(frozen=True)
@@ -52,23 +46,6 @@ class Window:
     store: Store
     begin: int | None = None
     end: int | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which periods are held against which."""
-
-    periods: Periods
-    reference: list[int]
-    current: list[int]
-    events: Int64  # [P]
-    remarks: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> list[str]:
-        """Of the periods that are looked at."""
-        names = self.periods.names
-        return [names[p] for p in self.current]
 
 
 def instants(text: str, ticks: int) -> tuple[int, int]:
@@ -224,115 +201,28 @@ def _future(times: Int64, ticks: int) -> list[str]:
     return [f"{ahead:,} events lie in the future: are their times right?"] * bool(ahead)
 
 
-def shuffled(world: World, every: Every | int, seed: int = 0) -> World:
+def shuffled(world: World, seed: int = 0) -> World:
     """The same events, ratings too, at times dealt anew: a world in which nothing changes but by chance.
 
-    Days and times of day are dealt apart, so that no period keeps hours of its own, and the days such that periods which are
-    cut as `every` says have about as many events each: of the calendar's any day of the log, of others the events' own.
+    Each event has any day from the first to the last, and the time of day of any event: were the days of the log kept, users
+    would have fewer events a day where the log has fewer.
     """
-    log = world.log
-    dealt = _dealt(np.asarray(log.times), 86_400 * world.ticks, isinstance(every, int), seed)
+    log, day = world.log, 86_400 * world.ticks
+    generator, times = np.random.default_rng(seed), np.asarray(log.times)
+    dealt, known = np.full(len(times), UNKNOWN_TIME), times != UNKNOWN_TIME
+    first, last = (bound // day for bound in span(times[times != UNKNOWN_TIME]))
+    days = generator.integers(first, last + 1, int(known.sum()))
+    dealt[known] = days * day + generator.permutation(times[known] % day)
     users = np.repeat(np.arange(len(log.offsets) - 1), np.diff(log.offsets))
     order = np.lexsort((dealt, users))
     values = None if log.values is None else np.asarray(log.values)[order]
     return replace(world, log=replace(log, items=np.asarray(log.items)[order], times=dealt[order], values=values))
 
 
-def _dealt(times: Int64, day: int, keeping: bool, seed: int) -> Int64:
-    """Times with the days of others, where those are kept, or with any from the first to the last; unknown ones stay so."""
-    generator = np.random.default_rng(seed)
-    dealt, known = np.full(len(times), UNKNOWN_TIME), times != UNKNOWN_TIME
-    days = times[known] // day
-    days = generator.permutation(days) if keeping else generator.integers(days.min(), days.max() + 1, len(days))
-    dealt[known] = days * day + generator.permutation(times[known] % day)
-    return dealt
-
-
-def plan(world: World, every: Every | int) -> Plan:
-    """Calendar periods, or so many with as many events each; and periods like them before, whose first third is history alone.
-
-    A period at the seam or at the end of the log that is there by less than half is left out.
-    """
-    times = world.log.times
-    known = times[times != UNKNOWN_TIME] if isinstance(every, int) else times
-    if isinstance(every, int):
-        late = np.asarray(known[known >= world.begins])
-        cut = of_equal_counts(late, every, world.ticks).edges
-        earlier = np.asarray(known[known < world.begins])
-        number = min(max(1, round(len(earlier) / max(1, len(late) / every))), 4 * MOST_REFERENCE)
-        past = of_equal_counts(earlier, number, world.ticks).edges[:-1] if len(earlier) else cut[:0]
-        edges = np.concatenate([past, cut])
-        shortest = 0.0
-    else:
-        first, last = (int(bound) for bound in _range(times))
-        whole = calendar(first, last, every, world.ticks)
-        day = 86_400 * world.ticks
-        end = min(int(whole.edges[-1]), -(-(last + 1) // day) * day)
-        edges = np.unique(np.concatenate([whole.edges, [world.begins, end]]).astype(np.int64))
-        edges = edges[edges <= end]
-        shortest = float(np.diff(whole.edges).min()) / 2
-    periods = Periods(edges, world.ticks)
-    events = np.zeros(len(periods) + 2, np.int64)  # before, in, and after them
-    for begin in range(0, len(times), BLOCK):
-        events += np.bincount(periods.of(times[begin : begin + BLOCK]) + 1, minlength=len(events))
-    events, lengths = events[1:-1], np.diff(edges)
-    after, before = (
-        np.flatnonzero(side & (lengths >= shortest)) for side in (edges[:-1] >= world.begins, edges[1:] <= world.begins)
-    )
-    # At the beginning of a log everything is new, whatever is normal; and a hole in it is none of its periods.
-    whole_ones = [int(p) for p in before[events[before] >= LEAST * np.median(events[before])]] if len(before) else []
-    reference = whole_ones[-(-len(whole_ones) // 3) :][-MOST_REFERENCE:] or whole_ones
-    enough = LEAST * np.median(events[reference]) if reference else 0
-    current = [int(p) for p in after if events[p] and events[p] >= enough]
-    if not current or not reference:
-        side = "after" if not current else "before"
-        raise UserError(
-            f"There is no whole period of {every} {side} {instant(world.begins, world.ticks):%Y-%m-%d} with enough "
-            f"events in it ({LEAST:.0%} of what is usual): choose shorter ones."
-        )
-    remarks = _holes(periods.names, [int(p) for p in after if p not in current], events)
-    if len(reference) < FEWEST_PERIODS:
-        remarks.append(
-            f"The reference has {len(reference)} whole period{'s' * (len(reference) > 1)} of this length: what is usual from "
-            "one to the next, such as seasons, cannot be told from drift."
-        )
-    first, end = reference[0], current[-1] + 1
-    return Plan(
-        periods.some(first, end),
-        [p - first for p in reference],
-        [p - first for p in current],
-        events[first:end],
-        tuple(remarks),
-    )
-
-
-def _holes(names: list[str], left_out: list[int], events: Int64) -> list[str]:
-    """What to say of the periods after the seam that are too empty to be looked at."""
-    empty, few = ([names[p] for p in left_out if bool(events[p]) is some] for some in (False, True))
-    remarks = [f"Nothing happened in {', '.join(empty)}: there is nothing to say of it."] * bool(empty)
-    told = f"{', '.join(few)}: fewer events than {LEAST:.0%} of what a period of the reference has, too few to say anything of."
-    return remarks + [told] * bool(few)
-
-
-def events_of(world: World, chosen: Plan) -> list[tuple[str, int]]:
-    """Each period that is looked at, as `instants` reads it, and its events."""
-    edges = chosen.periods.edges
-    spans = [
-        "..".join(f"{instant(int(edge), world.ticks):%Y-%m-%dT%H:%M:%S}".removesuffix("T00:00:00") for edge in edges[p : p + 2])
-        for p in chosen.current
-    ]
-    return [(span, int(chosen.events[p])) for span, p in zip(spans, chosen.current, strict=True)]
-
-
 def _day(at: int, before: int, ticks: int) -> int:
     """The beginning of the day, where nothing that comes before lies in it."""
     day = at - at % (86_400 * ticks)
     return day if before < day else at
-
-
-def _range(times: Int64) -> tuple[int, int]:
-    known = times[times != UNKNOWN_TIME]
-    return int(known.min()), int(known.max())
 
 
 def _require_times(store: Store) -> None:

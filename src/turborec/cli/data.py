@@ -110,7 +110,8 @@ def windows(
     as_json: AsJson = False,
 ) -> None:
     """Cut what comes after the training of a store that is split by time into periods, as `turborec drift` takes them."""
-    from turborec.worlds import events_of, of_store, plan
+    from turborec.cutting import events_of, plan
+    from turborec.worlds import of_store
 
     opened = open_named(store, home, raw)
     world = of_store(opened)

@@ -76,15 +76,15 @@ def check(
     """Hold periods against those before: exit code 0 no drift, 3 the data have moved, 4 the model has lost."""
     from turborec.checkup import CODES
     from turborec.checkup import check as checked
-    from turborec.worlds import plan, shuffled
+    from turborec.cutting import plan
+    from turborec.worlds import shuffled
 
     chosen = periods_of(every)
     with tempfile.TemporaryDirectory(prefix="turborec-drift-") as scratch:
         assembly, world = _world(run, reference, current, home, raw, device, Path(scratch), category)
-        cut = plan(world, chosen)
         if null:  # in it, training has seen what lies in the future, so the model is not asked
-            world, assembly = shuffled(world, chosen, seed), None
-        found = checked(world, cut, assembly, users, level, resamples, seed)
+            world, assembly = shuffled(world, seed), None
+        found = checked(world, plan(world, chosen), assembly, users, level, resamples, seed)
     if page is not None:
         from turborec.report.drift_page import write_checkup
 
