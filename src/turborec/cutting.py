@@ -66,7 +66,7 @@ def plan(world: World, every: Every | int) -> Plan:
         side = "after" if not current else "before"
         raise UserError(
             f"There is no whole period of {every} {side} {instant(world.begins, world.ticks):%Y-%m-%d} with enough "
-            f"events in it ({LEAST:.0%} of what is usual): choose shorter ones."
+            f"events in it ({LEAST:.0%} of what is usual): choose shorter ones.{' '.join(['', *parts])}"
         )
     remarks = [*parts, *_holes(periods.names, [int(p) for p in after if p not in current], events)]
     if len(reference) < FEWEST_PERIODS:

@@ -6,6 +6,7 @@ Letters: U users, E events, V items of the first store's catalogue, M of all sto
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,12 @@ class Window:
     store: Store
     begin: int | None = None
     end: int | None = None
+    file: Path | None = None  # of RecBole's, of which the store was made to look at it
+
+    @property
+    def called(self) -> str:
+        """What the user knows it by."""
+        return str(self.file or self.store.folder)
 
 
 def instants(text: str, ticks: int) -> tuple[int, int]:
@@ -63,28 +70,32 @@ def instants(text: str, ticks: int) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def of_store(store: Store, category: str | None = None) -> World:
+def of_store(store: Store, category: str | None = None, file: Path | None = None, asked: bool = False) -> World:
     """A store that is split by time: what is looked at are the events of its test part.
 
-    `category`: the attribute of items that tells their categories; None: the one that obviously does, if any.
+    `category`: the attribute of items that tells their categories; None: the one that obviously does, if any. `file`: as in
+    `Window`. `asked`: whether the command knows --current.
     """
-    offsets, times = store.histories.offsets, store.histories.times
-    _require_times(store)
+    offsets, times, only = store.histories.offsets, store.histories.times, Window(store, file=file)
+    _require_times(only)
     starts = []
     for column in (1, 0):
         cuts = store.cuts[:, column]
         after, before = cuts[cuts < offsets[1:]], cuts[cuts > offsets[:-1]] - 1
         if not len(after) or (len(before) and times[before].max() >= times[after].min()):
             split = store.card.get("split", {}).get("kind", "none")
+            advice = "Split it by time: data.split='{kind: global_time, validation_from: …, test_from: …}'."
+            if file is not None:
+                split, advice = "none", f"Cut it: --reference {file}@FROM..TO --current {file}@FROM..TO."
             raise UserError(
-                f"The store {store.folder} is not split by time (its split is {split}), so nothing in it is the future of what "
-                "was trained on. Train with data.split='{kind: global_time, …}', or name what came later with --current."
+                f"{only.called} is not split by time (its split is {split}), so nothing in it is the future of what was "
+                f"trained on. {advice}{' Or name what came later with --current.' * asked}"
             )
         starts.append(_day(int(times[after].min()), int(times[before].max()) if len(before) else 0, store.ticks))
     begins, validates = starts
     every = np.arange(store.num_items + 1)
     log = Log(offsets, store.histories.items, times, store.num_items, store.values)
-    log, remarks = _described(log, [(store, every)], category)
+    log, remarks = _described(log, [(only, every)], category)
     return World(
         log,
         store.ticks,
@@ -100,39 +111,38 @@ def of_store(store: Store, category: str | None = None) -> World:
 def joined(reference: Window, current: Sequence[Window], category: str | None = None) -> World:
     """The reference and what the others have later, joined by raw ids; `category` as in `of_store`."""
     first, ticks = reference.store, reference.store.ticks
-    _require_times(first)
+    _require_times(reference)
     rated = all(window.store.values is not None for window in (reference, *current))
-    numbered = [(first, np.arange(first.num_items + 1))]
+    numbered = [(reference, np.arange(first.num_items + 1))]
     tables = [_events(reference, numbered[0][1], np.arange(first.num_users), rated)]
     last = int(tables[0][1].max(initial=-(2**62)))
     known: dict[str, int] = {}
     people: dict[str, int] = {}
     remarks, seconds = [], []
     for window in current:
-        _require_alike(first, window.store)
+        _require_alike(reference, window)
         items = _matched(first.item_ids, window.store.item_ids, known, first.num_items, shift=1)
-        numbered.append((window.store, items))
+        numbered.append((window, items))
         if 2 * (shared := int((items[1:] <= first.num_items).sum())) < len(items) - 1:
             remarks.append(
-                f"Of the {len(items) - 1:,} items of {window.store.folder} the reference has {shared:,}: is it the same "
-                "catalogue?"
+                f"Of the {len(items) - 1:,} items of {window.called} the reference has {shared:,}: is it the same catalogue?"
             )
         users = _matched(first.user_ids, window.store.user_ids, people, first.num_users, shift=0)
         if not (items[1:] <= first.num_items).any():
-            raise UserError(
-                f"{first.folder} and {window.store.folder} have no item in common: they are of different catalogues."
-            )
+            raise UserError(f"{reference.called} and {window.called} have no item in common: they are of different catalogues.")
         if not (users < first.num_users).any():
-            remarks.append(f"{window.store.folder} has none of the reference's users: what is new of them says nothing.")
+            remarks.append(f"{window.called} has none of the reference's users: what is new of them says nothing.")
         table = _events(window, items, users, rated)
         later = table[1] > last
         if not later.all():
-            remarks.append(
-                f"{int((~later).sum()):,} events of {window.store.folder} are not after the reference, and are left out."
-            )
+            remarks.append(f"{int((~later).sum()):,} events of {window.called} are not after the reference, and are left out.")
         seconds.append(tuple(column[later] for column in table))
     if not sum(len(table[0]) for table in seconds):
-        raise UserError(f"There is nothing after {instant(last, ticks):%Y-%m-%d %H:%M}, where the reference ends.")
+        raise UserError(
+            f"--current has nothing after {instant(last, ticks):%Y-%m-%d %H:%M}, where the reference ends. With --current the "
+            f"reference is all of {reference.called} that is named, its test part too: leave out --current to look at the test "
+            "part, or, without a run, end the reference earlier: --reference STORE@FROM..TO."
+        )
     earliest = min(int(table[1].min()) for table in seconds if len(table[1]))
     total = first.num_items + len(known)
     log = _sorted([*tables, *seconds], first.num_users + len(people), total)
@@ -164,14 +174,19 @@ def _sorted(tables: list[Table], users: int, items: int) -> Log:
     return Log(offsets, numbers[order], times[order], items, values[0][order] if values else None)
 
 
-def _described(log: Log, stores: Sequence[tuple[Store, Int64]], asked: str | None) -> tuple[Log, list[str]]:
+def _described(log: Log, windows: Sequence[tuple[Window, Int64]], asked: str | None) -> tuple[Log, list[str]]:
     """The log with the categories of its items, which have these numbers in the stores, and what there is to say of it.
 
     An item is of the categories that the first store which has it tells.
     """
     remarks = []
     if log.values is None:
-        remarks.append("Ratings are not looked at: stores keep them where they are prepared with data.prepare.values=true.")
+        unrated = [window for window, _ in windows if window.store.values is None]
+        why = "stores keep them where they are prepared with data.prepare.values=true."
+        if all(window.file for window in unrated):
+            why = f"{' and '.join(dict.fromkeys(window.called for window in unrated))} has no column rating."
+        remarks.append(f"Ratings are not looked at: {why}")
+    stores = [(window.store, numbers) for window, numbers in windows]
     column, why = categories.chosen([attributes.columns(store) for store, _ in stores], asked)
     if column is None:
         return log, [*remarks, why]
@@ -225,25 +240,26 @@ def _day(at: int, before: int, ticks: int) -> int:
     return day if before < day else at
 
 
-def _require_times(store: Store) -> None:
-    times = store.histories.times
+def _require_times(window: Window) -> None:
+    times = window.store.histories.times
     if not len(times) or int(times.max()) == UNKNOWN_TIME:
-        raise UserError(f"The events of {store.folder} have no times, without which nothing has a before and an after.")
+        raise UserError(f"The events of {window.called} have no times, without which nothing has a before and an after.")
 
 
-def _require_alike(first: Store, other: Store) -> None:
+def _require_alike(reference: Window, window: Window) -> None:
     """Refuse what cannot be compared: other rules of preparation, other units, another sample of people."""
-    _require_times(other)
+    _require_times(window)
+    first, other = reference.store, window.store
     if first.ticks != other.ticks:
         units = [{1: "seconds", 1000: "milliseconds"}[store.ticks] for store in (first, other)]
-        raise UserError(f"{first.folder} has times in {units[0]}, {other.folder} in {units[1]}: prepare both in one unit.")
+        raise UserError(f"{reference.called} has times in {units[0]}, {window.called} in {units[1]}: prepare both in one unit.")
     # Whether values are kept changes nothing else.
     rules = [{k: v for k, v in (store.card.get("prepare") or {}).items() if k != "values"} for store in (first, other)]
     if rules[0] != rules[1]:
         differing = sorted(name for name in {*rules[0], *rules[1]} if rules[0].get(name) != rules[1].get(name))
         raise UserError(
-            f"{first.folder} and {other.folder} were prepared by other rules ({', '.join(differing)}), whose effect would be "
-            "taken for drift: prepare both by the same."
+            f"{reference.called} and {window.called} were prepared by other rules ({', '.join(differing)}), whose effect would "
+            "be taken for drift: prepare both by the same."
         )
     sources = [store.card.get("source") or {} for store in (first, other)]
     names = [source.get("name") for source in sources]
@@ -276,6 +292,6 @@ def _events(window: Window, items: Int64, users: Int64, rated: bool) -> Table:
     if window.end is not None:
         kept &= times < window.end
     if not kept.any():
-        raise UserError(f"{window.store.folder} has no event in the window that was named.")
+        raise UserError(f"{window.called} has no event in the window that was named.")
     values = [np.asarray(window.store.values)[kept]] if rated else []
     return users[owner[kept]], times[kept], items[np.asarray(histories.items)[kept]], *values

@@ -119,9 +119,11 @@ def windows(
     rows = [{"window": f"{opened.folder}@{span}", "events": n} for span, n in events_of(world, chosen)]
     if as_json:
         print(json.dumps(rows))
-        return
-    for row in rows:
-        console.print(f"{escape(str(row['window']))}  {row['events']:,} events")
+    else:
+        for row in rows:
+            console.print(f"{escape(str(row['window']))}  {row['events']:,} events")
+    for remark in chosen.remarks:
+        typer.echo(remark, err=as_json)
 
 
 @app.command()
