@@ -30,7 +30,7 @@ def test_a_run_its_data_and_a_page(run, tmp_path):
     page = (tmp_path / "drift.html").read_text()
     assert "<script" not in page and "preference" in page and len(page) < 300_000
     assert any("data.prepare.values=true" in one for one in found["remarks"]) and found["shares"] == {}
-    assert "<title>Drift" not in page and found["says"][0] in page.replace("&#39;", "'") and "sampled_" not in page
+    assert "<title>Check for drift: the" in page and found["says"][0] in page.replace("&#39;", "'") and "sampled_" not in page
     code, said, _ = run("drift", "out", "--users", "300", "--resamples", "60", "--every", "2")
     assert code in (0, 3, 4) and "Verdict" in said and "new users" in said
     assert ("Moved:" in said) == bool(re.search(r"\d\*", said.split("beyond its threshold")[0]))

@@ -14,7 +14,7 @@ from turborec.report import figures, page
 SHOWN = 12
 """Ratings or categories of a table: those whose shares have changed by most."""
 
-TITLES = {"none": "Nothing has moved", "warning": "The data have moved", "drift": "The model has lost"}
+TITLES = {"none": "nothing is shown", "warning": "the data have moved", "drift": "the model has lost"}
 
 
 def write_checkup(found: Checkup, out: Path) -> None:
@@ -27,7 +27,7 @@ def checkup_page(found: Checkup) -> str:
     names = [name.split(" to ")[0] for name in found.plan.names]
     every = found.plan.periods.names
     facts = {
-        "title": TITLES[found.verdict],
+        "title": f"Check for drift: {TITLES[found.verdict]}",
         "version": __version__,
         "written": page.moment(datetime.now(UTC).timestamp()),
         "verdict": found.verdict,
