@@ -14,10 +14,11 @@ from rows import write
 from turborec import run as running
 from turborec.checkup import CODES, Checkup, check
 from turborec.cli._options import DEFAULT_HOME, periods_of
+from turborec.cutting import plan
 from turborec.engine import hardware, log
 from turborec.report.drift_page import write_checkup
 from turborec.stores import Places
-from turborec.worlds import of_store, plan, shuffled
+from turborec.worlds import of_store, shuffled
 
 DIGITS = 6
 
@@ -52,9 +53,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         trained, _ = running.train(recipe, Path(scratch) / "run", Places(DEFAULT_HOME, None, store.folder))
     every, world = periods_of(chosen.every), of_store(store)
-    cut = plan(world, every)
-    found = check(world, cut, trained)
-    null = check(shuffled(world, every), replace(cut, remarks=()))
+    found = check(world, plan(world, every), trained)
+    dealt = shuffled(world)
+    null = check(dealt, replace(plan(dealt, every), remarks=()))
     if chosen.pages:
         for name, one in (("real", found), ("null", null)):
             write_checkup(one, chosen.pages / f"{chosen.recipe.replace('/', '-')}-{name}.html")

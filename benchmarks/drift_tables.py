@@ -48,7 +48,8 @@ def _statistics(report: dict[str, Any]) -> list[str]:
     """Each statistic's greatest value as a share of its threshold, the strongest first."""
     rows = []
     for one in report["data"]:
-        shares = [value / max(limit, 1e-12) for value, limit in zip(one["values"], one["thresholds"], strict=True)]
+        pairs = zip(one["values"], one["thresholds"], strict=True)  # without a threshold nothing can be told
+        shares = [value / max(limit, 1e-12) if limit is not None else 0.0 for value, limit in pairs]
         place = max(range(len(shares)), key=shares.__getitem__)
         rows.append((shares[place], one, place))
     rows.sort(key=lambda row: -row[0])
@@ -57,7 +58,7 @@ def _statistics(report: dict[str, Any]) -> list[str]:
         cells = [one["statistic"], one["cause"], report["periods"][place]]
         cells += [
             f"{one['values'][place]:.3f}",
-            f"{one['thresholds'][place]:.3f}",
+            "–" if one["thresholds"][place] is None else f"{one['thresholds'][place]:.3f}",
             f"{sum(one['moved'])} of {len(one['moved'])}",
         ]
         lines.append(f"| {' | '.join(cells)} |")

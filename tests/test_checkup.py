@@ -13,11 +13,12 @@ from stores import store_of
 from turborec import recipes, run
 from turborec.assembly import measure
 from turborec.checkup import check, ranked_at
+from turborec.cutting import plan
 from turborec.data.store import Ids
 from turborec.errors import UserError
 from turborec.report.drift_page import checkup_page
 from turborec.stores import Places
-from turborec.worlds import Window, instants, joined, of_store, plan, shuffled
+from turborec.worlds import Window, instants, joined, of_store, shuffled
 
 WEEK = 7 * 86_400
 SOURCE = {"kind": "simulated", "users": 1200, "items": 150, "mean_length": 30.0, "clusters": 6, "weeks": 40, "sequential": 0.7}
@@ -180,8 +181,8 @@ def test_ratings_and_categories_go_with_their_events(tmp_path):
     assert [sorted(one) for one in named] == [["x"], ["x", "y"], ["y"], ["z"]]  # item 3 is of what the later store tells
     assert any("column genres" in one and "0 of 4 items have none" in one for one in world.remarks)
 
-    mixed = shuffled(world, 2, 1)
-    assert sorted(mixed.log.times) == sorted(world.log.times)
+    mixed = shuffled(world, 1)
+    assert sorted(mixed.log.times % DAY) == sorted(world.log.times % DAY)
     pairs = [sorted(zip(w.log.items.tolist(), np.nan_to_num(w.log.values).tolist(), strict=True)) for w in (world, mixed)]
     assert pairs[0] == pairs[1]
 
@@ -243,16 +244,26 @@ def test_times_that_are_dealt_anew_leave_nothing_of_their_days_and_hours(tmp_pat
     cuts = [np.searchsorted(row, [25 * DAY, 26 * DAY]) for row in times]
     store = replace(store, cuts=np.asarray(cuts) + store.histories.offsets[:-1, None])
     world = of_store(store)
-    chosen = plan(world, "day")
-    for every in ("day", 4):
-        dealt = shuffled(world, every)
-        assert np.array_equal(np.sort(dealt.log.times % DAY), np.sort(world.log.times % DAY))
-        events = np.bincount(dealt.log.times // DAY, minlength=30)
-        assert (events[-1] > 200) == (every == "day")
-        assert all((np.diff(row) >= 0).all() for row in np.split(dealt.log.times, dealt.log.offsets[1:-1]))
-    real, null = (check(one, chosen, resamples=60).data for one in (world, shuffled(world, "day")))
-    row = [one.name for one in real.statistics].index("hour of day")
-    assert real.beyond[row, -1] and not null.beyond.any()
+    assert "Not whole, and left out: 1970-01-30 to 1970-01-31 (60 events)" in plan(world, "day").remarks[0]
+    dealt = shuffled(world)
+    assert np.array_equal(np.sort(dealt.log.times % DAY), np.sort(world.log.times % DAY))
+    assert np.bincount(dealt.log.times // DAY, minlength=30)[-1] > 200
+    assert all((np.diff(row) >= 0).all() for row in np.split(dealt.log.times, dealt.log.offsets[1:-1]))
+    found = check(dealt, plan(dealt, "day"), resamples=60).data
+    assert found.values.shape[1] == 4 and not found.beyond.any()
+
+
+def test_a_period_that_is_cut_short_is_named_and_left_out_at_either_end(tmp_path):
+    """From Thursday the 26th of February to Tuesday the 24th of March: three weeks are whole."""
+    times = [[day * DAY + user for day in range(83)] for user in range(40)]
+    store = timed(tmp_path / "a", [[1, 2, 3, 4] * 20 + [1] * 3] * 40, times)
+    store = replace(store, cuts=np.tile([49, 56], (40, 1)) + store.histories.offsets[:-1, None])
+    chosen = plan(of_store(store), "week")
+    assert chosen.names == ["1970-03-02 to 1970-03-09", "1970-03-09 to 1970-03-16", "1970-03-16 to 1970-03-23"]
+    first, last = "1970-02-23 to 1970-03-02 (160 events)", "1970-03-23 to 1970-03-30 (80 events)"
+    assert chosen.remarks[0] == f"Not whole, and left out: {first}, {last}; what is looked at begins with 1970-02-26."
+    whole = plan(of_store(store), 4)
+    assert whole.remarks == () and int(whole.events[whole.current].sum()) == 27 * 40
 
 
 def test_periods_with_too_few_events_are_named_and_left_out(tmp_path):

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from turborec.assembly import Assembly
+from turborec.cutting import Plan
 from turborec.data.loader import evaluation_batches
 from turborec.data.store import Histories, Store
 from turborec.drift import ratings
@@ -24,7 +25,7 @@ from turborec.drift.statistics import STATISTICS, Embedded, Statistic, deciles, 
 from turborec.errors import UserError
 from turborec.evaluate import evaluate
 from turborec.progress import task
-from turborec.worlds import Plan, World
+from turborec.worlds import World
 
 Int64 = NDArray[np.int64]
 Float = NDArray[np.float64]
@@ -38,6 +39,11 @@ BOOTSTRAP = 2000
 
 Verdict = Literal["none", "warning", "drift"]
 CODES: dict[Verdict, int] = {"none": 0, "warning": 3, "drift": 4}
+SAYS: dict[Verdict, str] = {
+    "none": "No more is shown than chance does, of the data or of a model.",
+    "warning": "The data have moved; no loss of a model is shown.",
+    "drift": "The model has lost.",
+}
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,15 @@ class Mix:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A statistic as it is shown."""
+
+    statistic: Statistic
+    cells: list[tuple[float, bool]]  # [W]: the value, and whether it is beyond its threshold
+    threshold: str
+
+
+@dataclass(frozen=True)
 class Checkup:
     """What was found."""
 
@@ -112,10 +127,41 @@ class Checkup:
             return "drift"
         return "warning" if self.data.beyond.any() else "none"
 
+    def rows(self) -> list[Row]:
+        """The statistics as they are shown."""
+        data = self.data
+        told = zip(data.statistics, data.values, data.thresholds, data.beyond, data.untold, strict=True)
+        return [
+            Row(statistic, list(zip(values.tolist(), beyond.tolist(), strict=True)), _threshold(thresholds[~untold]))
+            for statistic, values, thresholds, beyond, untold in told
+        ]
+
+    def has_moved(self, table: str) -> bool:
+        """Whether any statistic of this table has."""
+        return any(b.any() for s, b in zip(self.data.statistics, self.data.beyond, strict=True) if s.table == table)
+
+    def sentences(self) -> list[str]:
+        """What has moved since when, what was lost in which period and mostly by what, and what cannot be told."""
+        names = [name.split(" to ")[0] for name in self.plan.names]
+        moved = [f"{s.name} {_when(names, b)}" for s, b in zip(self.data.statistics, self.data.beyond, strict=True) if b.any()]
+        lost = [
+            f"{name} ({loss.value:+.4f}, mostly {max(loss.causes, key=lambda cause: loss.causes[cause][0])})"
+            for name, loss in zip(names, self.losses, strict=bool(self.losses))
+            if loss.shown
+        ]
+        untold = [
+            s.name if u.all() else f"{s.name} in {u.sum()} of {len(u)} periods"
+            for s, u in zip(self.data.statistics, self.data.untold, strict=True)
+            if u.any()
+        ]
+        found = [f"Moved: {', '.join(moved)}."] * bool(moved) + [f"Lost in: {', '.join(lost)}."] * bool(lost)
+        share = f"{len(untold)} of {len(self.data.statistics)} statistics cannot be told from so few or so different periods: "
+        return found + [f"{share}{', '.join(untold)}."] * bool(untold)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
-        names = self.plan.periods.names
-        rows = zip(self.data.statistics, self.data.values, self.data.thresholds, self.data.beyond, strict=True)
+        names, data = self.plan.periods.names, self.data
+        rows = zip(data.statistics, data.values, data.thresholds, data.beyond, data.untold, strict=True)
         return {
             "verdict": self.verdict,
             "code": CODES[self.verdict],
@@ -124,16 +170,39 @@ class Checkup:
             "events": self.counted.events[self.plan.current].tolist(),
             "users": self.counted.users[self.plan.current].tolist(),
             "data": [
-                {"statistic": s.name, "cause": s.cause, "is": s.says, "values": v.tolist(), "thresholds": t.tolist()}
-                | {"moved": beyond.tolist()}
-                for s, v, t, beyond in rows
+                {"statistic": s.name, "cause": s.cause, "is": s.says, "values": v.tolist(), "thresholds": _finite(t)}
+                | {"moved": beyond.tolist(), "untold": untold.tolist()}
+                for s, v, t, beyond, untold in rows
             ],
+            "says": self.sentences(),
             "metric": self.metric,
             "values": [one.to_json() for one in self.ranked],
             "losses": [vars(loss) for loss in self.losses],
             "shares": {mix.about: mix.to_json() for mix in self.mixes},
             **self.facts,
         }
+
+
+def _threshold(told: Float) -> str:
+    """Those of the periods that can be told, from the least to the greatest: [W] -> a text."""
+    if not len(told):
+        return "–"
+    low, high = f"{told.min():.4f}", f"{told.max():.4f}"
+    return high if low == high else f"{low} to {high}"
+
+
+def _when(names: list[str], beyond: NDArray[np.bool_]) -> str:
+    """In which periods: [W] twice."""
+    places = np.flatnonzero(beyond).tolist()
+    if len(places) == 1 and len(names) > 1:
+        return f"in {names[places[0]]}"
+    since = f"since {names[places[0]]}"
+    return since if len(places) == len(names) - places[0] else f"{since} ({len(places)} of {len(names)} periods)"
+
+
+def _finite(thresholds: Float) -> list[float | None]:
+    """JSON has no infinity."""
+    return [one if math.isfinite(one) else None for one in thresholds.tolist()]
 
 
 def check(

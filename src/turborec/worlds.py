@@ -1,4 +1,4 @@
-"""Stores as one log in time: a store by itself, or with what other stores have later, joined by raw ids; and its periods.
+"""Stores as one log in time: a store by itself, or with what other stores have later, joined by raw ids.
 
 Letters: U users, E events, V items of the first store's catalogue, M of all stores.
 """
@@ -6,6 +6,7 @@ Letters: U users, E events, V items of the first store's catalogue, M of all sto
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,13 @@ from turborec.data.schema import UNKNOWN_TIME
 from turborec.data.store import Ids, Store
 from turborec.drift import categories
 from turborec.drift.counts import BLOCK, Log
-from turborec.drift.moved import FEWEST_PERIODS
-from turborec.drift.periods import Every, Periods, calendar, instant, of_equal_counts
+from turborec.drift.periods import instant, span
 from turborec.errors import UserError
 
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 Table = tuple[NDArray[Any], ...]
 """Columns: users, times, items and, where they are kept, values of events."""
-
-MOST_REFERENCE = 12
-"""Periods of the reference: the last so many before what is looked at."""
-LEAST = 0.05
-"""Events of a period, as a share of the reference's median, below which it is a hole in the log: too few to say anything of."""
 
 
 @dataclass(frozen=True)
@@ -52,23 +47,12 @@ class Window:
     store: Store
     begin: int | None = None
     end: int | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which periods are held against which."""
-
-    periods: Periods
-    reference: list[int]
-    current: list[int]
-    events: Int64  # [P]
-    remarks: tuple[str, ...] = ()
+    file: Path | None = None  # of RecBole's, of which the store was made to look at it
 
     @property
-    def names(self) -> list[str]:
-        """Of the periods that are looked at."""
-        names = self.periods.names
-        return [names[p] for p in self.current]
+    def called(self) -> str:
+        """What the user knows it by."""
+        return str(self.file or self.store.folder)
 
 
 def instants(text: str, ticks: int) -> tuple[int, int]:
@@ -86,28 +70,32 @@ def instants(text: str, ticks: int) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def of_store(store: Store, category: str | None = None) -> World:
+def of_store(store: Store, category: str | None = None, file: Path | None = None, asked: bool = False) -> World:
     """A store that is split by time: what is looked at are the events of its test part.
 
-    `category`: the attribute of items that tells their categories; None: the one that obviously does, if any.
+    `category`: the attribute of items that tells their categories; None: the one that obviously does, if any. `file`: as in
+    `Window`. `asked`: whether the command knows --current.
     """
-    offsets, times = store.histories.offsets, store.histories.times
-    _require_times(store)
+    offsets, times, only = store.histories.offsets, store.histories.times, Window(store, file=file)
+    _require_times(only)
     starts = []
     for column in (1, 0):
         cuts = store.cuts[:, column]
         after, before = cuts[cuts < offsets[1:]], cuts[cuts > offsets[:-1]] - 1
         if not len(after) or (len(before) and times[before].max() >= times[after].min()):
             split = store.card.get("split", {}).get("kind", "none")
+            advice = "Split it by time: data.split='{kind: global_time, validation_from: …, test_from: …}'."
+            if file is not None:
+                split, advice = "none", f"Cut it: --reference {file}@FROM..TO --current {file}@FROM..TO."
             raise UserError(
-                f"The store {store.folder} is not split by time (its split is {split}), so nothing in it is the future of what "
-                "was trained on. Train with data.split='{kind: global_time, …}', or name what came later with --current."
+                f"{only.called} is not split by time (its split is {split}), so nothing in it is the future of what was "
+                f"trained on. {advice}{' Or name what came later with --current.' * asked}"
             )
         starts.append(_day(int(times[after].min()), int(times[before].max()) if len(before) else 0, store.ticks))
     begins, validates = starts
     every = np.arange(store.num_items + 1)
     log = Log(offsets, store.histories.items, times, store.num_items, store.values)
-    log, remarks = _described(log, [(store, every)], category)
+    log, remarks = _described(log, [(only, every)], category)
     return World(
         log,
         store.ticks,
@@ -123,39 +111,38 @@ def of_store(store: Store, category: str | None = None) -> World:
 def joined(reference: Window, current: Sequence[Window], category: str | None = None) -> World:
     """The reference and what the others have later, joined by raw ids; `category` as in `of_store`."""
     first, ticks = reference.store, reference.store.ticks
-    _require_times(first)
+    _require_times(reference)
     rated = all(window.store.values is not None for window in (reference, *current))
-    numbered = [(first, np.arange(first.num_items + 1))]
+    numbered = [(reference, np.arange(first.num_items + 1))]
     tables = [_events(reference, numbered[0][1], np.arange(first.num_users), rated)]
     last = int(tables[0][1].max(initial=-(2**62)))
     known: dict[str, int] = {}
     people: dict[str, int] = {}
     remarks, seconds = [], []
     for window in current:
-        _require_alike(first, window.store)
+        _require_alike(reference, window)
         items = _matched(first.item_ids, window.store.item_ids, known, first.num_items, shift=1)
-        numbered.append((window.store, items))
+        numbered.append((window, items))
         if 2 * (shared := int((items[1:] <= first.num_items).sum())) < len(items) - 1:
             remarks.append(
-                f"Of the {len(items) - 1:,} items of {window.store.folder} the reference has {shared:,}: is it the same "
-                "catalogue?"
+                f"Of the {len(items) - 1:,} items of {window.called} the reference has {shared:,}: is it the same catalogue?"
             )
         users = _matched(first.user_ids, window.store.user_ids, people, first.num_users, shift=0)
         if not (items[1:] <= first.num_items).any():
-            raise UserError(
-                f"{first.folder} and {window.store.folder} have no item in common: they are of different catalogues."
-            )
+            raise UserError(f"{reference.called} and {window.called} have no item in common: they are of different catalogues.")
         if not (users < first.num_users).any():
-            remarks.append(f"{window.store.folder} has none of the reference's users: what is new of them says nothing.")
+            remarks.append(f"{window.called} has none of the reference's users: what is new of them says nothing.")
         table = _events(window, items, users, rated)
         later = table[1] > last
         if not later.all():
-            remarks.append(
-                f"{int((~later).sum()):,} events of {window.store.folder} are not after the reference, and are left out."
-            )
+            remarks.append(f"{int((~later).sum()):,} events of {window.called} are not after the reference, and are left out.")
         seconds.append(tuple(column[later] for column in table))
     if not sum(len(table[0]) for table in seconds):
-        raise UserError(f"There is nothing after {instant(last, ticks):%Y-%m-%d %H:%M}, where the reference ends.")
+        raise UserError(
+            f"--current has nothing after {instant(last, ticks):%Y-%m-%d %H:%M}, where the reference ends. With --current the "
+            f"reference is all of {reference.called} that is named, its test part too: leave out --current to look at the test "
+            "part, or, without a run, end the reference earlier: --reference STORE@FROM..TO."
+        )
     earliest = min(int(table[1].min()) for table in seconds if len(table[1]))
     total = first.num_items + len(known)
     log = _sorted([*tables, *seconds], first.num_users + len(people), total)
@@ -187,14 +174,19 @@ def _sorted(tables: list[Table], users: int, items: int) -> Log:
     return Log(offsets, numbers[order], times[order], items, values[0][order] if values else None)
 
 
-def _described(log: Log, stores: Sequence[tuple[Store, Int64]], asked: str | None) -> tuple[Log, list[str]]:
+def _described(log: Log, windows: Sequence[tuple[Window, Int64]], asked: str | None) -> tuple[Log, list[str]]:
     """The log with the categories of its items, which have these numbers in the stores, and what there is to say of it.
 
     An item is of the categories that the first store which has it tells.
     """
     remarks = []
     if log.values is None:
-        remarks.append("Ratings are not looked at: stores keep them where they are prepared with data.prepare.values=true.")
+        unrated = [window for window, _ in windows if window.store.values is None]
+        why = "stores keep them where they are prepared with data.prepare.values=true."
+        if all(window.file for window in unrated):
+            why = f"{' and '.join(dict.fromkeys(window.called for window in unrated))} has no column rating."
+        remarks.append(f"Ratings are not looked at: {why}")
+    stores = [(window.store, numbers) for window, numbers in windows]
     column, why = categories.chosen([attributes.columns(store) for store, _ in stores], asked)
     if column is None:
         return log, [*remarks, why]
@@ -224,104 +216,22 @@ def _future(times: Int64, ticks: int) -> list[str]:
     return [f"{ahead:,} events lie in the future: are their times right?"] * bool(ahead)
 
 
-def shuffled(world: World, every: Every | int, seed: int = 0) -> World:
+def shuffled(world: World, seed: int = 0) -> World:
     """The same events, ratings too, at times dealt anew: a world in which nothing changes but by chance.
 
-    Days and times of day are dealt apart, so that no period keeps hours of its own, and the days such that periods which are
-    cut as `every` says have about as many events each: of the calendar's any day of the log, of others the events' own.
+    Each event has any day from the first to the last, and the time of day of any event: were the days of the log kept, users
+    would have fewer events a day where the log has fewer.
     """
-    log = world.log
-    dealt = _dealt(np.asarray(log.times), 86_400 * world.ticks, isinstance(every, int), seed)
+    log, day = world.log, 86_400 * world.ticks
+    generator, times = np.random.default_rng(seed), np.asarray(log.times)
+    dealt, known = np.full(len(times), UNKNOWN_TIME), times != UNKNOWN_TIME
+    first, last = (bound // day for bound in span(times[times != UNKNOWN_TIME]))
+    days = generator.integers(first, last + 1, int(known.sum()))
+    dealt[known] = days * day + generator.permutation(times[known] % day)
     users = np.repeat(np.arange(len(log.offsets) - 1), np.diff(log.offsets))
     order = np.lexsort((dealt, users))
     values = None if log.values is None else np.asarray(log.values)[order]
     return replace(world, log=replace(log, items=np.asarray(log.items)[order], times=dealt[order], values=values))
-
-
-def _dealt(times: Int64, day: int, keeping: bool, seed: int) -> Int64:
-    """Times with the days of others, where those are kept, or with any from the first to the last; unknown ones stay so."""
-    generator = np.random.default_rng(seed)
-    dealt, known = np.full(len(times), UNKNOWN_TIME), times != UNKNOWN_TIME
-    days = times[known] // day
-    days = generator.permutation(days) if keeping else generator.integers(days.min(), days.max() + 1, len(days))
-    dealt[known] = days * day + generator.permutation(times[known] % day)
-    return dealt
-
-
-def plan(world: World, every: Every | int) -> Plan:
-    """Calendar periods, or so many with as many events each; and periods like them before, whose first third is history alone.
-
-    A period at the seam or at the end of the log that is there by less than half is left out.
-    """
-    times = world.log.times
-    known = times[times != UNKNOWN_TIME] if isinstance(every, int) else times
-    if isinstance(every, int):
-        late = np.asarray(known[known >= world.begins])
-        cut = of_equal_counts(late, every, world.ticks).edges
-        earlier = np.asarray(known[known < world.begins])
-        number = min(max(1, round(len(earlier) / max(1, len(late) / every))), 4 * MOST_REFERENCE)
-        past = of_equal_counts(earlier, number, world.ticks).edges[:-1] if len(earlier) else cut[:0]
-        edges = np.concatenate([past, cut])
-        shortest = 0.0
-    else:
-        first, last = (int(bound) for bound in _range(times))
-        whole = calendar(first, last, every, world.ticks)
-        day = 86_400 * world.ticks
-        end = min(int(whole.edges[-1]), -(-(last + 1) // day) * day)
-        edges = np.unique(np.concatenate([whole.edges, [world.begins, end]]).astype(np.int64))
-        edges = edges[edges <= end]
-        shortest = float(np.diff(whole.edges).min()) / 2
-    periods = Periods(edges, world.ticks)
-    events = np.zeros(len(periods) + 2, np.int64)  # before, in, and after them
-    for begin in range(0, len(times), BLOCK):
-        events += np.bincount(periods.of(times[begin : begin + BLOCK]) + 1, minlength=len(events))
-    events, lengths = events[1:-1], np.diff(edges)
-    after, before = (
-        np.flatnonzero(side & (lengths >= shortest)) for side in (edges[:-1] >= world.begins, edges[1:] <= world.begins)
-    )
-    # At the beginning of a log everything is new, whatever is normal; and a hole in it is none of its periods.
-    whole_ones = [int(p) for p in before[events[before] >= LEAST * np.median(events[before])]] if len(before) else []
-    reference = whole_ones[-(-len(whole_ones) // 3) :][-MOST_REFERENCE:] or whole_ones
-    enough = LEAST * np.median(events[reference]) if reference else 0
-    current = [int(p) for p in after if events[p] and events[p] >= enough]
-    if not current or not reference:
-        side = "after" if not current else "before"
-        raise UserError(
-            f"There is no whole period of {every} {side} {instant(world.begins, world.ticks):%Y-%m-%d} with enough "
-            f"events in it ({LEAST:.0%} of what is usual): choose shorter ones."
-        )
-    remarks = _holes(periods.names, [int(p) for p in after if p not in current], events)
-    if len(reference) < FEWEST_PERIODS:
-        remarks.append(
-            f"The reference has {len(reference)} whole period{'s' * (len(reference) > 1)} of this length: what is usual from "
-            "one to the next, such as seasons, cannot be told from drift."
-        )
-    first, end = reference[0], current[-1] + 1
-    return Plan(
-        periods.some(first, end),
-        [p - first for p in reference],
-        [p - first for p in current],
-        events[first:end],
-        tuple(remarks),
-    )
-
-
-def _holes(names: list[str], left_out: list[int], events: Int64) -> list[str]:
-    """What to say of the periods after the seam that are too empty to be looked at."""
-    empty, few = ([names[p] for p in left_out if bool(events[p]) is some] for some in (False, True))
-    remarks = [f"Nothing happened in {', '.join(empty)}: there is nothing to say of it."] * bool(empty)
-    told = f"{', '.join(few)}: fewer events than {LEAST:.0%} of what a period of the reference has, too few to say anything of."
-    return remarks + [told] * bool(few)
-
-
-def events_of(world: World, chosen: Plan) -> list[tuple[str, int]]:
-    """Each period that is looked at, as `instants` reads it, and its events."""
-    edges = chosen.periods.edges
-    spans = [
-        "..".join(f"{instant(int(edge), world.ticks):%Y-%m-%dT%H:%M:%S}".removesuffix("T00:00:00") for edge in edges[p : p + 2])
-        for p in chosen.current
-    ]
-    return [(span, int(chosen.events[p])) for span, p in zip(spans, chosen.current, strict=True)]
 
 
 def _day(at: int, before: int, ticks: int) -> int:
@@ -330,30 +240,26 @@ def _day(at: int, before: int, ticks: int) -> int:
     return day if before < day else at
 
 
-def _range(times: Int64) -> tuple[int, int]:
-    known = times[times != UNKNOWN_TIME]
-    return int(known.min()), int(known.max())
-
-
-def _require_times(store: Store) -> None:
-    times = store.histories.times
+def _require_times(window: Window) -> None:
+    times = window.store.histories.times
     if not len(times) or int(times.max()) == UNKNOWN_TIME:
-        raise UserError(f"The events of {store.folder} have no times, without which nothing has a before and an after.")
+        raise UserError(f"The events of {window.called} have no times, without which nothing has a before and an after.")
 
 
-def _require_alike(first: Store, other: Store) -> None:
+def _require_alike(reference: Window, window: Window) -> None:
     """Refuse what cannot be compared: other rules of preparation, other units, another sample of people."""
-    _require_times(other)
+    _require_times(window)
+    first, other = reference.store, window.store
     if first.ticks != other.ticks:
         units = [{1: "seconds", 1000: "milliseconds"}[store.ticks] for store in (first, other)]
-        raise UserError(f"{first.folder} has times in {units[0]}, {other.folder} in {units[1]}: prepare both in one unit.")
+        raise UserError(f"{reference.called} has times in {units[0]}, {window.called} in {units[1]}: prepare both in one unit.")
     # Whether values are kept changes nothing else.
     rules = [{k: v for k, v in (store.card.get("prepare") or {}).items() if k != "values"} for store in (first, other)]
     if rules[0] != rules[1]:
         differing = sorted(name for name in {*rules[0], *rules[1]} if rules[0].get(name) != rules[1].get(name))
         raise UserError(
-            f"{first.folder} and {other.folder} were prepared by other rules ({', '.join(differing)}), whose effect would be "
-            "taken for drift: prepare both by the same."
+            f"{reference.called} and {window.called} were prepared by other rules ({', '.join(differing)}), whose effect would "
+            "be taken for drift: prepare both by the same."
         )
     sources = [store.card.get("source") or {} for store in (first, other)]
     names = [source.get("name") for source in sources]
@@ -386,6 +292,6 @@ def _events(window: Window, items: Int64, users: Int64, rated: bool) -> Table:
     if window.end is not None:
         kept &= times < window.end
     if not kept.any():
-        raise UserError(f"{window.store.folder} has no event in the window that was named.")
+        raise UserError(f"{window.called} has no event in the window that was named.")
     values = [np.asarray(window.store.values)[kept]] if rated else []
     return users[owner[kept]], times[kept], items[np.asarray(histories.items)[kept]], *values

@@ -17,7 +17,7 @@ FLOORS = (
     {"recipes"},
     {"stores"},
     {"assembly", "worlds"},
-    {"preflight", "training"},
+    {"cutting", "preflight", "training"},
     {"bench", "launch", "plan", "run"},
     {"adopt", "apply", "checkup", "contestants", "recbole"},
     {"backtest", "compare"},

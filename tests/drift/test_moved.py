@@ -1,5 +1,7 @@
 """Changes of known kind and day are found, dated and told apart, and nothing is told of a world that stays as it is."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from worlds import DAY, DAYS, world
@@ -67,6 +69,39 @@ def test_counts_are_those_of_a_loop():
         assert counted.tables["activity"][p].sum() == counted.users[p]
     old = sum(first_seen[int(log.items[e])] < PERIODS.edges[period[e]] for e in np.flatnonzero(inside))
     assert counted.tables["items"].sum() == old
+
+
+def test_periods_of_other_lengths_are_counted_in_stretches_of_one():
+    """A period of 25 days has two stretches of ten, and what comes after them has no part in what grows with time."""
+    log = world(0, users=400)
+    long, short = (count(log, Periods(np.asarray(edges) * DAY, 1)).tables for edges in ([50, 75, 85], [50, 60, 70, 75, 85]))
+    for name in ("activity", "new users", "new items"):
+        stretches = count(log, Periods(np.array([50, 60, 70]) * DAY, 1)).tables[name]
+        assert long[name][0].sum(0).tolist() == stretches.sum((0, 1)).tolist()
+    assert long["gap"][0].sum() == short["gap"][:3].sum()
+
+
+def test_what_too_few_or_too_different_periods_cannot_tell_is_said():
+    counted = count(world(1), PERIODS)
+    statistics = [one for one in STATISTICS if one.table in counted.tables]
+    few = moved(counted, range(2), CURRENT, statistics)
+    assert few.untold.all() and not few.beyond.any()
+    found = moved(counted, REFERENCE, CURRENT, statistics)
+    assert not found.untold.any() and np.isfinite(found.thresholds).all()
+    counted.tables["items"][0] = np.roll(counted.tables["items"][0], 100, axis=1)  # other items than all after it
+    apart = moved(counted, range(3), CURRENT, statistics)
+    told = {one.name for one, untold in zip(statistics, apart.untold, strict=True) if untold.all()}
+    assert told >= {"item mix", "items left"} and not apart.beyond[apart.untold].any()
+
+
+def test_a_share_that_the_reference_has_none_of_may_be_a_few_events():
+    """Nothing new in 40,000 events: of 400 some are no news, though every sample of the reference has none."""
+    log = world(1)
+    counted = count(replace(log, items=np.ones_like(log.items)), PERIODS)
+    statistics = [one for one in STATISTICS if one.name == "new items"]
+    thresholds = moved(counted, REFERENCE, CURRENT, statistics).thresholds[0]
+    events = counted.tables["new items"][6:].sum((1, 2))
+    assert ((thresholds * events > 0.99) & (thresholds < 0.01)).all()
 
 
 def test_blocks_of_users_change_nothing(monkeypatch):

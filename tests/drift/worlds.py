@@ -46,3 +46,16 @@ def world(seed, kind="none", day=90, users=1500, items=200, rate=0.35):
         rows.append((shown, (when * DAY).astype(np.int64)))
     offsets = np.concatenate([[0], np.cumsum([len(shown) for shown, _ in rows])]).astype(np.int64)
     return Log(offsets, np.concatenate([r[0] for r in rows]), np.concatenate([r[1] for r in rows]), items + 30)
+
+
+def growing(seed, users=1500, items=200):
+    """Events of users who come more often from day to day, all stay, and have twice the events a day at the end of the log."""
+    generator = np.random.default_rng(seed)
+    begin = DAYS * np.sqrt(generator.random(users))
+    number = generator.poisson(0.004 * (DAYS - begin) * (DAYS + (DAYS + begin) / 2) / 10 + 1)
+    days = [first + (DAYS - first) * generator.beta(1.3, 1, often) for first, often in zip(begin, number, strict=True)]
+    times = np.concatenate([np.sort(np.floor(one) + generator.beta(2, 2, len(one))) for one in days]) * DAY
+    popularity = 1 / np.arange(1, items + 1) ** 0.8
+    shown = generator.choice(items, len(times), p=popularity / popularity.sum()) + 1
+    offsets = np.concatenate([[0], np.cumsum(number)]).astype(np.int64)
+    return Log(offsets, shown, times.astype(np.int64), items)

@@ -110,7 +110,8 @@ def windows(
     as_json: AsJson = False,
 ) -> None:
     """Cut what comes after the training of a store that is split by time into periods, as `turborec drift` takes them."""
-    from turborec.worlds import events_of, of_store, plan
+    from turborec.cutting import events_of, plan
+    from turborec.worlds import of_store
 
     opened = open_named(store, home, raw)
     world = of_store(opened)
@@ -118,9 +119,11 @@ def windows(
     rows = [{"window": f"{opened.folder}@{span}", "events": n} for span, n in events_of(world, chosen)]
     if as_json:
         print(json.dumps(rows))
-        return
-    for row in rows:
-        console.print(f"{escape(str(row['window']))}  {row['events']:,} events")
+    else:
+        for row in rows:
+            console.print(f"{escape(str(row['window']))}  {row['events']:,} events")
+    for remark in chosen.remarks:
+        typer.echo(remark, err=as_json)
 
 
 @app.command()

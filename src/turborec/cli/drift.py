@@ -40,11 +40,18 @@ class _CheckByDefault(typer.core.TyperGroup):
         return list(super().parse_args(ctx, args))
 
 
-app = typer.Typer(help="Has the data moved, has the model lost, and why.", no_args_is_help=True, cls=_CheckByDefault)
+app = typer.Typer(
+    help="Has the data moved, has the model lost, and why. `turborec drift RUN` is short for `turborec drift check RUN`.",
+    no_args_is_help=True,
+    cls=_CheckByDefault,
+)
 
 Current = Annotated[
     list[str] | None,
-    typer.Option("--current", help="what came later: as --reference; may be given again; by default RUN's test part"),
+    typer.Option(
+        "--current",
+        help="what came later, as --reference; may be given again; in place of RUN's test part",
+    ),
 ]
 
 
@@ -76,15 +83,15 @@ def check(
     """Hold periods against those before: exit code 0 no drift, 3 the data have moved, 4 the model has lost."""
     from turborec.checkup import CODES
     from turborec.checkup import check as checked
-    from turborec.worlds import plan, shuffled
+    from turborec.cutting import plan
+    from turborec.worlds import shuffled
 
     chosen = periods_of(every)
     with tempfile.TemporaryDirectory(prefix="turborec-drift-") as scratch:
         assembly, world = _world(run, reference, current, home, raw, device, Path(scratch), category)
-        cut = plan(world, chosen)
         if null:  # in it, training has seen what lies in the future, so the model is not asked
-            world, assembly = shuffled(world, chosen, seed), None
-        found = checked(world, cut, assembly, users, level, resamples, seed)
+            world, assembly = shuffled(world, seed), None
+        found = checked(world, plan(world, chosen), assembly, users, level, resamples, seed)
     if page is not None:
         from turborec.report.drift_page import write_checkup
 
@@ -116,6 +123,7 @@ def backtest(
     from rich.table import Table
 
     from turborec import recipes, stores
+    from turborec.backtest import NEAR
     from turborec.backtest import backtest as tested
     from turborec.engine.log import logging_to
 
@@ -127,14 +135,23 @@ def backtest(
         print(json.dumps(found.to_json()))
         return
     table = Table(title=f"{found.metric} over {len(found.plan.current)} periods, the cheapest first", title_justify="left")
-    for column in ("trained", "processor seconds", "value", "loss against the best", "95 %"):
+    for column in ("trained", "events trained on", "processor seconds", "value", "loss against the best", "95 %"):
         table.add_column(column, justify="left" if column == "trained" else "right")
     for option in found.options:
         loss, low, high = option.loss
-        row = (f"{option.seconds:,.0f}", f"{option.value:.4f}", f"{loss:+.4f}", f"{low:+.4f} to {high:+.4f}")
+        row = (
+            f"{option.events:,}",
+            f"{option.seconds:,.1f}",
+            f"{option.value:.4f}",
+            f"{loss:+.4f}",
+            f"{low:+.4f} to {high:+.4f}",
+        )
         table.add_row(f"[bold]{option.name}[/]" if option is found.recommended else option.name, *row)
     console.print(table)
-    console.print(f"Recommended: [bold]{found.recommended.name}[/bold], the cheapest whose loss against the best is not shown.")
+    console.print(
+        f"Recommended: [bold]{found.recommended.name}[/bold], the cheapest whose loss against the best is not shown; of those "
+        f"that train on as many events but for {NEAR:.0%}, the one with the best value."
+    )
 
 
 def _world(
@@ -163,7 +180,7 @@ def _world(
         only = Window(assembly.store) if assembly else _window(str(reference), home, raw, scratch)
         if only.begin is not None:
             raise UserError(f"--reference {reference} is a window: name what it is held against with --current.")
-        return assembly, of_store(only.store, category)
+        return assembly, of_store(only.store, category, only.file, asked=True)
     if assembly is not None and reference is not None:
         raise UserError("With a run, the reference is what it was trained on: leave out --reference.")
     first = Window(assembly.store) if assembly else _window(str(reference), home, raw, scratch)
@@ -175,8 +192,10 @@ def _window(name: str, home: Path, raw: Path | None, scratch: Path) -> "Window":
     from turborec.worlds import Window, instants
 
     place, _, span = name.partition("@")
-    store = _of_file(Path(place), scratch) if place.endswith((".inter", ".inter.gz")) else _store(place, home, raw)
-    return Window(store, *instants(span, store.ticks)) if span else Window(store)
+    file = Path(place) if place.endswith((".inter", ".inter.gz")) else None
+    store = _of_file(file, scratch) if file else _store(place, home, raw)
+    begin, end = instants(span, store.ticks) if span else (None, None)
+    return Window(store, begin, end, file)
 
 
 def _store(name: str, home: Path, raw: Path | None) -> "Store":
@@ -188,6 +207,7 @@ def _store(name: str, home: Path, raw: Path | None) -> "Store":
 def _of_file(path: Path, scratch: Path) -> "Store":
     """A store of RecBole's atomic files, for as long as it is looked at: nothing is left out, and ratings are kept."""
     from turborec import recipes, stores
+    from turborec.data.prepare import MILLISECONDS
 
     if not path.is_file():
         raise UserError(f"There is no file {path}.")
@@ -196,40 +216,46 @@ def _of_file(path: Path, scratch: Path) -> "Store":
     if "value" in recipe.data.source.parse(path.parent).events.select:
         data = {"source": source, "prepare": {"values": True}}
         recipe = recipes.from_tree({"data": data, "model": {"kind": "popularity"}}, str(path))
-    return stores.of_recipe(recipe, stores.Places(scratch, path.parent))
+    try:
+        return stores.of_recipe(recipe, stores.Places(scratch, path.parent))
+    except UserError as error:
+        if MILLISECONDS not in str(error):
+            raise
+        # There is no recipe here to state it in.
+        stated = f"data.source='{{kind: recbole, name: {source['name']}, time_format: milliseconds}}'"
+        told = f"If the times are milliseconds, prepare a store with {stated}, and name that."
+        raise UserError(str(error).replace(MILLISECONDS, told)) from error
 
 
 def _tell(found: "Checkup") -> None:
     """The verdict and what it rests on."""
     from rich.table import Table
 
-    names = found.plan.names
+    from turborec.checkup import SAYS
+
+    names = [name.split(" to ")[0] for name in found.plan.names]
     table = Table(title=f"Data: {len(found.plan.reference)} periods before against each of those after", title_justify="left")
-    table.add_column("statistic")
-    table.add_column("about")
-    for name in names:
-        table.add_column(name.split(" to ")[0], justify="right")
-    table.add_column("threshold", justify="right")
-    data = found.data
-    for statistic, values, thresholds in zip(data.statistics, data.values, data.thresholds, strict=True):
-        cells = [f"[bold red]{v:.3f}[/]" if v > t else f"{v:.3f}" for v, t in zip(values, thresholds, strict=True)]
-        table.add_row(statistic.name, statistic.cause, *cells, f"{thresholds.max():.3f}")
+    for name in ("statistic", "about", "threshold", *names):
+        table.add_column(name, justify="left" if name in ("statistic", "about") else "right")
+    for row in found.rows():
+        cells = [f"[bold red]{value:.4f}*[/]" if beyond else f"{value:.4f}" for value, beyond in row.cells]
+        table.add_row(row.statistic.name, row.statistic.cause, row.threshold, *cells)
     console.print(table)
+    console.print("* beyond its threshold; a range where periods have different ones; – cannot be told")
     if found.ranked:
         ranks = Table(title=f"Model: {found.metric} of {found.facts['sampled_users']:,} users at most", title_justify="left")
         for name in ("period", "value", "loss", "interval", *(found.losses[0].causes if found.losses else ())):
             ranks.add_column(name, justify="left" if name == "period" else "right")
         ranks.add_row("before", f"{found.ranked[0].value:.4f}")
-        for one, loss in zip(found.ranked[1:], found.losses, strict=True):
-            value = f"[bold red]{loss.value:+.4f}[/]" if loss.shown else f"{loss.value:+.4f}"
+        for name, one, loss in zip(names, found.ranked[1:], found.losses, strict=True):
+            value = f"[bold red]{loss.value:+.4f}*[/]" if loss.shown else f"{loss.value:+.4f}"
             causes = (f"{cause[0]:+.4f}" for cause in loss.causes.values())
-            ranks.add_row(
-                one.period.split(" to ")[0], f"{one.value:.4f}", value, f"{loss.low:+.4f} to {loss.high:+.4f}", *causes
-            )
+            ranks.add_row(name, f"{one.value:.4f}", value, f"{loss.low:+.4f} to {loss.high:+.4f}", *causes)
         console.print(ranks)
     for mix in found.mixes:
         told = ", ".join(f"{name} {before:.1%} → {now[-1]:.1%}" for name, before, now in mix.largest(3))
-        console.print(escape(f"Changed most of {mix.about}, from before to the last period: {told}"))
-    for remark in found.facts["remarks"]:
+        if found.has_moved(mix.about):
+            console.print(escape(f"Changed most of {mix.about}, from before to the last period: {told}"))
+    for remark in (*found.facts["remarks"], *found.sentences()):
         console.print(escape(remark))
-    console.print(f"Verdict: [bold]{found.verdict}[/bold]")
+    console.print(f"Verdict: [bold]{found.verdict}[/bold]. {SAYS[found.verdict]}")

@@ -48,6 +48,7 @@ from turborec.recipe import Config
 
 OUT_OF_MEMORY = ("OutOfMemoryException", "OutOfMemoryError", "Py4JNetworkError")
 """DuckDB's word for it, Java's, and what is left of a Java that the system killed."""
+MILLISECONDS = "If the times are milliseconds, say so: data.source.time_format=milliseconds."
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 
 
@@ -205,7 +206,7 @@ def _require_plausible(con: Engine, latest: int | None, tables: RawTables) -> No
         rows, told = _rows_where(con, tables, f"time >= {limit}")
         all_of_them = rows == number(con, "SELECT count(time) FROM staged_events WHERE _reason IS NULL")
         remedy = (
-            "If the times are milliseconds, say so: data.source.time_format=milliseconds."
+            MILLISECONDS
             if tables.time == "seconds" and all_of_them
             else "Bring all times to one unit, or correct those that are wrong."
         )

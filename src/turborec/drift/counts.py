@@ -4,6 +4,9 @@ Letters: U users, E events, V items, P periods, G groups of users, K bins.
 
 Users are dealt to groups by chance, so that a sample of groups is a sample of users; the counts of a group are added up once,
 and a resample costs a product of matrices, however many events there are.
+
+What grows with the length of a period, as the events of a user in it and the share of what is new do, is counted in stretches
+of it that are as long as the shortest period, so that months, and periods of as many events each, can be compared.
 """
 
 from collections.abc import Iterator
@@ -55,14 +58,14 @@ class Counted:
 
 
 def count(log: Log, periods: Periods, seed: int = 0, levels: NDArray[np.float32] | None = None) -> Counted:
-    """Count the events of each period. Items and users are new in a period if the log has nothing of them before it.
+    """Count the events of each period. Items and users are new in a stretch if the log has nothing of them before it.
 
     Ratings are counted where there are `levels` of them (`ratings.levels`), categories where the log has them.
     """
     groups = int(np.clip(ROOM // (len(periods) * (log.num_items + 1)), FEWEST_GROUPS, MOST_GROUPS))
     first = _first_seen(log)
     sizes = {"items": log.num_items + 1, "new items": 2, "new users": 2, "gap": GAP_BINS, "hour": 24, "weekday": 7}
-    sizes |= {"activity": LENGTH_BINS, "length": LENGTH_BINS}
+    sizes |= {"activity": LENGTH_BINS}
     sizes |= {"ratings": 2 * len(levels) + 1} if levels is not None else {}
     sizes |= {"categories": max(1, len(log.categories.names))} if log.categories else {}
     tables = {name: np.zeros((len(periods), groups, size), np.float32) for name, size in sizes.items()}
@@ -72,11 +75,14 @@ def count(log: Log, periods: Periods, seed: int = 0, levels: NDArray[np.float32]
         block.add(tables, events, users, group_of, first, periods)
         if log.categories:
             block.add_categories(tables["categories"], group_of, log.categories)
-    if (np.diff(periods.edges) >= WEEK * periods.ticks).all():
+    shortest = int(np.diff(periods.edges).min())
+    if shortest >= WEEK * periods.ticks:
         # A month has five of some days and four of others.
         tables["weekday"] /= np.maximum(_weekdays(periods), 1e-9)[:, None].astype(np.float32)
     else:
         del tables["weekday"]
+    if shortest < DAY * periods.ticks:
+        del tables["hour"]
     return Counted(tables, events, users)
 
 
@@ -97,7 +103,6 @@ class _Block:
     items: Int64
     times: Int64
     period: Int64
-    place: Int64  # of the event in its user's history, from 0
     gap: Int64  # ticks since the event before; -1 for a user's first
     rating: Int64 | None  # its bin; -1 where nobody knows
     begins: Int64  # [U]: each user's first time, of the block's users
@@ -113,8 +118,11 @@ class _Block:
         periods: Periods,
     ) -> None:
         """Add the counts of these events."""
-        group, starts = group_of[self.users], periods.edges[self.period]
-        cell = self.period * tables["hour"].shape[1] + group
+        cell = self.period * tables["items"].shape[1] + group_of[self.users]
+        lengths = np.diff(periods.edges)
+        stretch = (self.times - periods.edges[self.period]) // lengths.min()
+        whole = stretch < (lengths // lengths.min())[self.period]  # what is left over of a period is no stretch
+        starts = periods.edges[self.period] + stretch * lengths.min()
         new = first[self.items] >= starts
         seconds = self.times // periods.ticks
 
@@ -123,22 +131,20 @@ class _Block:
             np.add.at(table.reshape(-1), cell[chosen] * table.shape[2] + bins[chosen], 1)
 
         put("items", self.items, ~new)
-        put("new items", new.astype(np.int64))
-        put("new users", (self.begins[self.users - self.first_user] >= starts).astype(np.int64))
+        put("new items", new.astype(np.int64), whole)
+        put("new users", (self.begins[self.users - self.first_user] >= starts).astype(np.int64), whole)
         put("gap", _bins(np.log1p(np.maximum(self.gap, 0) / periods.ticks), GAP_STEP, GAP_BINS), self.gap >= 0)
         put("hour", seconds // HOUR % 24)
         put("weekday", (seconds // DAY + 3) % 7)  # the first of January 1970 was a Thursday
-        put("length", _bins(np.log2(1 + self.place), LENGTH_STEP, LENGTH_BINS))
         if self.rating is not None:
             put("ratings", self.rating, self.rating >= 0)
         events += np.bincount(self.period, minlength=len(periods))
-        both = self.users * len(periods) + self.period
-        lead = np.flatnonzero(np.diff(both, prepend=-1))  # of each user's events in one period
-        activity = np.diff(lead, append=len(both))
-        table = tables["activity"]
-        flat = cell[lead] * LENGTH_BINS + _bins(np.log2(activity), LENGTH_STEP, LENGTH_BINS)
-        np.add.at(table.reshape(-1), flat, 1)
-        users += np.bincount(self.period[lead], minlength=len(periods))
+        other = np.diff(self.users, prepend=-1) != 0
+        lead = np.flatnonzero(other | (np.diff(starts, prepend=-1) != 0))  # of each user's events in one stretch
+        activity = np.zeros(len(cell), np.int64)
+        activity[lead] = np.diff(lead, append=len(cell))
+        put("activity", _bins(np.log2(np.maximum(activity, 1)), LENGTH_STEP, LENGTH_BINS), whole & (activity > 0))
+        users += np.bincount(self.period[other | (np.diff(self.period, prepend=-1) != 0)], minlength=len(periods))
 
     def add_categories(self, table: Counts, group_of: Int64, categories: Categories) -> None:
         """Count each event once for each of its item's categories: the first of all, the second of all, and so on."""
@@ -172,7 +178,7 @@ def _blocks(log: Log, periods: Periods, levels: NDArray[np.float32] | None) -> I
         kept = (period >= 0) & (period < len(periods))
         items = np.asarray(log.items[begin:end])[kept].astype(np.int64)
         rating = None if levels is None else _rated(np.asarray(log.values)[begin:end][kept], levels)
-        yield _Block(users[kept], items, times[kept], period[kept], place[kept], gap[kept], rating, begins, lo)
+        yield _Block(users[kept], items, times[kept], period[kept], gap[kept], rating, begins, lo)
 
 
 def _rated(values: NDArray[np.float32], levels: NDArray[np.float32]) -> Int64:

@@ -5,7 +5,8 @@ Letters: P periods of the reference, G groups of users, K bins, S statistics, W 
 A value is held against two thresholds and must be beyond both. The first is the spread of samples of the reference that are as
 large: cells of (period, group of users), drawn without replacement, against the rest. The second is the spread of whole
 periods of the reference, each against the others: what seasons and campaigns do to all users at once. Both are for all
-statistics and all periods that are looked at together, at a family-wise level.
+statistics and all periods that are looked at together, at a family-wise level. Of shares there is a third, what so few counts
+say: where the reference has nothing new, no sample of it has.
 """
 
 import math
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turborec.drift.counts import Counted
-from turborec.drift.statistics import Statistic
+from turborec.drift.statistics import Statistic, second_share, shares
 from turborec.errors import UserError
 from turborec.progress import task
 
@@ -38,12 +39,19 @@ class Moved:
 
     statistics: tuple[Statistic, ...]
     values: Float  # [S, W]
-    thresholds: Float  # [S, W]: the larger of both
+    thresholds: Float  # [S, W]: the largest of all; infinite where the reference has too few periods to say
 
     @property
     def beyond(self) -> NDArray[np.bool_]:
         """[S, W]."""
         return self.values > self.thresholds
+
+    @property
+    def untold(self) -> NDArray[np.bool_]:
+        """[S, W]: what cannot be told, as no value would be beyond the threshold."""
+        most = np.asarray([statistic.most for statistic in self.statistics])
+        found: NDArray[np.bool_] = (self.thresholds >= most[:, None]) | np.isinf(self.thresholds)
+        return found
 
     def first(self) -> int | None:
         """The first period in which anything has moved."""
@@ -62,14 +70,14 @@ def moved(
 ) -> Moved:
     """Compare each of the `current` periods with all of the `reference`, by every statistic."""
     reference, current = list(reference), list(current)
-    windows, groups = len(current), counted.tables["hour"].shape[1]
+    windows, groups = len(current), counted.tables["items"].shape[1]
     # What one of several periods may reach by chance, so that the greatest of them all does by the level.
     single = (1 - level) ** (1 / windows)
     number = max(resamples, math.ceil(2 / (1 - single)))
     sizes = _sizes(counted, reference, current, groups)
     samples = [_chosen(len(reference) * groups, size, number, seed) for size in np.unique(sizes)]
     values, thresholds = (np.zeros((len(statistics), windows)) for _ in range(2))
-    draws, between = np.zeros((len(samples), len(statistics), number)), np.zeros(len(statistics))
+    draws, least = np.zeros((len(samples), len(statistics), number)), np.zeros_like(values)
     tables = list(dict.fromkeys(statistic.table for statistic in statistics))
     with task("Resampling the reference", len(tables) * len(samples), "samples") as advance:
         for table in tables:
@@ -77,9 +85,12 @@ def moved(
             counts = counted.tables[table]
             periods = counts[reference].sum(1, dtype=np.float64)
             cells, total = counts[reference].reshape(-1, counts.shape[2]), periods.sum(0)  # [P * G, K]
+            now = counts[current].sum(1, dtype=np.float64)
             for row in rows:
-                values[row] = statistics[row].of(total, counts[current].sum(1, dtype=np.float64))
-                between[row] = _between(statistics[row], periods, level / values.size)
+                values[row] = statistics[row].of(total, now)
+                least[row] = _between(statistics[row], periods, level / values.size)
+                if statistics[row].distance is second_share:
+                    least[row] = np.maximum(least[row], _rare(total, now.sum(1), level / values.size))
             for place, chosen in enumerate(samples):
                 draws[place, rows] = _drawn([statistics[row] for row in rows], cells, total, chosen)
                 advance(1)
@@ -87,7 +98,7 @@ def moved(
         mean, deviation = draws[place].mean(1), np.maximum(draws[place].std(1), 1e-12)
         greatest = ((draws[place] - mean[:, None]) / deviation[:, None]).max(0)
         thresholds[:, sizes == size] = (mean + np.quantile(greatest, single) * deviation)[:, None]
-    return Moved(tuple(statistics), values, np.maximum(thresholds, between[:, None]))
+    return Moved(tuple(statistics), values, np.maximum(thresholds, least))
 
 
 def _sizes(counted: Counted, reference: list[int], current: list[int], groups: int) -> NDArray[np.int64]:
@@ -124,15 +135,30 @@ def _drawn(statistics: Sequence[Statistic], cells: Any, total: Float, chosen: ND
 def _between(statistic: Statistic, periods: Float, level: float) -> float:
     """What one more period like those of the reference stays below, with this probability of error: [P, K] -> a value.
 
-    The prediction interval of a normal sample; minus infinity where there are too few periods to say.
+    The prediction interval of a normal sample; infinite where there are too few periods to say.
     """
     number = len(periods)
     if number < FEWEST_PERIODS:
-        return -np.inf
+        return np.inf
+    spread = statistic.of(periods.sum(0) - periods, periods)
+    factor = float(_distributions().t.ppf(1 - level, number - 1)) * np.sqrt(1 + 1 / number)
+    return float(spread.mean() + factor * spread.std(ddof=1))
+
+
+def _rare(reference: Float, events: Float, level: float) -> Float:
+    """By how much the share of the second of two bins may rise in so many events by counting alone: [2], [W] -> [W].
+
+    The predictive distribution of its count after the reference's (Jeffreys 1946: beta-binomial, half an event added to each).
+    """
+    other, second = reference + 0.5
+    most = _distributions().betabinom.ppf(1 - level, events.astype(np.int64), second, other)
+    found: Float = np.nan_to_num(most) / np.maximum(events, 1) - shares(reference)[1]
+    return found
+
+
+def _distributions() -> Any:
     try:
-        from scipy.stats import t
+        from scipy import stats
     except ImportError as error:
         raise UserError("Drift needs SciPy: pip install 'turborec[drift]'.") from error
-    spread = statistic.of(periods.sum(0) - periods, periods)
-    factor = float(t.ppf(1 - level, number - 1)) * np.sqrt(1 + 1 / number)
-    return float(spread.mean() + factor * spread.std(ddof=1))
+    return stats

@@ -62,7 +62,10 @@ def calendar(first: int, last: int, every: Every, ticks: int) -> Periods:
 
 
 def of_equal_counts(times: Int64, number: int, ticks: int) -> Periods:
-    """So many periods with about as many of the times in each; `UserError` where too many times are one and the same."""
+    """So many periods with about as many of the times in each; `UserError` where too many times are one and the same.
+
+    They begin with a day where all are longer than one: half a day more or less would be another mix of hours.
+    """
     if not 1 <= number <= MOST:
         raise UserError(f"The number of periods must be from 1 to {MOST}, got {number}.")
     places = len(times) * np.arange(1, number) // number
@@ -70,7 +73,16 @@ def of_equal_counts(times: Int64, number: int, ticks: int) -> Periods:
     edges = np.concatenate([[times.min()], inner, [times.max() + 1]]).astype(np.int64)
     if (np.diff(edges) <= 0).any():
         raise UserError(f"{number} periods of as many events cannot be cut: too many events have one time. Choose fewer.")
+    day = 86_400 * ticks
+    if (np.diff(edges) >= day).all():
+        edges[:-1] -= edges[:-1] % day
+        edges[-1] += -edges[-1] % day
     return Periods(edges, ticks)
+
+
+def span(times: Int64) -> tuple[int, int]:
+    """The first and the last."""
+    return int(times.min()), int(times.max())
 
 
 def instant(ticks_since_1970: int, ticks: int) -> datetime:

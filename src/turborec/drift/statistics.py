@@ -3,6 +3,7 @@
 Letters: K bins, ... any further shape. Counts need not add up to one.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from turborec.drift.counts import DECILES, GAP_STEP, LENGTH_STEP
+from turborec.drift.counts import DECILES, GAP_STEP
 
 Float = NDArray[np.float64]
 Distance = Callable[[Any, Any], Float]
@@ -146,6 +147,7 @@ class Statistic:
     cause: Cause
     distance: Distance
     says: str  # what its value is
+    most: float = math.inf  # that it can be
 
     def of(self, reference: Any, current: Any) -> Float:
         """The distance of two counts: [..., K] twice -> [...]."""
@@ -159,27 +161,33 @@ STATISTICS = (
         "items",
         second_share,
         "change of the share of events whose item was never seen before the period",
+        1.0,
     ),
-    Statistic("items left", "items", "items", left, "share of the reference's events whose items have none now"),
+    Statistic("items left", "items", "items", left, "share of the reference's events whose items have none now", 1.0),
     Statistic(
         "new users",
         "new users",
         "users",
         second_share,
         "change of the share of events whose user was never seen before the period",
+        1.0,
     ),
-    Statistic("item mix", "items", "preference", jensen_shannon, "Jensen-Shannon divergence of known items, bits"),
+    Statistic("item mix", "items", "preference", jensen_shannon, "Jensen-Shannon divergence of known items, bits", 1.0),
     Statistic("popularity ranks", "items", "preference", popularity, "population stability index of the reference's deciles"),
-    Statistic("ratings", "ratings", "preference", met(kolmogorov_smirnov), "Kolmogorov-Smirnov, ratings"),
+    Statistic("ratings", "ratings", "preference", met(kolmogorov_smirnov), "Kolmogorov-Smirnov, ratings", 1.0),
     Statistic("rating levels", "ratings", "preference", met(stability), "population stability index of ratings"),
-    Statistic("categories", "categories", "preference", met(jensen_shannon), "Jensen-Shannon divergence of categories, bits"),
-    Statistic("activity", "activity", "activity", kolmogorov_smirnov, "Kolmogorov-Smirnov, events of a user in the period"),
-    Statistic("gaps", "gap", "activity", kolmogorov_smirnov, "Kolmogorov-Smirnov, time since the event before"),
-    Statistic("gap lengths", "gap", "activity", wasserstein(GAP_STEP), "Wasserstein distance of logarithms of seconds"),
-    Statistic("hour of day", "hour", "activity", jensen_shannon, "Jensen-Shannon divergence, bits"),
-    Statistic("day of week", "weekday", "activity", jensen_shannon, "Jensen-Shannon divergence, bits"),
     Statistic(
-        "history length", "length", "activity", wasserstein(LENGTH_STEP), "Wasserstein distance of binary logarithms of lengths"
+        "categories", "categories", "preference", met(jensen_shannon), "Jensen-Shannon divergence of categories, bits", 1.0
     ),
+    Statistic(
+        "activity", "activity", "activity", kolmogorov_smirnov, "Kolmogorov-Smirnov, events of a user in the period", 1.0
+    ),
+    Statistic("gaps", "gap", "activity", kolmogorov_smirnov, "Kolmogorov-Smirnov, time since the event before", 1.0),
+    Statistic("gap lengths", "gap", "activity", wasserstein(GAP_STEP), "Wasserstein distance of logarithms of seconds"),
+    Statistic("hour of day", "hour", "activity", jensen_shannon, "Jensen-Shannon divergence, bits", 1.0),
+    Statistic("day of week", "weekday", "activity", jensen_shannon, "Jensen-Shannon divergence, bits", 1.0),
 )
-"""Those that need no model, where their tables are there; `Embedded` is made for a model."""
+"""Those that need no model, where their tables are there; `Embedded` is made for a model.
+
+How long histories are is none of them: they grow with the age of every log, whatever anybody does.
+"""

@@ -7,18 +7,14 @@ from typing import Any
 import numpy as np
 
 from turborec import __version__
-from turborec.checkup import Checkup
+from turborec.checkup import SAYS, Checkup
 from turborec.drift.attribution import CAUSES
 from turborec.report import figures, page
 
 SHOWN = 12
 """Ratings or categories of a table: those whose shares have changed by most."""
 
-SAYS = {
-    "none": "Neither have the data moved nor has the model lost, by more than chance.",
-    "warning": "The data have moved; no loss of the model is shown.",
-    "drift": "The model has lost.",
-}
+TITLES = {"none": "nothing is shown", "warning": "the data have moved", "drift": "the model has lost"}
 
 
 def write_checkup(found: Checkup, out: Path) -> None:
@@ -28,20 +24,17 @@ def write_checkup(found: Checkup, out: Path) -> None:
 
 def checkup_page(found: Checkup) -> str:
     """The page of a check."""
-    data, names = found.data, [name.split(" to ")[0] for name in found.plan.names]
-    rows = zip(data.statistics, data.values, data.thresholds, data.beyond, strict=True)
+    names = [name.split(" to ")[0] for name in found.plan.names]
     every = found.plan.periods.names
     facts = {
-        "title": f"Drift: {found.verdict}",
+        "title": f"Check for drift: {TITLES[found.verdict]}",
         "version": __version__,
         "written": page.moment(datetime.now(UTC).timestamp()),
         "verdict": found.verdict,
-        "says": SAYS[found.verdict] if found.ranked or found.verdict != "warning" else "The data have moved.",
+        "says": SAYS[found.verdict],
+        "sentences": found.sentences(),
         "names": names,
-        "statistics": [
-            {"name": s.name, "cause": s.cause, "says": s.says, "cells": list(zip(v, beyond, strict=True)), "threshold": t.max()}
-            for s, v, t, beyond in rows
-        ],
+        "rows": found.rows(),
         "figures": _figures(found, names),
         "metric": found.metric,
         "before": found.ranked[0].value if found.ranked else None,
@@ -55,7 +48,7 @@ def checkup_page(found: Checkup) -> str:
                 "periods of the reference": len(found.plan.reference),
                 "events by period": found.counted.events[found.plan.current].tolist(),
                 "users by period": found.counted.users[found.plan.current].tolist(),
-                **{name: value for name, value in found.facts.items() if name != "remarks"},
+                **{name.replace("_", " "): value for name, value in found.facts.items() if name != "remarks"},
             }
         ),
     }
