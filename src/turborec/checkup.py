@@ -285,7 +285,8 @@ def sampled_events(world: World, spans: Sequence[tuple[int, int]], most: int, se
     for lo, hi in ranges(offsets):
         begin, end = int(offsets[lo]), int(offsets[hi])
         when, owner = np.asarray(times[begin:end]), np.repeat(np.arange(lo, hi), np.diff(offsets[lo : hi + 1]))
-        preceded = np.arange(begin, end) > offsets[owner]
+        # Never one that the model was trained on: a part that is not cut by time has such after others that it was not.
+        preceded = np.arange(begin, end) - offsets[owner] >= np.maximum(1, world.trained[owner])
         for places, (first, last) in zip(found, spans, strict=True):
             inside = np.flatnonzero(preceded & (when >= first) & (when < last))
             order = np.lexsort((generator.random(len(inside)), owner[inside]))

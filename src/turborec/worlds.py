@@ -33,10 +33,11 @@ class World:
     log: Log  # items 1..M
     ticks: int
     begins: int  # the instant from which on it is looked at
-    validates: int  # from which on the first store's events are not trained on
+    validates: int  # before it the first store's events are trained on, all of them
     catalogue: Int64  # [M + 1]: the id in the first store's catalogue, 0 where it has none
     trained_items: Bool  # [M + 1]: with an event in the training part
     trained_users: Bool  # [U]
+    trained: Int64  # [U]: how many of a user's events, the first ones, are trained on
     remarks: tuple[str, ...] = ()
 
 
@@ -93,9 +94,16 @@ def of_store(store: Store, category: str | None = None, file: Path | None = None
             )
         starts.append(_day(int(times[after].min()), int(times[before].max()) if len(before) else 0, store.ticks))
     begins, validates = starts
-    every = np.arange(store.num_items + 1)
+    every, trained = np.arange(store.num_items + 1), store.cuts[:, 0] - offsets[:-1]
     log = Log(offsets, store.histories.items, times, store.num_items, store.values)
+    if lost := int((times == UNKNOWN_TIME).sum()):
+        log = _sorted(
+            [_events(only, every, np.arange(store.num_users), store.values is not None)], store.num_users, store.num_items
+        )
+        trained = _trained(store)
     log, remarks = _described(log, [(only, every)], category)
+    if lost:
+        remarks.append(f"{lost:,} events of {only.called} have no time, and are left out.")
     return World(
         log,
         store.ticks,
@@ -104,7 +112,8 @@ def of_store(store: Store, category: str | None = None, file: Path | None = None
         every,
         store.item_counts() > 0,
         store.cuts[:, 0] > offsets[:-1],
-        (*_future(times, store.ticks), *remarks),
+        trained,
+        (*_future(log.times, store.ticks), *remarks),
     )
 
 
@@ -119,6 +128,7 @@ def joined(reference: Window, current: Sequence[Window], category: str | None = 
     known: dict[str, int] = {}
     people: dict[str, int] = {}
     remarks, seconds = [], []
+    _require_apart(current)
     for window in current:
         _require_alike(reference, window)
         items = _matched(first.item_ids, window.store.item_ids, known, first.num_items, shift=1)
@@ -152,8 +162,8 @@ def joined(reference: Window, current: Sequence[Window], category: str | None = 
     trained = np.concatenate([first.item_counts() > 0, np.zeros(len(known), bool)])
     starts, ends = first.histories.offsets[:-1], first.cuts[:, 0]
     begins = _day(earliest, last, ticks)
-    validation = first.cuts[:, 0] < first.histories.offsets[1:]
-    unseen = first.histories.times[first.cuts[validation, 0]]
+    unseen = first.histories.times[first.cuts[first.cuts[:, 0] < first.histories.offsets[1:], 0]]
+    unseen = unseen[unseen != UNKNOWN_TIME]
     return World(
         log,
         ticks,
@@ -162,8 +172,29 @@ def joined(reference: Window, current: Sequence[Window], category: str | None = 
         catalogue,
         trained,
         np.concatenate([ends > starts, np.zeros(len(people), bool)]),
+        np.concatenate([_trained(first), np.zeros(len(people), np.int64)]),
         (*remarks, *_future(log.times, ticks), *told),
     )
+
+
+def _trained(store: Store) -> Int64:
+    """How many of each user's events whose time is known are of the training part: [U]."""
+    there = store.within("train", 0, len(store.histories.items)) & (np.asarray(store.histories.times) != UNKNOWN_TIME)
+    owner = np.repeat(np.arange(store.num_users), np.diff(store.histories.offsets))
+    return np.bincount(owner[there], minlength=store.num_users)
+
+
+def _require_apart(windows: Sequence[Window]) -> None:
+    """Refuse windows of one store that have events in common, which would count twice."""
+    for place, one in enumerate(windows):
+        for other in windows[:place]:
+            begin = max((w.begin for w in (one, other) if w.begin is not None), default=None)
+            end = min((w.end for w in (one, other) if w.end is not None), default=None)
+            if one.store.key == other.store.key and (begin is None or end is None or begin < end):
+                raise UserError(
+                    f"{one.called} is named twice with --current, for times that overlap: events would count twice. Name it "
+                    "once, or windows that follow one another."
+                )
 
 
 def _sorted(tables: list[Table], users: int, items: int) -> Log:

@@ -14,7 +14,7 @@ SEAM = 80 * DAY
 def of_log(log):
     """The log as what is looked at from the seam on."""
     items, users = np.arange(log.num_items + 1), len(log.offsets) - 1
-    return World(log, 1, SEAM, SEAM, items, items > 0, np.ones(users, bool))
+    return World(log, 1, SEAM, SEAM, items, items > 0, np.ones(users, bool), np.zeros(users, np.int64))
 
 
 def test_the_log_grows():
