@@ -48,8 +48,7 @@ def plan(world: World, every: Every | int) -> Plan:
     A period that the log does not have the whole of, at its ends or on one side of the seam, is left out.
     """
     times = world.log.times
-    cut = _equal(world, every) if isinstance(every, int) else _calendar(world, every)
-    periods, begins, end = cut
+    periods, begins, end = _equal(world, every) if isinstance(every, int) else _calendar(world, every)
     events = np.zeros(len(periods) + 2, np.int64)  # before, in, and after them
     for begin in range(0, len(times), BLOCK):
         events += np.bincount(periods.of(times[begin : begin + BLOCK]) + 1, minlength=len(events))

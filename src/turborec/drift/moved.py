@@ -148,11 +148,11 @@ def _between(statistic: Statistic, periods: Float, level: float) -> float:
 def _rare(reference: Float, events: Float, level: float) -> Float:
     """By how much the share of the second of two bins may rise in so many events by counting alone: [2], [W] -> [W].
 
-    The predictive distribution of its count after the reference's (Jeffreys 1946: beta-binomial, half an event added to each).
+    What is rare is Poisson: after the reference's count the next is negative binomial (with the prior of Jeffreys 1946).
     """
-    other, second = reference + 0.5
-    most = _distributions().betabinom.ppf(1 - level, events.astype(np.int64), second, other)
-    found: Float = np.nan_to_num(most) / np.maximum(events, 1) - shares(reference)[1]
+    total = max(float(reference.sum()), 1.0)
+    most = _distributions().nbinom.ppf(1 - level, reference[1] + 0.5, total / (total + events))
+    found: Float = most / np.maximum(events, 1) - shares(reference)[1]
     return found
 
 
