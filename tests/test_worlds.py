@@ -32,7 +32,7 @@ def test_what_is_held_before_was_never_trained_on_however_the_store_is_split(tmp
 
 
 def test_events_without_a_time_are_in_no_gap(tmp_path):
-    times = [[DAY * 10, UNKNOWN_TIME, DAY * 13, DAY * 20, DAY * 21], [DAY * 10, DAY * 11, DAY * 12, DAY * 22, DAY * 23]]
+    times = [[DAY * 10, UNKNOWN_TIME, DAY * 13, DAY * 20, DAY * 21], [DAY * 10, DAY * 11, DAY * 12, DAY * 20, DAY * 21]]
     store = store_of(tmp_path / "store", [[1, 2, 3, 2, 4], [1, 2, 3, 4, 5]], times=times, cuts=[(3, 4), (3, 4)])
     world = of_store(store)
     assert world.log.times.tolist() == [t for row in times for t in row if t != UNKNOWN_TIME]
