@@ -123,6 +123,26 @@ BATCHES: list[Column] = [
 ]
 
 
+def _beside(row: Row) -> str:
+    """The epoch's cost as a multiple of each other recipe's."""
+    told = []
+    for name in sorted(row["intervals"]):
+        low, high = row["intervals"][name]
+        told.append(f"{row['values'][name]:.2f}× {name.removeprefix('epoch_vs_')} ({low:.2f}–{high:.2f})")
+    return ", ".join(told)
+
+
+def _epoch(row: Row) -> str:
+    return f"{row['values'][row['model'] + '_epoch_cpu_seconds']:.0f}"
+
+
+EPOCHS: list[Column] = [
+    ("recipe", lambda row: row["recipe"]),
+    ("processor seconds an epoch", _epoch),
+    ("cost beside others", _beside),
+]
+
+
 def _over_seeds(rows: list[Row]) -> list[Row]:
     """A row for each kind of training: the median rate, and the mean quality with its deviation."""
     kinds: dict[tuple[str, str], list[Row]] = {}
@@ -170,6 +190,8 @@ def speed_sections(rows: list[Row]) -> list[str]:
         lines += ["", f"### Beside {name}", *_by_place(beside_it, beside(peer))] if beside_it else []
     published = [row for row in speed if row["model"] == "sasrec-pytorch"]
     lines += ["", "### Beside SASRec.pytorch, in its shape", *_by_place(published, SASREC_PYTORCH)] if published else []
+    epochs = [row for row in speed if row["variant"] == "epochs"]
+    lines += ["", "### Epochs beside one another", *_by_place(epochs, EPOCHS)] if epochs else []
     forecasts = [row for row in rows if row["kind"] == "forecast"]
     if forecasts:
         told = "What `turborec plan` forecast, as a share of what whole runs then took, median of three runs."
