@@ -154,4 +154,4 @@ def test_real_files_of_recbole_are_looked_at_with_ratings_and_genres(run, data_f
     code, said, _ = run("drift", *held, "--resamples", "50", "--json")
     found = json.loads(said)
     assert code in (0, 3) and found["shares"]["ratings"]["names"] == list("12345")
-    assert len(found["shares"]["categories"]["names"]) == 19 and any("column class" in one for one in found["remarks"])
+    assert len(found["shares"]["categories"]["names"]) == 18 and any("column class" in one for one in found["remarks"])

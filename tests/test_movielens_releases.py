@@ -79,7 +79,8 @@ def test_the_real_small_release_by_year(run, data_folder):
     held = ("drift", "--reference", json.loads(said)["key"], "--every", "year", "--resamples", "50", "--json")
     code, said, told = run(*held)
     found = json.loads(said)
-    assert code in (0, 3) and len(found["reference"]) == 12 and len(found["periods"]) == 3
+    # 2018 ends in September: it is no whole year, and left out by name.
+    assert code in (0, 3) and len(found["reference"]) == 12 and len(found["periods"]) == 2
     assert found["shares"]["ratings"]["names"] == ["0.5", "1", "1.5", "2", "2.5", "3", "3.5", "4", "4.5", "5"]
     assert len(found["shares"]["categories"]["names"]) == 19
     code, said, told = run(*held, "--null")
