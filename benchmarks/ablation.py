@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder of the runs")
     parser.add_argument("--variants", default="S5 alone,Mamba alone,times ignored,gaps shuffled", help=", ".join(VARIANTS))
     parser.add_argument(
-        "--against", nargs="*", default=[], help="other recipes for the same data, each with its changes in one word"
+        "--against", nargs="*", default=[], help="other recipes for the same data, each with its changes as one argument"
     )
     parser.add_argument("--seeds", type=int, default=3)
     chosen = chosen_by(parser)

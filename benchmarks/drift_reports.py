@@ -9,13 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from measured import arguments, chosen_by, command, prepared, told
+from measured import arguments, chosen_by, prepared, surroundings, told
 from rows import write
 from turborec import run as running
 from turborec.checkup import CODES, Checkup, check
 from turborec.cli._options import DEFAULT_HOME, periods_of
 from turborec.cutting import plan
-from turborec.engine import hardware, log
 from turborec.report.drift_page import write_checkup
 from turborec.stores import Places
 from turborec.worlds import of_store, shuffled
@@ -48,7 +47,7 @@ def main() -> None:
     parser.add_argument("--every", default="month")
     parser.add_argument("--pages", type=Path, help="also write both pages into this folder")
     chosen = chosen_by(parser)
-    busy, environment = hardware.busy(), log.environment()
+    busy, environment = surroundings(parser)
     recipe, store = prepared(chosen)
     with tempfile.TemporaryDirectory() as scratch:
         trained, _ = running.train(recipe, Path(scratch) / "run", Places(DEFAULT_HOME, None, store.folder))
@@ -59,7 +58,6 @@ def main() -> None:
     if chosen.pages:
         for name, one in (("real", found), ("null", null)):
             write_checkup(one, chosen.pages / f"{chosen.recipe.replace('/', '-')}-{name}.html")
-    environment["command"] = command(parser.prog)
     data, model = chosen.recipe.split("/")
     row = {
         "kind": "drift",

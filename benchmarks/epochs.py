@@ -6,14 +6,14 @@ results/speed/<data>-<model>-epochs.json.
 
 import torch
 
-from measured import arguments, chosen_by, command, prepared, told
+from measured import arguments, chosen_by, prepared, surroundings, told
 from rows import Row, write
 from turborec import recipes
 from turborec.assembly import assemble
 from turborec.bench import step
 from turborec.bench.step import Contestant
 from turborec.data.loader import TrainingBatches
-from turborec.engine import hardware, log
+from turborec.engine import hardware
 from turborec.errors import UserError
 
 
@@ -25,8 +25,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     chosen = chosen_by(parser)
     hardware.keep_freed_memory()
-    busy, environment = hardware.busy(), log.environment()
-    environment["command"] = command(parser.prog)
+    busy, environment = surroundings(parser)
     recipe, store = prepared(chosen)
     found = {chosen.recipe: recipe} | {name: recipes.load(name, chosen.overrides) for name in chosen.beside}
     targets = {name: TrainingBatches(store, one.batches, one.seed).epoch(0).targets for name, one in found.items()}

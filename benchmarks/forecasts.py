@@ -11,10 +11,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measured import arguments, chosen_by, command, prepared, told
+from measured import arguments, chosen_by, prepared, surroundings, told
 from rows import write
 from turborec.bench import step
-from turborec.engine import hardware, log
+from turborec.engine import hardware
 
 EPOCHS = 2
 
@@ -54,8 +54,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     chosen = chosen_by(parser)
-    busy, environment = hardware.busy(), log.environment()
-    environment["command"] = command(parser.prog)
+    busy, environment = surroundings(parser)
     recipe, store = prepared(chosen)
     words = [chosen.recipe, *chosen.overrides, "--store", str(store.folder)]
     rounds = []

@@ -6,12 +6,14 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from turborec import recipes, stores
 from turborec.cli._options import DEFAULT_HOME
 from turborec.data.store import Store
+from turborec.engine import hardware, log
 from turborec.errors import UserError
 from turborec.recipes import AnyRecipe
 from turborec.stores import Places
@@ -40,6 +42,11 @@ def prepared(chosen: argparse.Namespace) -> tuple[AnyRecipe, Store]:
     recipe = recipes.load(chosen.recipe, chosen.overrides)
     home = Path(os.environ.get("TURBOREC_HOME", DEFAULT_HOME))
     return recipe, stores.of_recipe(recipe, Places(home, None, chosen.store))
+
+
+def surroundings(parser: argparse.ArgumentParser) -> tuple[str | None, dict[str, Any]]:
+    """Whether the machine is busy as a script begins, and the provenance of what it measures."""
+    return hardware.busy(), log.environment() | {"command": command(parser.prog)}
 
 
 def told(main: Callable[[], None]) -> None:

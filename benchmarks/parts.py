@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from measured import arguments, chosen_by, command, prepared, told
+from measured import arguments, chosen_by, prepared, surroundings, told
 from rows import Row, write
 from turborec.bench import eager, step
 from turborec.bench.step import Contestant, Work
 from turborec.contract import DotProduct
 from turborec.data.loader import Batches, TrainingBatches, evaluation_batches
 from turborec.data.store import Store
-from turborec.engine import hardware, log
+from turborec.engine import hardware
 from turborec.ranking import Ranker, Targets, UserBatch
 
 CPU = torch.device("cpu")
@@ -97,8 +97,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     chosen = chosen_by(parser)
     hardware.keep_freed_memory()
-    busy, environment = hardware.busy(), log.environment()
-    environment["command"] = command(parser.prog)
+    busy, environment = surroundings(parser)
     (recipe, store), data = prepared(chosen), chosen.recipe.split("/")[0]
     steps = {
         "counting": counting(store),

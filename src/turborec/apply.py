@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from turborec.assembly import Run
+from turborec.data.schema import moment
 from turborec.data.store import Store
 from turborec.errors import UserError
 from turborec.histories import Users, from_file, read_ids, stored
@@ -57,9 +58,13 @@ def _in_words(store: Store, names: list[str], asked: Users, lists: Recommendatio
 
 
 def recommend_for(
-    run: Run, lists: Lists, users: list[str] | None, history: Path | None, candidates: Path | None
+    run: Run, lists: Lists, users: list[str] | None, history: Path | None, candidates: Path | None, at: str | None = None
 ) -> tuple[Iterator[Recommendations], list[str]]:
-    """The lists of `users` (ids, or one file of them; everybody when None), and the candidates nobody knows."""
+    """The lists of `users` (ids, or one file of them; everybody when None), and the candidates nobody knows.
+
+    `at`: when they are asked for, as in `asked_at`.
+    """
+    lists = asked_at(run, lists, at)
     ids: Iterable[str] | None = users
     if users and len(users) == 1 and _is_file(users[0]):
         ids = read_ids(Path(users[0]), run.store, "user")
@@ -75,7 +80,6 @@ def recommend_for(
     run.model.eval()
     with torch.no_grad():
         scorer = run.model.scorer()
-    lists = asked_at(run, lists)
     return recommend(scorer, asked, run.store, lists, run.recipe.batches.max_length, run.device, allowed), unknown
 
 
@@ -92,18 +96,16 @@ def asked_at(run: Run, lists: Lists, told: str | None = None) -> Lists:
         return lists
     if told is not None:
         return lists.model_copy(update={"at": round(_seconds(told) * run.store.ticks)})
-    if lists.at is None and (known := run.store.card.get("times")):
-        return lists.model_copy(update={"at": int(known[1])})
-    return lists
+    known = run.store.card.get("times")
+    return lists.model_copy(update={"at": int(known[1])}) if known else lists
 
 
 def _seconds(told: str) -> float:
     """Seconds since 1970 of an ISO 8601 time, UTC where no zone is named, or of `now`."""
     try:
-        when = datetime.now(UTC) if told == "now" else datetime.fromisoformat(told)
+        return (datetime.now(UTC) if told == "now" else moment(told)).timestamp()
     except ValueError as error:
         raise UserError(f"--at {told} is neither an ISO 8601 time, such as 2024-05-01T18:00, nor `now`.") from error
-    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
 
 
 def _is_file(name: str) -> bool:

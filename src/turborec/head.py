@@ -140,7 +140,7 @@ def _cross_entropy(head: Head, targets: Tensor, low: torch.dtype, needs_gradient
             if bias is not None:
                 bias_gradient[parts.first + lo :][: len(tile)] += share.T @ (1 / mass).to(low)
             if tiles.added:
-                placed = tiles.placed(number, at)
+                placed = tiles.cells[number][at]
                 found = share.view(-1).index_select(0, placed.places).to(table.dtype)
                 cell_gradient[placed.which] = found / mass.index_select(0, placed.rows)
         state_gradient[start : start + tiles.rows] = gradient.div_(mass[:, None])
@@ -175,13 +175,13 @@ class _Tiles:
             for lo, t in zip(self.starts, self.tables, strict=True)
         ]
         self.added = 0 if head.cells is None else len(head.cells.items)
-        self._cells: list[list[_Placed]] = []
+        self.cells: list[list[_Placed]] = []  # by block and tile
         if head.cells is not None:
             cells = replace(head.cells, items=head.cells.items - first, values=head.cells.values.to(low))
             starts = torch.arange(0, len(head.states) + self.rows, self.rows, device=cells.rows.device)
             bounds = torch.searchsorted(cells.rows, starts).tolist()
             widths = [len(t) for t in self.tables]
-            self._cells = [_place(cells, *bound, n * self.rows, widths) for n, bound in enumerate(pairwise(bounds))]
+            self.cells = [_place(cells, *bound, n * self.rows, widths) for n, bound in enumerate(pairwise(bounds))]
 
     def __len__(self) -> int:
         return len(self.tables)
@@ -189,16 +189,12 @@ class _Tiles:
     def __iter__(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         return zip(self.starts, self.tables, self.biases, strict=True)
 
-    def placed(self, number: int, at: int) -> "_Placed":
-        """The cells in the logits of block `number` and a tile."""
-        return self._cells[number][at]
-
     def logits(self, block: Tensor, number: int, at: int) -> Tensor:
         """Of block `number` [R, D] against a tile: [R, C]."""
         table, bias = self.tables[at], self.biases[at]
         logits = block @ table.T if bias is None else torch.addmm(bias, block, table.T)
         if self.added:
-            placed = self.placed(number, at)
+            placed = self.cells[number][at]
             logits.view(-1).index_add_(0, placed.places, placed.values)
         return logits
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turborec.data import attributes
-from turborec.data.schema import UNKNOWN_TIME
+from turborec.data.schema import UNKNOWN_TIME, moment
 from turborec.data.store import Ids, Store
 from turborec.drift import categories
 from turborec.drift.counts import BLOCK, Log
@@ -57,13 +57,11 @@ class Window:
 
 
 def instants(text: str, ticks: int) -> tuple[int, int]:
-    """The instants of `FROM..TO`, dates of ISO 8601 in UTC; TO is not held any more."""
+    """The instants of `FROM..TO`, dates of ISO 8601, of UTC where they name no zone; TO is not held any more."""
     found = []
     for part in text.split(".."):
         try:
-            found.append(
-                int(datetime.fromisoformat(f"{part}+00:00" if len(part) > 10 else f"{part}T00:00+00:00").timestamp()) * ticks
-            )
+            found.append(int(moment(part).timestamp()) * ticks)
         except ValueError:
             break
     if len(found) != 2 or found[0] >= found[1]:

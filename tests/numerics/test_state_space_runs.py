@@ -182,7 +182,7 @@ def test_lists_are_those_of_the_moment_they_are_asked_for(tmp_path):
     opened, _ = run.train(recipe_of("batches.request_time=target"), tmp_path / "run", Places(home=tmp_path, store=store.folder))
 
     def scores(told):
-        (found,) = recommend_for(opened, asked_at(opened, Lists(k=ITEMS, seen="kept"), told), None, None, None)[0]
+        (found,) = recommend_for(opened, Lists(k=ITEMS, seen="kept"), None, None, None, told)[0]
         return {
             (row, item): score for row in range(60) for item, score in zip(found.items[row], found.scores[row], strict=True)
         }

@@ -191,7 +191,8 @@ def _window(name: str, home: Path, raw: Path | None, scratch: Path) -> "Window":
     """STORE, or STORE@FROM..TO."""
     from turborec.worlds import Window, instants
 
-    place, _, span = name.rpartition("@") if ".." in name.rpartition("@")[2] else (name, "", "")
+    # A place may have an @ of its own.
+    place, _, span = (name, "", "") if "@" not in name or Path(name).exists() else name.rpartition("@")
     file = Path(place) if place.endswith((".inter", ".inter.gz")) else None
     store = _of_file(file, scratch) if file else _store(place, home, raw)
     begin, end = instants(span, store.ticks) if span else (None, None)

@@ -153,13 +153,13 @@ def recommend(
 ) -> None:
     """Write the k best items for any users, with raw ids, in bounded memory; stored histories are used whole."""
     from turborec import run
-    from turborec.apply import asked_at, recommend_for, titles
+    from turborec.apply import recommend_for, titles
     from turborec.recommend import Lists, write
     from turborec.stores import Places
 
     opened = run.reopen(folder, Places(home, raw, store), device)
-    lists = asked_at(opened, Lists(k=k, seen="kept" if seen else "filtered"), at)
-    found, unknown = recommend_for(opened, lists, users, history, candidates)
+    lists = Lists(k=k, seen="kept" if seen else "filtered")
+    found, unknown = recommend_for(opened, lists, users, history, candidates, at)
     summary = write(found, out, opened.store, titles(opened.store))
     console.print(f"{counted(summary.rows, 'recommendation')} for {counted(summary.users, 'user')}: {escape(str(out))}")
     if summary.popular_users:

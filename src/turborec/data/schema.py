@@ -5,6 +5,7 @@ A source describes; `prepare` reads. So no source needs memory, and every row of
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from os.path import commonpath
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,13 @@ TimeFormat = Literal["auto", "seconds", "milliseconds", "iso"]
 
 TICKS: dict[TimeFormat, int] = {"seconds": 1, "milliseconds": 1000, "iso": 1000}
 """How many of the numbers a store keeps make a second, by how its times were written. What is finer is cut off."""
+
+
+def moment(text: str) -> datetime:
+    """A date or a time as people write it, in ISO 8601, of UTC where it names no zone; a ValueError where it is none."""
+    found = datetime.fromisoformat(text)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
 
 UNKNOWN_TIME = -(2**63)
 """The time of an event whose time nobody knows. Never zero: zero is the first of January 1970."""

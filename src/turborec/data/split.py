@@ -7,7 +7,7 @@ cut and an event in the part.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from turborec.data.schema import UNKNOWN_TIME
+from turborec.data.schema import UNKNOWN_TIME, moment
 from turborec.data.store import BLOCK, PART_BITS, Int64
 from turborec.errors import UserError
 from turborec.recipe import Config
@@ -267,10 +267,9 @@ def _instant(value: str | float) -> datetime | float:
     if isinstance(value, float):
         return value
     try:
-        instant = datetime.fromisoformat(value)
+        return moment(value)
     except ValueError as error:
         raise ValueError(f"{value!r} is neither an ISO 8601 date nor a share between 0 and 1") from error
-    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
 
 
 Split = Annotated[

@@ -4,13 +4,17 @@ Letters: B rows, L positions, D width, V items, N predicted positions, P pairs o
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from turborec.contract import Cells, DotProduct, Loss, Term
 from turborec.data.batch import DataSpec, SequenceBatch
 from turborec.losses import CatalogueLoss
+
+Repeats = Annotated[bool, Field(description="learn a bias of the items of the history, by how long ago they were there")]
 
 CELLS = 2**20
 """Pairs of a position and an event that are looked at together, which bounds the memory of long windows."""
@@ -24,7 +28,7 @@ class NextItem(nn.Module):
         self.criterion = loss.build(spec.item_counts())
         self.repeats = RepeatBias(spec.max_length) if repeat_bias else None
 
-    def forward(self, states: Tensor, wanted: Tensor, table: Tensor, batch: SequenceBatch) -> Loss:
+    def loss(self, states: Tensor, wanted: Tensor, table: Tensor, batch: SequenceBatch) -> Loss:
         """The loss of the states [N, D] of the `wanted` positions, int64 [N] of the flattened batch, against [V + 1, D]."""
         targets, sums = batch.targets.flatten()[wanted], []
         rows = len(wanted) if self.repeats is None else CELLS // batch.items.shape[1]

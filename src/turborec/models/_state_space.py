@@ -62,8 +62,7 @@ class StateSpace(Model):
     def forward(self, batch: SequenceBatch) -> Loss:
         """The loss of predicting every target of the batch."""
         wanted = batch.targets.flatten().nonzero().squeeze(1)
-        loss: Loss = self.head(self._encode(batch).flatten(0, 1)[wanted], wanted, self.items.weight, batch)
-        return loss
+        return self.head.loss(self._encode(batch).flatten(0, 1)[wanted], wanted, self.items.weight, batch)
 
     def scorer(self) -> DotProduct:
         """Scores by the state after the last event."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from turborec.contract import DotProduct, Loss, Model
 from turborec.data.batch import DataSpec, SequenceBatch
 from turborec.losses import CatalogueLoss, CrossEntropy
-from turborec.models._next_item import NextItem
+from turborec.models._next_item import NextItem, Repeats
 from turborec.nn.keyed import Dropout
 from turborec.nn.linear import Context, Linear
 from turborec.recipe import Config as BaseConfig
@@ -33,7 +33,7 @@ class Config(BaseConfig):
     hidden: int = Field(128, ge=1, description="width of the recurrent state")
     layers: int = Field(1, ge=1)
     dropout: float = Field(0.2, ge=0.0, lt=1.0, description="on the embeddings and on what each layer puts out")
-    repeat_bias: bool = Field(False, description="learn a number for the items of the history, by how long ago they were there")
+    repeat_bias: Repeats = False
     loss: CatalogueLoss = CrossEntropy()
 
     def build(self, spec: DataSpec) -> "GRU4Rec":
@@ -77,8 +77,7 @@ class GRU4Rec(Model):
         wanted = batch.targets.flatten().nonzero().squeeze(1)
         context = Context(keys=batch.keys).of(wanted // batch.targets.shape[1])
         states = self._project(self._encode(batch).flatten(0, 1)[wanted], context)
-        loss: Loss = self.head(states, wanted, self.items.weight, batch)
-        return loss
+        return self.head.loss(states, wanted, self.items.weight, batch)
 
     def scorer(self) -> DotProduct:
         """Scores by the state after the last event."""

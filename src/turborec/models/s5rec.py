@@ -6,6 +6,7 @@ from pydantic import Field
 
 from turborec.data.batch import DataSpec, SequenceBatch
 from turborec.losses import CatalogueLoss, CrossEntropy
+from turborec.models._next_item import Repeats
 from turborec.models._state_space import Ends, StateSpace
 from turborec.nn.ssm import S5, Intervals, Layer, Parametrisation, Shape
 from turborec.recipe import Config as BaseConfig
@@ -30,7 +31,7 @@ class Config(BaseConfig):
     norm: Literal["pre", "post"] = "post"
     norm_eps: float = Field(1e-12, gt=0.0)
     dropout: float = Field(0.2, ge=0.0, lt=1.0, description="on the embeddings and on every branch")
-    repeat_bias: bool = Field(False, description="learn a number for the items of the history, by how long ago they were there")
+    repeat_bias: Repeats = False
     loss: CatalogueLoss = CrossEntropy()
 
     def build(self, spec: DataSpec) -> StateSpace:

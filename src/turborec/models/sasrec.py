@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from turborec.contract import DotProduct, Loss, Model, read_whole
 from turborec.data.batch import DataSpec, SequenceBatch
 from turborec.losses import CatalogueLoss, CrossEntropy
-from turborec.models._next_item import NextItem
+from turborec.models._next_item import NextItem, Repeats
 from turborec.nn.attention import Activation, Block, Shape
 from turborec.nn.keyed import Dropout
 from turborec.nn.linear import Context
@@ -49,7 +49,7 @@ class Config(BaseConfig):
         "hidden", description="seen: places of the longest window that no event fills are seen, as states of zero"
     )
     table_std: float = Field(0.05, gt=0.0, description="standard deviation of the initial item and position tables")
-    repeat_bias: bool = Field(False, description="learn a number for the items of the history, by how long ago they were there")
+    repeat_bias: Repeats = False
     loss: CatalogueLoss = CrossEntropy()
 
     @model_validator(mode="after")
@@ -96,8 +96,7 @@ class SASRec(Model):
     def forward(self, batch: SequenceBatch) -> Loss:
         """The loss of predicting every target of the batch."""
         wanted = batch.targets.flatten().nonzero().squeeze(1)
-        loss: Loss = self.head(self._encode(batch).flatten(0, 1)[wanted], wanted, self.items.weight, batch)
-        return loss
+        return self.head.loss(self._encode(batch).flatten(0, 1)[wanted], wanted, self.items.weight, batch)
 
     def scorer(self) -> DotProduct:
         """Scores by the state after the last event."""

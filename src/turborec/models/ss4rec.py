@@ -6,6 +6,7 @@ from pydantic import Field
 
 from turborec.data.batch import DataSpec, SequenceBatch
 from turborec.losses import CatalogueLoss, CrossEntropy
+from turborec.models._next_item import Repeats
 from turborec.models._state_space import Ends, StateSpace
 from turborec.nn.ssm import S5, Init, Intervals, Layer, Mamba, Parametrisation, Shape
 from turborec.recipe import Config as BaseConfig
@@ -46,7 +47,7 @@ class Config(BaseConfig):
     embedding_norm: bool = Field(False, description="normalise what the first layer sees")
     embedding_dropout: bool = Field(False, description="drop some of what the first layer sees")
     dropout: float = Field(0.2, ge=0.0, lt=1.0, description="on every residual branch")
-    repeat_bias: bool = Field(False, description="learn a number for the items of the history, by how long ago they were there")
+    repeat_bias: Repeats = False
     loss: CatalogueLoss = CrossEntropy()
 
     def build(self, spec: DataSpec) -> StateSpace:
