@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from package_source import classes, decorators, files, functions, lines, place, tree
 
 FILE_LINES, FUNCTION_LINES, PARAMETERS, FIELDS = 400, 60, 8, 20
-PACKAGE_LINES, CORE_LINES = 25_000, 10_000
+PACKAGE_LINES, CORE_LINES = 32_000, 13_000
 CORE = {"data", "nn", "models", "engine", "evaluate", "ranking", "tiles", "head", "losses", "metrics"}
 
 KERNEL = "a kernel is given every pointer and size that it needs"

@@ -91,6 +91,19 @@ class Lookup:
 
 
 @dataclass(frozen=True)
+class FeatureTable:
+    """Numbers that describe the items, a row of them each: of an image, a text, a sound.
+
+    A `.npy` file holds an array [rows, width] of floats; row r is the item whose raw id is line r of `ids`, or `r` itself
+    where there is no such file. Any other file is delimited text with a header, as `Text` describes: the raw id first, then
+    the numbers. An item without a row has no such features; what is in a row must all be finite.
+    """
+
+    path: Path
+    ids: Path | None = None  # of a .npy: raw item ids, one a line
+
+
+@dataclass(frozen=True)
 class RawTables:
     """What a source parses to.
 
@@ -102,4 +115,5 @@ class RawTables:
     events: RawTable
     items: RawTable | None = None
     time: TimeFormat = "seconds"
+    features: Mapping[str, FeatureTable] = field(default_factory=dict)  # by name, such as image, text or audio
     terms: str = ""  # one line: whose data it is and what may be done with it
