@@ -2,10 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from turborec.data.batch import DataSpec
+from turborec.data.pairs import interactions
 from turborec.data.schema import UNKNOWN_TIME
 from turborec.data.store import FORMAT, Ids, Store, open_store, sha256
 
@@ -58,6 +62,15 @@ def store_of(
     }
     (folder / "card.json").write_text(json.dumps(card), encoding="utf-8")
     return open_store(folder)
+
+
+def described(spec: DataSpec, store: Store, names: Sequence[str] = ("image", "text")) -> DataSpec:
+    """The facts with the pairs of a store, and with features drawn for each item: the first of each kind lacks them."""
+    generator = torch.Generator().manual_seed(5)
+    features = {name: torch.randn(spec.items + 1, 4 + place, generator=generator) for place, name in enumerate(names)}
+    for table in features.values():
+        table[:2] = float("nan")
+    return replace(spec, graph=interactions(store), features=features)
 
 
 def user_id(row: int) -> str:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from turborec import head
 from turborec.contract import Cells
 from turborec.head import TiledCrossEntropy
-from turborec.losses import BPR, GBCE, Auto, CrossEntropy, SampledSoftmax
+from turborec.losses import BPR, GBCE, Auto, CrossEntropy, SampledSoftmax, preference
 
 N, V, D = 37, 53, 8
 
@@ -264,3 +264,42 @@ def test_cells_of_no_row_add_nothing():
     added = Cells(none, none, torch.zeros(0, dtype=torch.float64).requires_grad_())
     criterion = CrossEntropy().build(counts())
     assert criterion(states, table, targets, 0, cells=added).item() == criterion(states, table, targets, 0).item()
+
+
+def rows_apart(difference, dtype=torch.float64):
+    """Users and items whose scores differ by so much: [B] -> [B, 2] three times."""
+    users = torch.ones(len(difference), 2, dtype=dtype)
+    liked = torch.stack([difference / 2, difference / 2], 1).to(dtype)
+    return users, liked, torch.zeros_like(liked)
+
+
+def test_a_preference_is_minus_the_log_of_the_sigmoid_in_the_published_form():
+    difference = torch.linspace(-80, 80, 4001, dtype=torch.float64)
+    users, liked, other = rows_apart(difference)
+    scores = torch.stack([(users * liked).sum(1), (users * other).sum(1)], 1)
+    published = -torch.log(torch.sigmoid(scores @ torch.tensor([[1.0], [-1.0]], dtype=torch.float64)))[:, 0]
+    assert torch.allclose(preference(users, liked, other), published, rtol=1e-6, atol=1e-12)
+    low = preference(*(part.float() for part in (users, liked, other)))
+    assert low.dtype == torch.float32 and torch.allclose(low.double(), published, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_preference_and_its_gradient_are_finite_at_any_difference(dtype):
+    size = torch.logspace(-3, 4, 200, dtype=torch.float64)
+    difference = torch.cat([-size, size])
+    users, liked, other = (part.requires_grad_() for part in rows_apart(difference, dtype))
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+        found = preference(users, liked, other)
+    gradients = torch.autograd.grad(found.sum(), (users, liked, other))
+    assert found.isfinite().all() and all(part.isfinite().all() for part in gradients)
+    apart = ((users * liked).double().sum(1)).detach()
+    assert torch.allclose(found.double(), torch.nn.functional.softplus(-apart), rtol=2e-2, atol=1e-6)
+    wrong = apart < -100
+    assert torch.allclose(gradients[1][wrong].double(), -users[wrong].double(), rtol=1e-2)  # nothing of it is lost
+
+
+def test_the_published_form_is_lost_in_half_precision():
+    difference = torch.tensor([-20.0], dtype=torch.float16, requires_grad=True)
+    loss = -torch.log(torch.sigmoid(difference))
+    (gradient,) = torch.autograd.grad(loss.sum(), difference)
+    assert loss.isinf().all() and gradient.isnan().all()

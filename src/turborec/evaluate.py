@@ -62,6 +62,9 @@ class Evaluation(Config):
         ARP(k=10),
     )
     history: History = Field("masked", description="which values count; both are computed and written")
+    masks: Literal["history", "training"] = Field(
+        "history", description="what masked means: all events before the part, or those of training alone, as MMRec has it"
+    )
     memory_mb: int = Field(
         256, ge=0, description="scores of a batch held at a time; where they are more, each is computed twice"
     )
@@ -185,7 +188,8 @@ def count(
     device: torch.device,
 ) -> Tally:
     """Rank `targets` for the users in `batches`: all of them, or one process's share."""
-    ranker = Ranker(store, part, targets, config.cutoffs, config.memory_mb * 2**20, device)
+    before: Part = part if config.masks == "history" else "validation"  # what comes before that is training
+    ranker = Ranker(store, before, targets, config.cutoffs, config.memory_mb * 2**20, device)
     with task(f"Ranking {part}", len(targets.users), "users") as advance:
         for batch in batches:
             ranker.rank(scorer, batch)
@@ -224,6 +228,7 @@ def summarise(tally: Tally, targets: Targets, store: Store, part: Part, config: 
 def protocol(store_card: Mapping[str, Any], config: Evaluation, part: Part, max_length: int, users: int) -> dict[str, Any]:
     """The protocol card: everything that must agree before two results may stand in one table."""
     sample = None if config.max_users is None else {"max_users": config.max_users, "seed": config.seed}
+    masks = {} if config.masks == "history" else {"masks": "the events of the training part alone"}
     return {
         "data": {name: store_card.get(name) for name in ("key", "counts", "tie_rule", "time_unit")},
         "filters": store_card.get("prepare"),
@@ -233,6 +238,7 @@ def protocol(store_card: Mapping[str, Any], config: Evaluation, part: Part, max_
         "sample": sample,
         "candidates": "the whole catalogue",
         "history": config.history,
+        **masks,
         "repeated_targets": "a target that is in the history stays a candidate",
         "targets": "the distinct items of the part; the others of a user stay candidates",
         "ties": TIES,

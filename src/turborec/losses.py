@@ -131,6 +131,17 @@ class Auto(Config):
 CatalogueLoss = Annotated[CrossEntropy | SampledSoftmax | GBCE | BPR | Auto, Field(discriminator="kind")]
 
 
+def preference(users: Tensor, liked: Tensor, other: Tensor) -> Tensor:
+    """softplus(other score - liked score) of each row, which is -log sigmoid of the difference: [B, D] three times -> [B].
+
+    Scores, differences and the loss are in float32 whatever comes in, so that no precision overflows and no gradient of a
+    great difference is lost: log(sigmoid(x)) in float16 is -inf from x = -17.3 on, and its gradient is not a number.
+    """
+    with torch.autocast(users.device.type, enabled=False):
+        users, liked, other = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (users, liked, other))
+        return F.softplus(((other - liked) * users).sum(1))
+
+
 class Criterion(nn.Module):
     """A loss together with the distribution its negatives are drawn from."""
 

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from turborec.assembly import Assembly, measure
 from turborec.contract import Counted
-from turborec.data.loader import Epoch, Some, TrainingBatches
+from turborec.data.loader import Epoch, Some
 from turborec.engine import hardware, log, loop
 from turborec.errors import UserError
 from turborec.head import tile_bytes
 from turborec.preflight import Check, checks, nearest
 from turborec.recipe import dump
+from turborec.stores import training_batches
 
 STEPS = 20
 """Steps that are tried; the first quarter warms up and does not count."""
@@ -82,7 +83,7 @@ def forecast(assembly: Assembly, folder: Path) -> Forecast:
     warning = hardware.busy()
     hardware.keep_freed_memory()
     recipe, device = assembly.recipe, assembly.device
-    epoch = TrainingBatches(assembly.store, recipe.batches, recipe.seed).epoch(0)
+    epoch = training_batches(recipe, assembly.store).epoch(0)
     if not len(epoch):
         raise UserError("There is nothing to train on: no user has two events before the validation part.")
     looked_at = checks(assembly, folder)  # before a step is tried, as a run does

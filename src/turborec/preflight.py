@@ -16,12 +16,12 @@ from torch import Tensor
 from turborec.assembly import Assembly
 from turborec.contract import Counted
 from turborec.data import audit
-from turborec.data.loader import TrainingBatches
 from turborec.data.store import Store
 from turborec.drift.periods import instant
 from turborec.engine import checkpoint, hardware, world
 from turborec.errors import UserError
 from turborec.nn.ssm import lowered
+from turborec.stores import training_batches
 
 TESTED = {"torch": ("2.11", "2.13"), "numpy": ("1.26", "2.4")}
 """The oldest version that is allowed, and the newest that the tests were run with."""
@@ -143,7 +143,7 @@ def _gradients(assembly: Assembly) -> Check:
     recipe, model, device = assembly.recipe, assembly.model, assembly.device
     if recipe.train.exchange.shard == "parameters":
         return Check("gradients", "note", "not tried: no process could hold all of them")
-    epoch = TrainingBatches(assembly.store, recipe.batches, recipe.seed, (world.rank(), world.size())).epoch(0)
+    epoch = training_batches(recipe, assembly.store, (world.rank(), world.size())).epoch(0)
     if not len(epoch):
         return Check("gradients", "problem", "there is nothing to train on: no user has two events before the validation part.")
     batch = epoch.batch(0).split(recipe.train.accumulate)[0].to(device)

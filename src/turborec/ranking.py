@@ -89,10 +89,19 @@ class Ranker:
     """Counts for the users of one batch after the other."""
 
     def __init__(
-        self, store: Store, part: Part, targets: Targets, cutoffs: Sequence[int], memory: int, device: torch.device
+        self,
+        store: Store,
+        before: Part,
+        targets: Targets,
+        cutoffs: Sequence[int],
+        memory: int,
+        device: torch.device,
     ) -> None:
-        """`cutoffs`: the lengths of the top lists to tally, ascending. `memory`: bytes of scores that may be held."""
-        self.store, self.part, self.targets = store, part, targets
+        """`cutoffs`: the lengths of the top lists to tally, ascending. `memory`: bytes of scores that may be held.
+
+        What a user had before the part `before` is seen.
+        """
+        self.store, self.before, self.targets = store, before, targets
         self.cutoffs, self.memory, self.device = cutoffs, memory, device
         self.tally = Tally.empty(targets, len(cutoffs), store.num_items)
 
@@ -135,7 +144,7 @@ class Ranker:
     def _seen(self, pairs: "_Pairs") -> Int64:
         """The seen cells of a batch as ascending keys item * B + row: [S]."""
         users = self.targets.users[pairs.places]
-        rows, items = _events(self.store, self.store.histories.offsets[users], self.store.span(self.part, users)[0])
+        rows, items = _events(self.store, self.store.histories.offsets[users], self.store.span(self.before, users)[0])
         keys = distinct(items * len(users) + rows)
         # All keys of pairs that are among them, found by their places: a few in many.
         places = np.searchsorted(keys, pairs.keys)

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from turborec.data.batch import DataSpec
+from turborec.data.batch import DataSpec, PairBatch
+from turborec.data.loader import ALONE, Deal, TrainingBatches
+from turborec.data.pairs import PairBatches, interactions
 from turborec.data.schema import UNKNOWN_TIME
 from turborec.data.split import below
 from turborec.data.store import Part, Store, open_store, read_card
@@ -131,9 +133,22 @@ def of_run(folder: Path, recipe: AnyRecipe, places: Places) -> Store:
 
 def spec_of(store: Store, recipe: AnyRecipe) -> DataSpec:
     """The facts a model is built from."""
-    counts = store.item_counts()
-    shown = recipe.batches
-    return DataSpec(store.num_users, store.num_items, shown.max_length, torch.from_numpy(counts), store.ticks, shown.told)
+    shown, paired = recipe.batches, recipe.model.batch is PairBatch
+    return DataSpec(
+        store.num_users,
+        store.num_items,
+        shown.max_length,
+        torch.from_numpy(store.item_counts()),
+        store.ticks,
+        shown.told,
+        interactions(store) if paired else None,
+    )
+
+
+def training_batches(recipe: AnyRecipe, store: Store, deal: Deal = ALONE) -> TrainingBatches | PairBatches:
+    """What the recipe's model eats of the store's training part; `deal`: this process's place among how many."""
+    kind = PairBatches if recipe.model.batch is PairBatch else TrainingBatches
+    return kind(store, recipe.batches, recipe.seed, deal)
 
 
 def _fitting(store: Store, recipe: AnyRecipe) -> Store:

@@ -12,6 +12,7 @@ from torch import Tensor
 from turborec.assembly import Run, measure
 from turborec.contract import Counted
 from turborec.data.loader import Epoch, Some, TrainingBatches
+from turborec.data.pairs import PairBatches
 from turborec.engine import checkpoint, log, loop, monitor, world
 from turborec.engine.interrupt import Interruption, heed
 from turborec.engine.sharding import load_whole
@@ -20,6 +21,7 @@ from turborec.engine.stopping import StopperState, still_rising
 from turborec.engine.trackers import Tracking
 from turborec.errors import UserError
 from turborec.progress import Pace, task
+from turborec.stores import training_batches
 
 logger = logging.getLogger("turborec")
 
@@ -32,7 +34,7 @@ class _Job:
     """What the epochs of one process share."""
 
     run: Run
-    batches: TrainingBatches
+    batches: TrainingBatches | PairBatches
     metrics: log.MetricsLog | None  # None where another process keeps it
     interruption: Interruption
     steps: int | None  # of an epoch at most
@@ -53,7 +55,7 @@ def fit(run: Run, steps: int | None, interruption: Interruption, tracking: Track
         _refuse_other_batches(run, saved.state.get("tokens", run.recipe.batches.tokens))
         state.restore(saved.tensors, saved.state)
         logger.info("Going on after step %d", state.position.global_step)
-    batches = TrainingBatches(run.store, run.recipe.batches, run.recipe.seed, (world.rank(), world.size()))
+    batches = training_batches(run.recipe, run.store, (world.rank(), world.size()))
     with _metrics(run, state, tracking) as metrics:
         job = _Job(run, batches, metrics, interruption, steps, Pace(state.position.global_step))
         for number, stage in enumerate(run.recipe.stages):

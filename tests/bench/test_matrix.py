@@ -17,6 +17,7 @@ from turborec.engine import hardware
 from turborec.errors import UserError
 
 TREE = {"data": {"source": {"kind": "online_retail"}}, "batches": {"max_length": 12, "tokens": 192}}
+TREE["train"] = {"precision": "float32"}  # the same on every processor
 MODELS = {
     "sasrec": {"kind": "sasrec", "width": 16, "hidden": 32},
     "bert4rec": {"kind": "bert4rec", "width": 16, "hidden": 32},

@@ -24,7 +24,7 @@ def recipe_of(kind, **train):
         "data": {"source": {"kind": "online_retail"}},
         "batches": {"max_length": 12, "tokens": 192},
         "model": {"kind": kind, "width": 16, "hidden": 32},
-        "train": {"optimizer": {"kind": "adamw", "lr": 1e-2}, **train},
+        "train": {"optimizer": {"kind": "adamw", "lr": 1e-2}, "precision": "float32", **train},
     }
     return recipes.from_tree(tree, "the test")
 

@@ -9,14 +9,27 @@ import torch.nn.functional as F
 
 from scored import catalogue_scores
 from turborec.contract import Counted
-from turborec.data.batch import DataSpec
+from turborec.data.batch import DataSpec, Interactions, PairBatch, SequenceBatch
 from turborec.data.schema import UNKNOWN_TIME
 from turborec.data.store import Histories
 from turborec.losses import SampledSoftmax
 from turborec.nn.ssm import Intervals
 from turborec.recipe import kinds
 
-SPEC = DataSpec(users=7, items=23, max_length=12)
+
+def spec_of(users, items, max_length, has):
+    """Facts of data in which a user has the items that `has(user, item)` says, and items have two kinds of features."""
+    pairs = torch.tensor([(u, i) for u in range(users) for i in range(1, items + 1) if has(u, i)], dtype=torch.int32)
+    generator = torch.Generator().manual_seed(3)
+    features = {name: torch.randn(items + 1, width, generator=generator) for name, width in (("image", 6), ("text", 5))}
+    features["image"][[0, 4]] = float("nan")
+    features["text"][[0, 4, 7]] = float("nan")
+    counts = torch.bincount(pairs[:, 1].long(), minlength=items + 1)
+    return DataSpec(users, items, max_length, counts, graph=Interactions(pairs[:, 0], pairs[:, 1]), features=features)
+
+
+SPEC = spec_of(7, 23, 12, lambda user, item: (user * 5 + item * 3) % 4 == 0 and user != 3 and item != 11)
+"""One user and one item have nothing; one item has no features, another no text."""
 VARIANTS = {
     "sasrec of RecBole": {
         "norm": "post",
@@ -34,6 +47,10 @@ VARIANTS = {
     "ss4rec with all": {"norm": "pre", "hidden": 32, "shared_norm": False, "embedding_norm": True, "embedding_dropout": True}
     | {"intervals": Intervals(kind="log", unit=60.0, learned=True), "repeat_bias": True},
     "mamba4rec of two layers": {"layers": 2, "norm": "pre"},
+    "mmgcn with trained vectors": {"trainable_ids": True},
+    "lightgcn without layers": {"layers": 0},
+    "dragon of one table": {"features": ("text",), "user_neighbours": 0, "item_layers": 2},
+    "freedom of its projections": {"train_features": False, "drop": 0.0},
     "bert4rec of RePlay": {"embedding_norm": False, "final_norm": False, "head": False, "tied": False},
 }
 """Models with other settings, such as imported ones have."""
@@ -51,8 +68,15 @@ def build(kind):
     return config.build(SPEC), config.batch.example(SPEC, 5, torch.Generator().manual_seed(1))
 
 
+def shown(batch):
+    """What is shown of users who are ranked: the batch itself, of models that learn from what they are shown."""
+    return SequenceBatch.example(SPEC, 5, torch.Generator().manual_seed(2)) if isinstance(batch, PairBatch) else batch
+
+
 TRAINED = [kind for kind in MODELS if not isinstance(build(kind)[0], Counted)]
 COUNTED = [kind for kind in MODELS if kind not in TRAINED]
+PAIRED = [kind for kind in MODELS if config_of(kind).batch is PairBatch]
+SEQUENTIAL = [kind for kind in MODELS if kind not in PAIRED]
 
 
 def fit(model, batch):
@@ -75,7 +99,7 @@ def total(model, batch):
 
 
 def scores(model, batch):
-    return catalogue_scores(model, batch, SPEC.items)
+    return catalogue_scores(model, shown(batch), SPEC.items)
 
 
 def tensors(batch):
@@ -162,7 +186,7 @@ def test_tiles_are_parts_of_the_whole_catalogue(kind):
     assert whole.shape == (5, SPEC.items) and whole.dtype in (torch.float32, torch.float64) and whole.isfinite().all()
     with torch.no_grad():
         scorer = model.scorer()
-        state = scorer.users(batch)
+        state = scorer.users(shown(batch))
         tiles = [scorer.score(state, lo, min(lo + 6, SPEC.items + 1)) for lo in range(1, SPEC.items + 1, 6)]
     assert torch.allclose(torch.cat(tiles, dim=1), whole, atol=1e-6)
 
@@ -171,10 +195,11 @@ def test_tiles_are_parts_of_the_whole_catalogue(kind):
 def test_padding_changes_nothing(kind):
     model, batch = build(kind)
     fit(model, batch)
+    batch = shown(batch)
     assert torch.allclose(scores(model, padded(batch, 9)), scores(model, batch), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", TRAINED)
+@pytest.mark.parametrize("kind", [kind for kind in TRAINED if kind in SEQUENTIAL])
 def test_padding_does_not_change_the_loss(kind):
     model, batch = build(kind)
     model.train()
@@ -184,7 +209,9 @@ def test_padding_does_not_change_the_loss(kind):
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_user_scores_the_same_alone_and_in_company(kind):
     model, batch = build(kind)
-    together = scores(fit(model, batch), batch)
+    fit(model, batch)
+    batch = shown(batch)
+    together = scores(model, batch)
     for row in range(5):
         length = int(batch.lengths[row])
         alone = batch.rows(row, row + 1)
@@ -195,7 +222,7 @@ def test_a_user_scores_the_same_alone_and_in_company(kind):
 BIDIRECTIONAL = {"bert4rec": "reads both sides of a masked event; tests/models/test_bert4rec.py hides the event itself"}
 
 
-@pytest.mark.parametrize("kind", [kind for kind in TRAINED if kind.split()[0] not in BIDIRECTIONAL])
+@pytest.mark.parametrize("kind", [k for k in TRAINED if k in SEQUENTIAL and k.split()[0] not in BIDIRECTIONAL])
 def test_no_prediction_sees_its_own_future(kind):
     model, batch = build(kind)
     early = replace(batch, targets=batch.targets.clone(), targets_count=0)
@@ -213,7 +240,7 @@ NOT_PERSONAL = {"popularity": "ranks the same for everybody"}
 SLOW = {"bert4rec of RecBole": "post-norm blocks need many times the steps until they read the order of events"}
 
 
-@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind not in (*NOT_PERSONAL, *SLOW)])
+@pytest.mark.parametrize("kind", [kind for kind in SEQUENTIAL if kind not in (*NOT_PERSONAL, *SLOW)])
 def test_learns_a_checkerboard(kind):
     """Users of even and of odd taste walk through the items of their parity; the next one must rank first."""
     spec = DataSpec(users=16, items=12, max_length=8)
@@ -247,3 +274,43 @@ def test_learns_a_checkerboard(kind):
 
 def best(model, batch):
     return catalogue_scores(model, batch, 12).argmax(1) + 1
+
+
+@pytest.mark.parametrize("kind", PAIRED)
+def test_learns_a_checkerboard_of_pairs(kind):
+    """Users of even and of odd taste have the items of their parity, all but one, which must rank first among the others."""
+    users, items = 16, 12
+    missing = [(u % 2) + 1 + 2 * (u // 2 % 6) for u in range(users)]
+    spec = spec_of(users, items, 8, lambda u, i: i % 2 != u % 2 and i != missing[u])
+    torch.manual_seed(0)
+    model = config_of(kind).build(spec)
+    graph = spec.graph
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    generator = torch.Generator().manual_seed(0)
+    asked = SequenceBatch.example(spec, users, generator)
+    asked = replace(asked, users=torch.arange(users))
+    own = torch.zeros(users, items + 1, dtype=torch.bool)
+    own[graph.users.long(), graph.items.long()] = True
+    for step in range(600):
+        away = torch.rand(len(graph.users), items + 1, generator=generator)
+        away[own[graph.users.long()]] = 0
+        away[:, 0] = 0
+        batch = replace(
+            PairBatch.example(spec, len(graph.users), generator),
+            users=graph.users.long(),
+            items=graph.items.long(),
+            negatives=away.argmax(1),
+        )
+        if step % 50 == 0:
+            model.begin_epoch(step // 50, torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        total(model, batch).backward()
+        optimizer.step()
+        if step % 40 == 39 and torch.equal(first_among_others(model, asked, own), torch.tensor(missing)):
+            break
+    assert torch.equal(first_among_others(model, asked, own), torch.tensor(missing))
+
+
+def first_among_others(model, batch, own):
+    found = catalogue_scores(model, batch, 12)
+    return found.masked_fill(own[:, 1:], -torch.inf).argmax(1) + 1

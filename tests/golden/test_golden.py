@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from turborec.contract import Counted
-from turborec.data.batch import DataSpec
+from turborec.data.batch import DataSpec, PairBatch
 from turborec.data.loader import Batches, TrainingBatches
+from turborec.data.pairs import PairBatches
 from turborec.engine import loop
 from turborec.engine.loop import Stage
 from turborec.recipe import kinds
@@ -25,18 +26,19 @@ USERS, ITEMS = 60, 40
 
 def losses(kind, folder):
     """The losses of the first 20 steps, in float32; None for a model that is counted."""
-    from stores import store_of
+    from stores import described, store_of
 
     generator = np.random.RandomState(0)
     histories = [(generator.randint(ITEMS) + np.arange(generator.randint(3, 50)) * 3) % ITEMS + 1 for _ in range(USERS)]
     store = store_of(folder / "store", [h.tolist() for h in histories], items=ITEMS)
     config, stage = importlib.import_module(f"turborec.models.{kind}").Config(), Stage(precision="float32")
     torch.manual_seed(0)
-    model = config.build(DataSpec(USERS, ITEMS, 16))
+    model = config.build(described(DataSpec(USERS, ITEMS, 16), store))
     if isinstance(model, Counted):
         return None
     state = loop.start(model, stage, torch.device("cpu"))
-    plan = TrainingBatches(store, Batches(max_length=16, tokens=64), seed=1).epoch(0)
+    batches = PairBatches if config.batch is PairBatch else TrainingBatches
+    plan = batches(store, Batches(max_length=16, tokens=64), seed=1).epoch(0)
     return [round(record.loss, 6) for record in islice(loop.fit(state, plan, stage, torch.device("cpu")), 20)]
 
 

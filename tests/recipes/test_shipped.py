@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from stores import store_of
+from stores import described, store_of
 from turborec import recipes
 from turborec.contract import Counted
-from turborec.data.batch import DataSpec
+from turborec.data.batch import DataSpec, PairBatch
 from turborec.data.loader import TrainingBatches
+from turborec.data.pairs import PairBatches
 from turborec.engine import loop
 from turborec.errors import UserError
 from turborec.recipe import dump, parse
@@ -43,13 +44,15 @@ def test_it_trains_two_steps(name, tmp_path):
     recipe = recipes.load(name)
     generator = np.random.default_rng(0)
     store = store_of(tmp_path / "store", [generator.integers(1, 31, n).tolist() for n in (4, 9, 30, 12)], items=30)
-    model = recipe.model.build(DataSpec(4, 30, recipe.batches.max_length))
+    named = ("image", "text", "audio", *(getattr(recipe.model, "features", None) or ()))
+    model = recipe.model.build(described(DataSpec(4, 30, recipe.batches.max_length), store, tuple(dict.fromkeys(named))))
     if isinstance(model, Counted):
         model.count(store.training())
         return
     for stage in recipe.stages:
         state = loop.start(model, stage, CPU)
-        plan = TrainingBatches(store, recipe.batches.model_copy(update={"tokens": 24}), seed=1).epoch(0)
+        batches = PairBatches if recipe.model.batch is PairBatch else TrainingBatches
+        plan = batches(store, recipe.batches.model_copy(update={"tokens": 24}), seed=1).epoch(0)
         records = list(islice(loop.fit(state, plan, stage, CPU), 2))
         assert len(records) == 2 and all(r.loss > 0 for r in records)
 

@@ -18,12 +18,13 @@ from pathlib import Path
 import torch
 
 from turborec.assembly import Assembly, assemble
-from turborec.data.loader import Some, TrainingBatches
+from turborec.data.loader import Some
 from turborec.data.store import Store
 from turborec.engine import hardware, loop
 from turborec.errors import UserError
 from turborec.files import write_whole
 from turborec.recipes import AnyRecipe
+from turborec.stores import training_batches
 
 logger = logging.getLogger("turborec")
 
@@ -58,7 +59,7 @@ class Budget:
 def largest(recipe: AnyRecipe, store: Store, device: str, home: Path) -> Budget:
     """Double the recipe's budget while it fits, halve it while it does not, then close in; or take what was found before."""
     key, remembered = _key(recipe, store, device), _remembered(home)
-    batches = TrainingBatches(store, recipe.batches, recipe.seed)
+    batches = training_batches(recipe, store)
     everything = int(batches.widths[-1]) * len(batches.epoch(0).rows.users)
     trials: dict[int, Trial] = {}
 
@@ -115,7 +116,7 @@ def trial(recipe: AnyRecipe, store: Store, device: str) -> int | None:
 def _widest_steps(assembly: Assembly) -> None:
     """The batches with the most positions, of the widest and of any width, and with the optimizer's state beside them."""
     stage = assembly.recipe.stages[0]
-    epoch = TrainingBatches(assembly.store, assembly.recipe.batches, assembly.recipe.seed).epoch(0)
+    epoch = training_batches(assembly.recipe, assembly.store).epoch(0)
     positions = [len(rows) * width for rows, width in zip(epoch.order, epoch.width, strict=True)]
     widest, most = (
         max(range(len(epoch)), key=lambda s: (epoch.width[s], positions[s])),

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from turborec.assembly import Assembly
 from turborec.bench.step import Work
-from turborec.data.loader import TrainingBatches
 from turborec.data.store import Store
 from turborec.data.windows import WindowRows
+from turborec.stores import training_batches
 
 KINDS = ("sasrec", "bert4rec", "gru4rec")
 
@@ -108,7 +108,7 @@ def training(assembly: Assembly, rows: int, logits: Logits, products: Products =
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.train.optimizer.lr, weight_decay=recipe.train.optimizer.weight_decay
     )
-    batches = TrainingBatches(store, recipe.batches, recipe.seed)
+    batches = training_batches(recipe, store)
     number = 0
     while True:
         data = Rows(store, batches.epoch(number).rows, length)

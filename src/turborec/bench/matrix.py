@@ -18,12 +18,12 @@ from turborec.bench.levers import Lever
 from turborec.bench.promise import Gate, Verdict, judge
 from turborec.bench.step import Contestant, Measurement, Work
 from turborec.contract import Counted
-from turborec.data.loader import TrainingBatches
 from turborec.data.store import Store
 from turborec.engine import hardware, log
 from turborec.errors import UserError, closest
 from turborec.losses import CrossEntropy
 from turborec.recipes import AnyRecipe
+from turborec.stores import training_batches
 
 logger = logging.getLogger("turborec")
 
@@ -129,7 +129,7 @@ def _steps(name: str, assembly: Assembly) -> Iterator[Work]:
 
 def _rows_a_step(recipe: AnyRecipe, store: Store) -> int:
     """Rows of a batch on the mean: with as many, another way of training has as many targets a step."""
-    epoch = TrainingBatches(store, recipe.batches, recipe.seed).epoch(0)
+    epoch = training_batches(recipe, store).epoch(0)
     return max(1, round(len(epoch.rows.users) / max(1, len(epoch))))
 
 
@@ -172,7 +172,7 @@ def _row(
     ceilings: Ceilings,
 ) -> dict[str, Any]:
     measurement = measured[name]
-    total, epoch = measurement.total(), TrainingBatches(store, recipe.batches, recipe.seed).epoch(0)
+    total, epoch = measurement.total(), training_batches(recipe, store).epoch(0)
     rate = step.median(measurement.per_second("targets"))
     events = step.median(measurement.per_second("events"))
     shown = int(epoch.rows.lengths.sum())
@@ -180,7 +180,7 @@ def _row(
     products = seen.main_type() if seen.products else stated  # within compiled code nothing is seen
     row: dict[str, Any] = {
         "name": name,
-        "loss": "cross_entropy" if name in EAGER else recipe.model.loss.kind,
+        "loss": "cross_entropy" if name in EAGER else getattr(getattr(recipe.model, "loss", None), "kind", "bpr"),
         "step_ms": 1e3 / step.median(measurement.per_second("steps")).value,
         "step_cpu_ms": 1e3 / step.median(measurement.per_second("steps", "cpu")).value,
         "targets_per_second": asdict(rate),

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from turborec.assembly import Assembly, assemble, measure
 from turborec.bench.levers import Lever
-from turborec.data.loader import Some, TrainingBatches
+from turborec.data.loader import Some
 from turborec.data.store import Store
 from turborec.engine import hardware, loop
 from turborec.recipes import AnyRecipe
+from turborec.stores import training_batches
 
 ALLOWED = {"exact": (1e-5, 1e-3), "close": (1e-2, 1e-1)}
 """Largest relative difference of the loss, and of the gradient (norm of the difference by norm), to the lever's absence.
@@ -63,7 +64,7 @@ def differences(without: Assembly, with_: Assembly) -> tuple[float, float]:
     """
     _train_a_little(without)
     with_.model.load_state_dict(without.model.state_dict())
-    plans = [TrainingBatches(one.store, one.recipe.batches, one.recipe.seed) for one in (without, with_)]
+    plans = [training_batches(one.recipe, one.store) for one in (without, with_)]
     epoch = plans[1].epoch(0)
     worst = [0.0, 0.0]
     found, at = np.unique(epoch.width, return_index=True)
@@ -85,7 +86,7 @@ def differences(without: Assembly, with_: Assembly) -> tuple[float, float]:
 
 def _train_a_little(assembly: Assembly) -> None:
     stage = assembly.recipe.stages[0]
-    epoch = TrainingBatches(assembly.store, assembly.recipe.batches, assembly.recipe.seed).epoch(0)
+    epoch = training_batches(assembly.recipe, assembly.store).epoch(0)
     state = loop.start(assembly.model, stage, assembly.device)
     for _ in loop.fit(state, Some(epoch, range(min(STEPS, len(epoch)))), stage, assembly.device):
         pass
@@ -125,7 +126,7 @@ def _trained(recipe: AnyRecipe, store: Store, device: str, epochs: int, seed: in
     """NDCG@10 of the validation part, history masked, after a whole training of so many epochs."""
     chosen = recipe.model_copy(update={"seed": seed, "train": recipe.train.model_copy(update={"epochs": epochs})})
     assembly = assemble(chosen, store, device)
-    stage, batches = chosen.stages[0], TrainingBatches(store, chosen.batches, seed)
+    stage, batches = chosen.stages[0], training_batches(chosen, store)
     state = loop.start(assembly.model, stage, assembly.device)
     for number in range(epochs):
         for _ in loop.fit(state, batches.epoch(number), stage, assembly.device):

@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 from turborec.assembly import assemble
 from turborec.bench import step
-from turborec.data.loader import TrainingBatches
 from turborec.data.store import Store
 from turborec.engine import hardware, log, loop, world
 from turborec.errors import UserError
 from turborec.recipes import AnyRecipe
+from turborec.stores import training_batches
 
 Mode = Literal["strong", "weak", "apart"]
 
@@ -45,7 +45,7 @@ def work(recipe: AnyRecipe, store: Store, device: str, seconds: float) -> Sample
     hardware.keep_freed_memory()
     assembly = assemble(recipe, store, device)
     stage = assembly.recipe.stages[0]
-    plan = TrainingBatches(store, recipe.batches, recipe.seed, (world.rank(), world.size()))
+    plan = training_batches(recipe, store, (world.rank(), world.size()))
     state = loop.start(assembly.model, stage, assembly.device)
     targets = steps = seen = 0
     began = cpu = 0.0

@@ -9,15 +9,15 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from turborec.assembly import Assembly
-from turborec.data.batch import SequenceBatch
-from turborec.data.loader import TrainingBatches
+from turborec.contract import Batch
 from turborec.engine import loop
 from turborec.engine.ahead import Batches
+from turborec.stores import training_batches
 
 SETTLED = 10
 """Steps in a row without a new graph, after which compilation counts as done."""
@@ -157,7 +157,7 @@ def ratio_of(rates: list[float], others: list[float]) -> Median:
 
 def training(assembly: Assembly) -> Iterator[Work]:
     """The recipe's own optimizer steps, epoch after epoch."""
-    batches = TrainingBatches(assembly.store, assembly.recipe.batches, assembly.recipe.seed)
+    batches = training_batches(assembly.recipe, assembly.store)
     stage = assembly.recipe.stages[0]
     state = loop.start(assembly.model, stage, assembly.device)
     while True:
@@ -180,11 +180,11 @@ class _Seen:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def batch(self, step: int) -> SequenceBatch:
+    def batch(self, step: int) -> Batch:
         """The batch of this step."""
-        batch: SequenceBatch = self._batches.batch(step)  # type: ignore[assignment]
-        self.made[step] = int(batch.lengths.sum()), batch.items.numel()
-        return batch
+        batch: Any = self._batches.batch(step)
+        self.made[step] = batch.size()
+        return cast("Batch", batch)
 
 
 def _turn(contestant: Contestant, seconds: float) -> Sample:

@@ -3,14 +3,24 @@
 Letters: B rows, L positions.
 """
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
 
 from turborec.data.schema import UNKNOWN_TIME
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Who has which item in the training part: distinct pairs, by (user, item)."""
+
+    users: Tensor  # int32 [E] rows of the store
+    items: Tensor  # int32 [E]
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,9 @@ class DataSpec:
     popularity: Tensor | None = None  # int64 [V + 1]: training events of each item; None where nobody counted
     ticks: int = 1  # of the unit of time in a second
     told: bool = False  # whether batches say when what follows their last event is asked for
+    graph: Interactions | None = None  # of models that train on pairs
+    features: Mapping[str, Tensor] = field(default_factory=dict)  # float32 [V + 1, width] by name; NaN: the item has none
+    kept: Path | None = None  # where what takes long to find from the data may be kept
 
     def item_counts(self) -> Tensor:
         """Training events of each item, one each where nobody counted: int64 [V + 1]."""
@@ -56,29 +69,26 @@ class SequenceBatch:
         """How many predictions the batch asks for."""
         return self.targets_count
 
+    def size(self) -> tuple[int, int]:
+        """Events shown, and positions that could hold one."""
+        return int(self.lengths.sum()), self.items.numel()
+
     def to(self, device: torch.device) -> Self:
-        """The same batch on `device`; to an accelerator from pinned memory, so that nobody waits for the copy."""
-        if self.items.device == device:
-            return self
-        pinned = {n: t.pin_memory() if device.type == "cuda" else t for n, t in self._tensors().items()}
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in pinned.items()}
-        return replace(self, **cast("dict[str, Any]", moved))
+        """The same batch on `device`."""
+        return replace(self, **_moved(self, device))
 
     def split(self, parts: int) -> list[Self]:
         """At most `parts` batches of consecutive rows whose sizes differ by one at most."""
-        rows = len(self.items)
-        parts = min(parts, max(1, rows))
-        edges = [rows * i // parts for i in range(parts + 1)]
-        return [self.rows(lo, hi) for lo, hi in pairwise(edges) if hi > lo]
+        return [self.rows(lo, hi) for lo, hi in _cuts(len(self.items), parts)]
 
     def rows(self, lo: int, hi: int) -> Self:
         """Rows lo..hi-1."""
-        cut = {name: tensor[lo:hi] for name, tensor in self._tensors().items()}
+        cut = {name: tensor[lo:hi] for name, tensor in _tensors(self).items()}
         return replace(self, **cast("dict[str, Any]", cut), targets_count=int((cut["targets"] != 0).sum()))
 
     def nothing(self) -> Self:
         """A batch of one empty row, for a process that has no part left where the others have."""
-        zeros = {name: tensor[:1] * 0 for name, tensor in self._tensors().items()}
+        zeros = {name: tensor[:1] * 0 for name, tensor in _tensors(self).items()}
         zeros |= {"times": zeros["times"] + UNKNOWN_TIME, "users": zeros["users"] - 1}
         return replace(self, **cast("dict[str, Any]", zeros), targets_count=0)
 
@@ -97,10 +107,6 @@ class SequenceBatch:
         after = torch.cat([times[:, 1:], unknown], dim=1)
         request = unknown if self.request is None else self.request[:, None]
         return between(times, after.scatter(1, self.last()[:, None], request), spec.ticks)
-
-    def _tensors(self) -> dict[str, Tensor]:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     @classmethod
     def example(cls, spec: DataSpec, size: int, generator: torch.Generator) -> Self:
@@ -121,3 +127,80 @@ class SequenceBatch:
             key=int(torch.randint(0, 2**31, (), generator=generator)),
             targets_count=int(lengths.sum()),
         )
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Users, an item that each has, and one that the user has not."""
+
+    users: Tensor  # int64 [B] rows of the store
+    items: Tensor  # int64 [B]; 0 where nothing is asked for
+    negatives: Tensor  # int64 [B]; 0 where nothing is asked for
+    keys: Tensor  # int64 [B]: the random key of each row
+    key: int = 0  # the random key of the step, for what all its rows share
+    targets_count: int = 0  # how many items are not 0; counted once, where the batch is made
+
+    def num_targets(self) -> int:
+        """How many preferences the batch asks for."""
+        return self.targets_count
+
+    def size(self) -> tuple[int, int]:
+        """Pairs, and rows that could hold one."""
+        return self.targets_count, len(self.items)
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on `device`."""
+        return replace(self, **_moved(self, device))
+
+    def split(self, parts: int) -> list[Self]:
+        """At most `parts` batches of consecutive rows whose sizes differ by one at most."""
+        return [self.rows(lo, hi) for lo, hi in _cuts(len(self.items), parts)]
+
+    def rows(self, lo: int, hi: int) -> Self:
+        """Rows lo..hi-1."""
+        cut = {name: tensor[lo:hi] for name, tensor in _tensors(self).items()}
+        return replace(self, **cast("dict[str, Any]", cut), targets_count=int((cut["items"] != 0).sum()))
+
+    def nothing(self) -> Self:
+        """A batch of one empty row, for a process that has no part left where the others have."""
+        zeros = {name: tensor[:1] * 0 for name, tensor in _tensors(self).items()}
+        return replace(self, **cast("dict[str, Any]", zeros), targets_count=0)
+
+    @classmethod
+    def example(cls, spec: DataSpec, size: int, generator: torch.Generator) -> Self:
+        """A random batch of `size` pairs, of the graph where there is one."""
+        if spec.graph is None or not len(spec.graph.users):
+            users = torch.randint(0, spec.users, (size,), generator=generator)
+            items = torch.randint(1, spec.items + 1, (size,), generator=generator)
+        else:
+            chosen = torch.randint(0, len(spec.graph.users), (size,), generator=generator)
+            users, items = spec.graph.users[chosen].long(), spec.graph.items[chosen].long()
+        away = torch.randint(1, max(2, spec.items), (size,), generator=generator)
+        return cls(
+            users=users,
+            items=items,
+            negatives=(items - 1 + away) % spec.items + 1,
+            keys=torch.randint(-(2**62), 2**62, (size,), generator=generator),
+            key=int(torch.randint(0, 2**31, (), generator=generator)),
+            targets_count=size,
+        )
+
+
+def _tensors(batch: SequenceBatch | PairBatch) -> dict[str, Tensor]:
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def _moved(batch: SequenceBatch | PairBatch, device: torch.device) -> dict[str, Any]:
+    """Its tensors on a device; on an accelerator from pinned memory, so that nobody waits for the copy."""
+    if batch.items.device == device:
+        return {}
+    pinned = {n: t.pin_memory() if device.type == "cuda" else t for n, t in _tensors(batch).items()}
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in pinned.items()}
+
+
+def _cuts(rows: int, parts: int) -> list[tuple[int, int]]:
+    """At most `parts` ranges of rows, whose sizes differ by one at most."""
+    parts = min(parts, max(1, rows))
+    edges = [rows * i // parts for i in range(parts + 1)]
+    return [(lo, hi) for lo, hi in pairwise(edges) if hi > lo]

@@ -3,9 +3,10 @@
 Letters: R rows (windows), B rows of a batch, L its width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -54,12 +55,15 @@ Deal = tuple[int, int]
 
 ALONE: Deal = (0, 1)
 
+Make = Callable[[WindowRows, int, Int64, int], Any]
+"""(rows, padded width, keys of the rows, key of the step) -> batch."""
+
 
 @dataclass(frozen=True)
 class Epoch:
     """One pass over the training targets, planned: which rows form which batch."""
 
-    store: Store
+    make: Make  # what makes a batch of rows
     rows: WindowRows
     order: list[NDArray[np.int64]]  # row numbers of each batch
     width: list[int]  # padded width of each batch
@@ -67,7 +71,6 @@ class Epoch:
     key: int  # random key of the epoch
     number: int  # from 0
     deal: Deal = ALONE
-    told: bool = False  # whether models are told when they are asked
 
     def __len__(self) -> int:
         """Batches, which is optimizer steps."""
@@ -84,7 +87,7 @@ class Epoch:
         """Predictions asked for in the whole epoch."""
         return int((self.rows.end - self.rows.first + 1).sum())
 
-    def batch(self, step: int) -> SequenceBatch:
+    def batch(self, step: int) -> Any:
         """The share of this process of the batch of step 0..len - 1; an empty row where there are too few for all."""
         share = self._share(self.order[step])
         if len(share):
@@ -92,7 +95,7 @@ class Epoch:
         idle = self.order[step][:1]
         rows = self._rows(idle)
         rows = replace(rows, begin=rows.end, first=rows.end + 1)
-        return _build(self.store, rows, self.width[step], self.keys[idle], _hash(self.key, step), self.told)
+        return self.make(rows, self.width[step], self.keys[idle], hashed(self.key, step))
 
     def _share(self, chosen: Int64) -> Int64:
         """The rows of this process: as many as each of the others has, or one more, and about as many targets.
@@ -105,9 +108,9 @@ class Epoch:
         share: Int64 = chosen[np.sort(dealt[np.minimum(turn, 2 * processes - 1 - turn) == place])]
         return share
 
-    def batch_of(self, chosen: Int64, width: int, step: int) -> SequenceBatch:
+    def batch_of(self, chosen: Int64, width: int, step: int) -> Any:
         """These rows, by their numbers, as the batch of a step: none of them is longer than `width`."""
-        return _build(self.store, self._rows(chosen), width, self.keys[chosen], _hash(self.key, step), self.told)
+        return self.make(self._rows(chosen), width, self.keys[chosen], hashed(self.key, step))
 
     def _rows(self, chosen: Int64) -> WindowRows:
         return WindowRows(*(getattr(self.rows, name)[chosen] for name in ("users", "begin", "end", "first")))
@@ -123,7 +126,7 @@ class Some:
     def __len__(self) -> int:
         return len(self._steps)
 
-    def batch(self, step: int) -> SequenceBatch:
+    def batch(self, step: int) -> Any:
         """The batch of step 0..len - 1."""
         return self._epoch.batch(self._steps[step])
 
@@ -142,7 +145,7 @@ class TrainingBatches:
 
     def epoch(self, number: int) -> Epoch:
         """The plan of epoch `number`, counted from 0."""
-        key = _hash(self.seed, number)
+        key = hashed(self.seed, number)
         generator = np.random.Generator(np.random.PCG64(key % 2**63))
         rows = self._lay(generator)
         bucket = np.searchsorted(self.widths, rows.lengths)
@@ -155,9 +158,10 @@ class TrainingBatches:
                 order.append(members[start : start + size])
                 width.append(int(self.widths[place]))
         turn = generator.permutation(len(order))
-        keys = _row_keys(key, rows)
+        keys = row_keys(key, rows)
         turned = [order[t] for t in turn], [width[t] for t in turn]
-        return Epoch(self.store, rows, *turned, keys, key, number, self.deal, self.config.told)
+        make = partial(_build, self.store, told=self.config.told)
+        return Epoch(make, rows, *turned, keys, key, number, self.deal)
 
     def _lay(self, generator: np.random.Generator) -> WindowRows:
         config = self.config
@@ -184,7 +188,7 @@ def evaluation_batches(store: Store, part: Part, batches: Batches, users: Int64 
         chosen = order[at : at + size]
         at += size
         rows = WindowRows(users[chosen], begin[chosen], end[chosen], end[chosen] + 1)
-        yield _build(store, rows, max(1, int(rows.lengths.max())), np.zeros(len(chosen), np.int64), 0, batches.told)
+        yield _build(store, rows, max(1, int(rows.lengths.max())), np.zeros(len(chosen), np.int64), 0, told=batches.told)
 
 
 def history_batch(items: list[Int64], times: list[Int64], max_length: int) -> SequenceBatch:
@@ -201,7 +205,7 @@ def history_batch(items: list[Int64], times: list[Int64], max_length: int) -> Se
     return _tensors(shown, when, np.zeros_like(shown), lengths, nobody, np.zeros_like(nobody), 0)
 
 
-def _build(store: Store, rows: WindowRows, width: int, keys: Int64, key: int, told: bool) -> SequenceBatch:
+def _build(store: Store, rows: WindowRows, width: int, keys: Int64, key: int, *, told: bool) -> SequenceBatch:
     """Gather rows from the memory map: [B] positions -> [B, width] tensors."""
     lengths, histories = rows.lengths, store.histories
     position = np.arange(width + 1)
@@ -242,7 +246,7 @@ def _tensors(
     )
 
 
-def _row_keys(key: int, rows: WindowRows) -> Int64:
+def row_keys(key: int, rows: WindowRows) -> Int64:
     """A key for each row that depends on the epoch, the user and the window alone, never on its batch: [R]."""
     mixed = np.random.Generator(np.random.PCG64(key % 2**63)).integers(-(2**63), 2**63 - 1, size=2, dtype=np.int64)
     with np.errstate(over="ignore"):
@@ -250,6 +254,6 @@ def _row_keys(key: int, rows: WindowRows) -> Int64:
     return keys
 
 
-def _hash(*parts: int) -> int:
+def hashed(*parts: int) -> int:
     """A 63-bit number from a few others, the same on every machine."""
     return int(np.random.SeedSequence(list(parts)).generate_state(1, np.uint64)[0] >> np.uint64(1))
