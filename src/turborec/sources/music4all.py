@@ -22,7 +22,8 @@ TERMS = (
     "with each; the first is given out on request and must not be passed on."
 )
 ONION_ADDRESS = "https://zenodo.org/records/6609677"
-BASE_ADDRESS = "https://sites.google.com/view/contact4music4all"
+FETCHED = f"Get it from {ONION_ADDRESS}"
+ASKED_FOR = "Ask for it at https://sites.google.com/view/contact4music4all"
 
 GENERATED = "GENERATED.txt"
 """The file whose first line says that the files beside it were generated; it stands on the card in place of the terms."""
@@ -35,19 +36,17 @@ TEXTS = ("tags_dict",)
 
 @dataclass(frozen=True)
 class _Events:
-    """A file of events: its name, where to get it, and what its columns mean."""
+    """A file of events: its name, how to come by it, and what its columns mean."""
 
     name: str
-    address: str
+    obtained: str
     select: Mapping[str, str]
 
 
 EVENTS = {
-    ("onion", "timestamps"): _Events("userid_trackid_timestamp.tsv", ONION_ADDRESS, {**LISTENS, "time": "timestamp"}),
-    ("onion", "counts"): _Events("userid_trackid_count.tsv", ONION_ADDRESS, {**LISTENS, "value": "count"}),
-    ("base", "timestamps"): _Events(
-        "listening_history.csv", BASE_ADDRESS, {"user": "user", "item": "song", "time": "timestamp"}
-    ),
+    ("onion", "timestamps"): _Events("userid_trackid_timestamp.tsv", FETCHED, {**LISTENS, "time": "timestamp"}),
+    ("onion", "counts"): _Events("userid_trackid_count.tsv", FETCHED, {**LISTENS, "value": "count"}),
+    ("base", "timestamps"): _Events("listening_history.csv", ASKED_FOR, {"user": "user", "item": "song", "time": "timestamp"}),
 }
 
 
@@ -75,7 +74,7 @@ DESCRIBED = (
 
 
 class Config(recipe.Config):
-    """The files of one folder, compressed or not; nothing is fetched, since one must ask for them.
+    """The files of one folder, compressed or not; nothing is fetched: for Music4All one must ask, and Onion is large.
 
     They are looked for in the raw folder, in `folder` inside it, and in `folder` below TURBOREC_DATA. A listen is an event,
     with its time to the second (onion) or the minute (base); with `events: counts` it is a user and a track, without a
@@ -128,7 +127,7 @@ class Config(recipe.Config):
             for (layout, kind), events in EVENTS.items()
             if any(plain_or_packed(place / events.name) for place in looked)
         ]
-        remedy = "; ".join(others) if others else f"Ask for it at {wanted.address} and put its files into one of these"
+        remedy = "; ".join(others) if others else f"{wanted.obtained} and put its files into one of these"
         where = " or ".join(map(str, looked))
         raise UserError(f"Expected {wanted.name}, compressed or not, in {where}. {remedy}. {HINT}")
 
