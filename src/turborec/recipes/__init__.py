@@ -33,7 +33,7 @@ class Data(Config, Generic[SourceConfig]):
         if said and self.split.kind != "labelled":
             raise ValueError(
                 f"source.{said} says which part each event belongs to, but split is {{kind: {self.split.kind}}}, which makes "
-                f"parts of its own: state split={{kind: labelled}}, or leave out source.{said}"
+                f"parts of its own: state split={{kind: labelled}}, or state source.{said}=null"
             )
         return self
 

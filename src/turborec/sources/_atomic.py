@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from turborec.errors import UserError
+from turborec.errors import UserError, closest
 from turborec.sources._local import opened
 
 TYPES = ("token", "token_seq", "float", "float_seq")
@@ -19,8 +19,26 @@ _PART = "CASE {x} WHEN '0' THEN 'train' WHEN '1' THEN 'valid' WHEN '2' THEN 'tes
 DERIVED = {"time": _WHOLE, "order": _WHOLE, "label": _PART}
 """SQL for what is not written as we read it."""
 
+DEFAULTS = {"time": "timestamp", "value": "rating"}
+"""Columns that are read where they are there."""
+
 Columns = Mapping[str, str]
 """The columns of a file: name -> `name:type`, as its header has it."""
+
+
+def chosen_of(named: Mapping[str, str | None], columns: Columns, path: Path) -> dict[str, str]:
+    """Our names and the columns that have what they mean: those that are named, else the default ones where they are there."""
+    chosen = {}
+    for ours, name in named.items():
+        wanted = name or DEFAULTS.get(ours, "")
+        if name and name not in columns:
+            raise UserError(f"{path} has no column {name!r}{closest(name, tuple(columns))}: state which one is the {ours}.")
+        if wanted in columns:
+            chosen[ours] = columns[wanted]
+    sequences = [column for column in chosen.values() if column.endswith("_seq")]
+    if sequences:
+        raise UserError(f"{path}: {', '.join(sequences)} hold sequences, where a single value is needed.")
+    return chosen
 
 
 def derived(chosen: Mapping[str, str]) -> dict[str, str]:

@@ -23,13 +23,10 @@ from pydantic import Field, model_validator
 from turborec import recipe
 from turborec.data.schema import Lookup, RawTable, RawTables, Text
 from turborec.errors import UserError, closest
-from turborec.sources._atomic import DERIVED, Columns, columns_of, derived
+from turborec.sources._atomic import DERIVED, Columns, chosen_of, columns_of, derived
 from turborec.sources._local import HINT, places, plain_or_packed
 
 PARTS = ("train", "valid", "test")
-
-DEFAULTS = {"time": "timestamp", "value": "rating"}
-"""Columns that are read where they are there."""
 
 
 class Config(recipe.Config):
@@ -107,17 +104,7 @@ class Config(recipe.Config):
                 f"are laid over the histories here. Write one event a row: user, item and time or order."
             )
         named = {"user": self.user, "item": self.item, "time": self.time, "order": self.order, "value": self.value}
-        chosen = {}
-        for ours, name in (named | {"label": self.label}).items():
-            wanted = name or DEFAULTS.get(ours, "")
-            if name and name not in columns:
-                raise UserError(f"{path} has no column {name!r}{closest(name, tuple(columns))}: state which one is the {ours}.")
-            if wanted in columns:
-                chosen[ours] = columns[wanted]
-        sequences = [column for column in chosen.values() if column.endswith("_seq")]
-        if sequences:
-            raise UserError(f"{path}: {', '.join(sequences)} hold sequences, where a single value is needed.")
-        return chosen
+        return chosen_of(named | {"label": self.label}, columns, path)
 
     def _indexed(self, home: Path, name: str, column: str) -> Lookup | None:
         """What the indices of users or items stand for."""
