@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -122,6 +123,19 @@ def test_a_damaged_store_is_refused(run, place):
     assert run("data", "verify", "store")[0] == 2
     code, _, said = run("train", "recipe.yaml", "--store", "store")
     assert code == 2 and "items.npy has SHA-256" in said
+
+
+def test_the_feature_tables_of_a_store_are_described(run, tmp_path):
+    case = Path(__file__).parent / "fixtures" / "mmrec" / "toy"
+    data = {"source": {"kind": "mmrec", "name": "toy"}, "split": {"kind": "labelled"}}
+    (tmp_path / "toy.yaml").write_text(json.dumps({"data": data, "model": {"kind": "popularity"}}))
+    code, said, _ = run("data", "describe", "toy.yaml", "--raw", case)
+    assert code == 0
+    assert json.loads(said)["features"] == {
+        "image": {"files": ["image_feat.npy"], "width": 4, "items": 7, "skipped": 0},
+        "text": {"files": ["text_feat.npy"], "width": 3, "items": 7, "skipped": 0},
+    }
+    assert re.search(r"^data\.features +a mapping of keys to values", run("recipe", "keys")[1], re.MULTILINE)
 
 
 def test_recipes_and_sources_are_listed(run):

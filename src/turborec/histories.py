@@ -156,7 +156,7 @@ _LAYOUTS: dict[str, Text | Columnar] = {
 
 
 def _suffix(path: Path) -> str:
-    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    return path.with_suffix("").suffix if path.suffix in (".gz", ".bz2") else path.suffix
 
 
 def _layout(path: Path) -> Text | Columnar:

@@ -2,8 +2,10 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +13,17 @@ import torch
 from turborec.data.batch import DataSpec, PairBatch
 from turborec.data.loader import ALONE, Deal, TrainingBatches
 from turborec.data.pairs import PairBatches, interactions
-from turborec.data.schema import UNKNOWN_TIME
+from turborec.data.schema import UNKNOWN_TIME, FeatureTable, RawTables
 from turborec.data.split import below
 from turborec.data.store import Part, Store, open_store, read_card
 from turborec.errors import UserError
-from turborec.recipes import AnyRecipe
+from turborec.recipes import AnyRecipe, Features
+from turborec.sources._local import find
 
 logger = logging.getLogger("turborec")
+
+ADDED = "added_features"
+"""Where the card of a store says which feature tables came from a recipe and not from its source."""
 
 YEAR_1980 = 315_532_800
 """Seconds at its beginning."""
@@ -41,8 +47,9 @@ def of_recipe(recipe: AnyRecipe, places: Places) -> Store:
     source = recipe.data.source
     folder = places.raw or places.home / "raw" / source.kind
     source.download(folder)
-    tables = source.parse(folder)
-    path = prepare(tables, source.model_dump(mode="json"), recipe.data.prepare, recipe.data.split, places.home)
+    tables = _with_features(source.parse(folder), recipe.data.features, folder)
+    described = {**source.model_dump(mode="json"), **_added(recipe)}
+    path = prepare(tables, described, recipe.data.prepare, recipe.data.split, places.home)
     store = open_store(path)
     _tell(store, path)
     _tell_times(store, ordered=getattr(source, "order", None) is not None)
@@ -52,19 +59,41 @@ def of_recipe(recipe: AnyRecipe, places: Places) -> Store:
 
 def prepared_before(recipe: AnyRecipe, home: Path) -> Path | None:
     """The only store below `home` that was prepared by this recipe's rules, from whatever files; None if it is not one."""
-    source = recipe.data.source.model_dump(mode="json")
+    source = {ADDED: {}, **recipe.data.source.model_dump(mode="json"), **_added(recipe)}
     rules = {"prepare": recipe.data.prepare.rules(), "split": recipe.data.split.model_dump(mode="json")}
     found = []
     for card_file in (home / "stores").glob("*/card.json"):
         try:
             card = read_card(card_file.parent)
-            made = {name: card["source"].get(name) for name in source} == source
+            told = {ADDED: {}, **card["source"]}
+            made = {name: told.get(name) for name in source} == source
             alike = all(card[part].items() <= rule.items() for part, rule in rules.items())
             alike = alike and card["prepare"].get("values", False) == recipe.data.prepare.values
         except (UserError, KeyError, TypeError, AttributeError):
             continue
         found += [card_file.parent] * (made and alike)
     return found[0] if len(found) == 1 else None
+
+
+def _added(recipe: AnyRecipe) -> dict[str, Any]:
+    """What a card says of a recipe's own feature tables, where there are any."""
+    named = {name: files.model_dump(mode="json") for name, files in recipe.data.features.items()}
+    return {ADDED: named} if named else {}
+
+
+def _with_features(tables: RawTables, added: Mapping[str, Features], folder: Path) -> RawTables:
+    """The tables with the recipe's own features beside the source's."""
+    for name in added:
+        if name in tables.features:
+            raise UserError(
+                f"data.features.{name}: the source has a feature table of this name already, {tables.features[name].path}. "
+                "Give yours another name, or leave it out."
+            )
+    found = {
+        name: FeatureTable(find(files.table, folder), find(files.ids, folder) if files.ids else None)
+        for name, files in added.items()
+    }
+    return replace(tables, features={**tables.features, **found})
 
 
 def _tell(store: Store, path: Path) -> None:
@@ -133,16 +162,14 @@ def of_run(folder: Path, recipe: AnyRecipe, places: Places) -> Store:
 
 def spec_of(store: Store, recipe: AnyRecipe) -> DataSpec:
     """The facts a model is built from."""
-    shown, paired = recipe.batches, recipe.model.batch is PairBatch
-    return DataSpec(
-        store.num_users,
-        store.num_items,
-        shown.max_length,
-        torch.from_numpy(store.item_counts()),
-        store.ticks,
-        shown.told,
-        interactions(store) if paired else None,
-    )
+    shown, counts = recipe.batches, torch.from_numpy(store.item_counts())
+    spec = DataSpec(store.num_users, store.num_items, shown.max_length, counts, store.ticks, shown.told)
+    if recipe.model.batch is not PairBatch:
+        return spec
+    features = {name: torch.from_numpy(np.array(table)) for name, table in store.features.items()}
+    # Beside the prepared stores, and never among data: a store that was carried here alone has no such place.
+    kept = store.folder.parents[1] / "graphs" if store.folder.parent.name == "stores" else None
+    return replace(spec, graph=interactions(store), features=features, kept=kept)
 
 
 def training_batches(recipe: AnyRecipe, store: Store, deal: Deal = ALONE) -> TrainingBatches | PairBatches:
@@ -152,7 +179,7 @@ def training_batches(recipe: AnyRecipe, store: Store, deal: Deal = ALONE) -> Tra
 
 
 def _fitting(store: Store, recipe: AnyRecipe) -> Store:
-    """The store itself, unless it was prepared or split by other rules than the recipe's."""
+    """The store itself, unless it was prepared or split by other rules than the recipe's, or lacks features that it names."""
     wanted = {
         "prepare": recipe.data.prepare.rules(),
         "split": recipe.data.split.model_dump(mode="json"),
@@ -163,4 +190,11 @@ def _fitting(store: Store, recipe: AnyRecipe) -> Store:
                 f"The store {store.folder} was made with data.{part} {store.card[part]}, and the recipe says {rules}. "
                 f"Set data.{part} to what the store was made with, or prepare a store for this recipe."
             )
+    there = store.card.get("features", {})
+    if lacking := next((name for name in recipe.data.features if name not in there), None):
+        known = f"the features {', '.join(there)} alone" if there else "no features"
+        raise UserError(
+            f"The recipe names data.features.{lacking}, and the store {store.folder} has {known}. Leave it out, or prepare a "
+            "store for this recipe."
+        )
     return store

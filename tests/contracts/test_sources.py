@@ -4,9 +4,11 @@ A fixture is a folder `tests/fixtures/<source>/<case>` with the configuration in
 """
 
 import ast
+import bz2
 import csv
 import gzip
 import json
+import re
 import shutil
 import socket
 from collections.abc import Iterable
@@ -19,7 +21,7 @@ import pytest
 
 from turborec import recipe
 from turborec.data.prepare import Prepare, prepare
-from turborec.data.schema import UNKNOWN_TIME, JsonLines, RawTable, RawTables, Text
+from turborec.data.schema import FEATURE_NAME, UNKNOWN_TIME, JsonLines, RawTable, RawTables, Text
 from turborec.data.split import LeaveOneOut
 from turborec.data.store import open_store
 from turborec.sources._source import Source
@@ -61,12 +63,17 @@ def tables(raw: RawTables) -> list[RawTable]:
     return [*named, *(lookup.table for table in named for lookup in table.lookups.values())]
 
 
+def paths(raw: RawTables) -> list[Path]:
+    described = [path for table in tables(raw) for path in table.paths]
+    return described + [path for table in raw.features.values() for path in table.files]
+
+
 def names(table: RawTable) -> set[str]:
     return {*table.select, *table.derive, *table.constants, *table.lookups}
 
 
 def columns(path: Path, layout: object) -> Iterable[str]:
-    opener = gzip.open if path.suffix == ".gz" else open
+    opener = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, open)
     if isinstance(layout, JsonLines):
         read = json.loads if layout.syntax == "json" else ast.literal_eval
         with opener(path, "rt", encoding="utf-8") as file:
@@ -108,9 +115,9 @@ def test_parse_is_pure_and_the_same_every_time(case: Path, tmp_path: Path) -> No
 @each_case
 def test_download_again_changes_nothing(case: Path, tmp_path: Path) -> None:
     source, raw = ready(case, tmp_path)
-    before = [path.stat().st_mtime_ns for table in tables(raw) for path in table.paths]
+    before = [path.stat().st_mtime_ns for path in paths(raw)]
     source.download(tmp_path)
-    assert [path.stat().st_mtime_ns for table in tables(raw) for path in table.paths] == before
+    assert [path.stat().st_mtime_ns for path in paths(raw)] == before
 
 
 @each_case
@@ -121,6 +128,14 @@ def test_described_files_have_the_selected_columns(case: Path, tmp_path: Path) -
         for path in table.paths:
             wanted = {*table.select.values(), *(lookup.column for lookup in table.lookups.values())}
             assert wanted <= set(columns(path, table.layout))
+
+
+@each_case
+def test_described_features_are_there_under_proper_names(case: Path, tmp_path: Path) -> None:
+    _, raw = ready(case, tmp_path)
+    for name, table in raw.features.items():
+        assert re.fullmatch(FEATURE_NAME, name)
+        assert all(path.is_file() for path in table.files)
 
 
 @each_case
@@ -143,5 +158,7 @@ def test_fixture_prepares_to_a_store_of_canonical_types_in_order(case: Path, tmp
     ascending[histories.offsets[1:-1] - 1] = True  # from one user to the next
     assert ascending.all() and ((histories.times >= 0).all() or (histories.times == UNKNOWN_TIME).all())
     assert all(store.user_ids.raw(range(3))) and all(store.item_ids.raw(range(3)))
+    assert store.features.keys() == raw.features.keys()
+    assert all(np.isfinite(table).any() for table in store.features.values())
     assert (store.folder / "items.parquet").is_file() == (raw.items is not None)
     assert len(store.users_of("test")) > 0

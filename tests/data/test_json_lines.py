@@ -1,4 +1,5 @@
 import ast
+import bz2
 import gzip
 import json
 from pathlib import Path
@@ -150,7 +151,7 @@ def test_of_a_key_that_comes_twice_the_last_counts(tmp_path: Path) -> None:
     assert take(tmp_path / "e.json", b'{"user": "u", "item": "i", "user": "v"}\n', JSON).rows == [("v", "i", None)]
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress], ids=["plain", "gzip", "bzip2"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("last", [True, False])
 def test_mark_compression_and_line_ends_are_seen_through(tmp_path: Path, pack: Any, end: str, last: bool) -> None:

@@ -1,6 +1,8 @@
+import bz2
 import csv
 import gzip
 import io
+import tracemalloc
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -100,7 +102,7 @@ def test_mixed_line_ends_are_read(tmp_path: Path) -> None:
     assert take(tmp_path / "e.tsv", b"u\ti\t1\r\nv\tj\t2\nw\tk\t3\r\n").rows == [("u", "i", 1), ("v", "j", 2), ("w", "k", 3)]
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress], ids=["plain", "gzip", "bzip2"])
 def test_byte_order_mark_and_compression_are_seen_through(tmp_path: Path, pack: Any) -> None:
     assert take(tmp_path / "e.tsv", pack(b"\xef\xbb\xbfu\ti\t1\n")).rows == [("u", "i", 1)]
 
@@ -193,11 +195,48 @@ def test_header_with_an_open_quote_is_refused(tmp_path: Path) -> None:
         take(tmp_path / "e.csv", b'user,item,"time\nu,i,1\n', CSV)
 
 
-@pytest.mark.parametrize("name", ["e.csv.gz", "e.csv"])
-def test_archive_that_was_cut_short_is_refused(tmp_path: Path, name: str) -> None:
-    packed = gzip.compress(b"user,item,time\n" + b"u,i,1\n" * 1000)
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress], ids=["gzip", "bzip2"])
+@pytest.mark.parametrize("name", ["e.csv.packed", "e.csv"])
+def test_archive_that_was_cut_short_is_refused(tmp_path: Path, name: str, pack: Any) -> None:
+    packed = pack(b"user,item,time\n" + b"u,i,1\n" * 1000)
     with pytest.raises(UserError, match="cannot be read"):
         take(tmp_path / name, packed[:-20], Text(",", header=True))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress], ids=["gzip", "bzip2"])
+def test_archive_of_several_parts_is_read_whole(tmp_path: Path, pack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As programs write that compress with several processors; whatever the size of what is read at a time."""
+    parts = [pack(f"u{n}\ti\t{n}\n".encode()) for n in range(5)]
+    for size in (1, 7, 2**18):
+        monkeypatch.setattr(chunks, "PACKED_BYTES", size)
+        assert take(tmp_path / "e.tsv", b"".join(parts)).rows == [(f"u{n}", "i", n) for n in range(5)]
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress], ids=["gzip", "bzip2"])
+def test_archive_with_a_broken_later_part_is_refused(tmp_path: Path, pack: Any, place: int) -> None:
+    first, second = pack(b"u\ti\t1\n"), bytearray(pack(b"v\tj\t2\n"))
+    second[place if pack is bz2.compress else min(place, 2)] ^= 255
+    with pytest.raises(UserError, match="cannot be read"):
+        take(tmp_path / "e.tsv", first + second)
+
+
+def test_bzip2_with_one_flipped_byte_is_refused(tmp_path: Path) -> None:
+    packed = bytearray(bz2.compress(b"u\ti\t1\n" * 1000))
+    packed[len(packed) // 2] ^= 1
+    with pytest.raises(UserError, match="cannot be read"):
+        take(tmp_path / "e.tsv", bytes(packed))
+
+
+def test_bzip2_takes_no_more_memory_than_a_few_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 2**16)
+    (tmp_path / "e.tsv").write_bytes(bz2.compress(b"u\ti\t1\n" * 1_000_000))
+    tracemalloc.start()
+    try:
+        assert sum(chunk.count(b"\n") for chunk, _ in chunks.whole_lines(tmp_path / "e.tsv")) == 1_000_000
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+import bz2
 import gzip
 from pathlib import Path
 
@@ -162,7 +163,9 @@ def test_header_that_does_not_fit_is_refused_with_the_reason(tmp_path: Path, hea
 
 # Named, for a gzip header holds the second it was made in, and every worker must give a test the same name.
 @pytest.mark.parametrize(
-    "content", [gzip.compress(b"user_id:token\titem_id:token\n" * 99)[:-30], b"\xff\xfe\x00\n"], ids=["gzip", "utf-16"]
+    "content",
+    [*(pack(b"user_id:token\titem_id:token\n" * 99)[:-30] for pack in (gzip.compress, bz2.compress)), b"\xff\xfe\x00\n"],
+    ids=["gzip", "bzip2", "utf-16"],
 )
 def test_file_that_is_no_text_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "set.inter").write_bytes(content)

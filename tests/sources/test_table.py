@@ -47,6 +47,7 @@ def test_named_columns_are_selected_and_the_others_are_not(tmp_path: Path) -> No
         ("e.feather", Columnar()),
         ("e.jsonl", JsonLines()),
         ("e.json.gz", JsonLines()),
+        ("e.tsv.bz2", Text("\t", header=True)),
     ],
 )
 def test_layout_follows_from_the_suffix(tmp_path: Path, name: str, layout: object) -> None:

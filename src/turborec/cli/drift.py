@@ -212,7 +212,7 @@ def _of_file(path: Path, scratch: Path) -> "Store":
 
     if not path.is_file():
         raise UserError(f"There is no file {path}.")
-    source = {"kind": "recbole", "name": path.name.removesuffix(".gz").removesuffix(".inter")}
+    source = {"kind": "recbole", "name": path.name.removesuffix(".gz").removesuffix(".bz2").removesuffix(".inter")}
     recipe = recipes.from_tree({"data": {"source": source}, "model": {"kind": "popularity"}}, str(path))
     if "value" in recipe.data.source.parse(path.parent).events.select:
         data = {"source": source, "prepare": {"values": True}}

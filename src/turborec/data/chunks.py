@@ -2,13 +2,15 @@
 
 import codecs
 import gzip
+import re
 import zlib
+from bz2 import BZ2Decompressor
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader, RawIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from turborec.errors import UserError
 
@@ -20,6 +22,13 @@ LINE = "line of the row"
 
 CHUNK_BYTES = 4 * 2**20
 LONGEST_LINE = 64 * 2**20
+
+PACKED_BYTES = 2**18
+"""Of a compressed file that are read at a time."""
+
+GZIP = re.compile(rb"\x1f\x8b")
+BZIP2 = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")
+"""What such files begin with."""
 
 Encoding = Literal["utf-8", "latin-1"]
 
@@ -104,11 +113,43 @@ def encoding_reason(encoding: Encoding) -> str:
 def opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """The text of a file, unpacked and without its byte order mark, beside the raw file it comes from."""
     with path.open("rb") as raw:
-        packed = raw.peek(2)[:2] == b"\x1f\x8b"
-        stream = BufferedReader(cast("RawIOBase", gzip.GzipFile(fileobj=raw))) if packed else raw
-        if stream.peek(3)[:3] == codecs.BOM_UTF8:
+        begin = raw.peek(10)[:10]
+        stream: BinaryIO = raw
+        if GZIP.match(begin):
+            stream = BufferedReader(cast("RawIOBase", gzip.GzipFile(fileobj=raw)))
+        elif BZIP2.match(begin):
+            stream = BufferedReader(_Bunzip2(raw))
+        if cast("BufferedReader", stream).peek(3)[:3] == codecs.BOM_UTF8:
             stream.read(3)
         yield stream, raw
+
+
+class _Bunzip2(RawIOBase):
+    """What a file of one bzip2 stream or of several unpacks to; Python's own takes a damaged one for the end of the file."""
+
+    def __init__(self, packed: BinaryIO) -> None:
+        self._packed = packed
+        self._stream = BZ2Decompressor()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = b""
+        while not content:
+            packed = b""
+            if self._stream.eof:
+                packed = self._stream.unused_data or self._packed.read(PACKED_BYTES)
+                if not packed:
+                    return 0
+                self._stream = BZ2Decompressor()
+            elif self._stream.needs_input:
+                packed = self._packed.read(PACKED_BYTES)
+                if not packed:
+                    raise EOFError("the compressed file ended before its end-of-stream marker was reached")
+            content = self._stream.decompress(packed, len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
 
 
 @contextmanager

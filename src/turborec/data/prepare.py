@@ -21,6 +21,7 @@ from pydantic import Field
 
 from turborec.data import clean
 from turborec.data.engine import Engine, duckdb_in, number
+from turborec.data.features import form_of, require_sound, write_features
 from turborec.data.read import (
     FILE_STEP,
     LOOKUP_CHECKS,
@@ -39,7 +40,7 @@ from turborec.data.read import (
 )
 from turborec.data.schema import TICKS, RawTable, RawTables
 from turborec.data.split import GlobalTime, ItemHoldout, Labelled, Split
-from turborec.data.store import FORMAT, open_store, sha256
+from turborec.data.store import FORMAT, Ids, open_store, sha256
 from turborec.data.write import seal, write_attributes, write_cuts, write_events, write_ids
 from turborec.errors import UserError
 from turborec.files import sync
@@ -80,6 +81,7 @@ def prepare(tables: RawTables, source: Mapping[str, Any], config: Prepare, split
     `source` describes the data on the card. The store's name is the hash of the files' contents, the way they are
     read, `config` and `split`. Of several processes that prepare the same store one works and the others wait.
     """
+    require_sound(tables.features)
     files = _file_facts(tables)
     if tables.time == "auto":
         tables = replace(tables, time=time_format(tables.events))
@@ -104,6 +106,8 @@ def store_key(tables: RawTables, files: list[dict[str, Any]], config: Prepare, s
         "prepare": config.rules(),
         "split": split.model_dump(mode="json"),
     }
+    if tables.features:  # named only where there are any, so that the keys of other stores stay what they were
+        facts["features"] = {name: [form_of(table), len(table.files)] for name, table in tables.features.items()}
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
@@ -130,6 +134,7 @@ def _parts(tables: RawTables) -> dict[str, RawTable]:
 
 def _file_facts(tables: RawTables) -> list[dict[str, Any]]:
     files = [file for table in _parts(tables).values() for file in zip(table.paths, table.names, strict=True)]
+    files += [(path, path.name) for _, table in sorted(tables.features.items()) for path in table.files]
     for path, _ in files:
         if not path.is_file():
             raise UserError(f"The file {path} does not exist: the source should have named a file of raw rows.")
@@ -172,6 +177,8 @@ def _build(tables: RawTables, config: Prepare, split: Split, folder: Path, work:
         earliest, latest = con.rows("SELECT min(time), max(time) FROM core")[0]
         _require_plausible(con, latest, tables)
         known = _values(con) if config.values else {}
+    if tables.features:
+        known["features"] = write_features(tables.features, Ids(folder / "item_ids"), folder)
     taking_part = write_cuts(folder, split, events)
     lengths = np.quantile(np.diff(events.offsets), QUANTILES, method="lower")
     counts = {"users": users, "items": items, "events": len(events.times)}

@@ -90,17 +90,29 @@ class Lookup:
     table: RawTable
 
 
+FEATURE_NAME = "[a-z][a-z0-9_]*"
+"""What a feature table may be called."""
+
+
 @dataclass(frozen=True)
 class FeatureTable:
     """Numbers that describe the items, a row of them each: of an image, a text, a sound.
 
-    A `.npy` file holds an array [rows, width] of floats; row r is the item whose raw id is line r of `ids`, or `r` itself
-    where there is no such file. Any other file is delimited text with a header, as `Text` describes: the raw id first, then
-    the numbers. An item without a row has no such features; what is in a row must all be finite.
+    A `.npy` file holds an array [rows, width] of float16, float32 or float64; row r is the item whose raw id is line r of
+    `ids`, which has as many lines, or `r` itself, from 0 on, where there is no such file: then every item must have its row.
+    A `.tsv` or `.csv`, with `.gz` or `.bz2` after it or not, has a header and the raw id first in every row, then the numbers.
+
+    An item without a row has no such features; what is in a row must all be finite, and the rows of what is not among the
+    items are skipped.
     """
 
     path: Path
     ids: Path | None = None  # of a .npy: raw item ids, one a line
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Its file, and that of the ids where there is one."""
+        return (self.path,) if self.ids is None else (self.path, self.ids)
 
 
 @dataclass(frozen=True)

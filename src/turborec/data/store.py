@@ -11,6 +11,8 @@ Letters: U users, E events, V items. A user is a row 0..U-1; an item id runs fro
     cuts.npy            int64 [U, 2]    where user u's validation and test parts begin (positions in items)
     parts.npy           uint8 [U]       bits 1, 2, 4: the user takes part in training, validation, test
     user_ids.*, item_ids.*              raw ids as UTF-8 (.bytes) with their ends (.ends.npy), in byte order
+    features.NAME.npy   float32 [V + 1, W]  numbers that describe the items, such as image, text or audio; NaN in row 0 and in
+                                        those of items without any; where the source or data.features name such tables
     items.parquet       the items' attributes in item order, where the source has any
 
 Any file but the last may lie in shards (`shards.py`): NAME.00000, NAME.00001, …
@@ -23,6 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -160,6 +163,18 @@ class Store:
         """Each event's value, NaN where nobody knows: [E]; None where data.prepare.values did not keep them."""
         path = self.folder / "values.npy"
         return _array(path, "float32") if path.exists() or shards.is_sharded(path) else None
+
+    @cached_property
+    def features(self) -> Mapping[str, NDArray[np.float32]]:
+        """The items' features by name, each [V + 1, W]: row i is item i, NaN where it has none; row 0 is padding, NaN."""
+        found = {name: _array(self.folder / f"features.{name}.npy", "float32") for name in self.card.get("features", {})}
+        for name, table in found.items():
+            if table.ndim != 2 or len(table) != self.num_items + 1:
+                raise UserError(
+                    f"The features {name!r} of {self.folder} have the shape {list(table.shape)}, where {self.num_items + 1} "
+                    "rows belong. Delete the store and prepare it again."
+                )
+        return MappingProxyType(found)
 
     @cached_property
     def user_ids(self) -> Ids:

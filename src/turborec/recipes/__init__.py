@@ -1,6 +1,7 @@
 """The recipe of a training, and the recipes that ship with turborec: `<data>/<model>.yaml`, found by name."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
@@ -8,6 +9,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 
 from turborec.data.loader import Batches
 from turborec.data.prepare import Prepare
+from turborec.data.schema import FEATURE_NAME
 from turborec.data.split import LeaveOneOut, Split
 from turborec.engine import world
 from turborec.engine.loop import Stage
@@ -20,12 +22,29 @@ SourceConfig = TypeVar("SourceConfig", bound=Config)
 ModelConfig = TypeVar("ModelConfig", bound=Config)
 
 
+class Features(Config):
+    """Numbers that describe the items, in files of the user's own: found in the raw folder, below TURBOREC_DATA, or here."""
+
+    table: str = Field(min_length=1, description="a .npy of floats, or a .tsv or .csv whose first column is the raw item id")
+    ids: str | None = Field(None, min_length=1, description="of a .npy: its rows' raw item ids, one a line")
+
+
 class Data(Config, Generic[SourceConfig]):
     """Which interactions, cleaned how, split how."""
 
     source: SerializeAsAny[SourceConfig]
     prepare: Prepare = Prepare()
     split: Split = LeaveOneOut()
+    features: Mapping[str, Features] = Field({}, description="by name, such as image: {table: FILE, ids: FILE}")
+
+    @model_validator(mode="after")
+    def _features_have_names(self) -> Self:
+        for name in self.features:
+            if not re.fullmatch(FEATURE_NAME, name):
+                raise ValueError(
+                    f"features: a table cannot be called {name!r}: expected a letter from a to z, then these, digits and _"
+                )
+        return self
 
     @model_validator(mode="after")
     def _given_parts_are_used(self) -> Self:
@@ -33,7 +52,7 @@ class Data(Config, Generic[SourceConfig]):
         if said and self.split.kind != "labelled":
             raise ValueError(
                 f"source.{said} says which part each event belongs to, but split is {{kind: {self.split.kind}}}, which makes "
-                f"parts of its own: state split={{kind: labelled}}, or leave out source.{said}"
+                f"parts of its own: state split={{kind: labelled}}, or state source.{said}=null"
             )
         return self
 

@@ -1,7 +1,10 @@
 """Finds raw files that somebody put there: under their names or packed, in the raw folder or in the folder of the data."""
 
+import bz2
+import gzip
 import os
 from pathlib import Path
+from typing import BinaryIO, cast
 from urllib.parse import unquote
 
 from turborec.errors import UserError
@@ -9,12 +12,29 @@ from turborec.errors import UserError
 NULL = "__HIVE_DEFAULT_PARTITION__"
 """What a folder is called by whose rows have nothing in its column."""
 
+PACKED = (".gz", ".bz2")
+"""What may follow the name of a compressed file."""
+
 HINT = "A relative path starts at TURBOREC_DATA, or here."
 
 
 def plain_or_packed(path: Path) -> Path | None:
-    """A file under its name or, compressed, with .gz after it."""
-    return next((p for p in (path, path.with_name(path.name + ".gz")) if p.is_file()), None)
+    """A file under its name or, compressed, with .gz or .bz2 after it."""
+    return next((p for p in (path, *(path.with_name(path.name + suffix) for suffix in PACKED)) if p.is_file()), None)
+
+
+def unpacked_name(path: Path) -> str:
+    """What a file is called, compressed or not, without what says that it is."""
+    return next((path.name.removesuffix(suffix) for suffix in PACKED if path.name.endswith(suffix)), path.name)
+
+
+def opened(path: Path) -> BinaryIO:
+    """A file's content, unpacked where it begins as a compressed one does."""
+    with path.open("rb") as raw:
+        begin = raw.read(4)
+    if begin[:2] == b"\x1f\x8b":
+        return cast("BinaryIO", gzip.open(path))
+    return cast("BinaryIO", bz2.open(path)) if begin[:3] == b"BZh" and begin[3:].isdigit() else path.open("rb")
 
 
 def places(path: str, folder: Path) -> list[Path]:

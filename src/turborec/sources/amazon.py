@@ -104,7 +104,7 @@ class Config(recipe.Config):
             fetch(Remote(f"{address}/{name}.gz", f"{Path(name).name}.gz"), folder / str(self.edition))
 
     def parse(self, folder: Path) -> RawTables:
-        """Describe the reviews and the products: in `folder` or in that of the edition inside it, packed by gzip or not."""
+        """Describe the reviews and the products: in `folder` or in that of the edition inside it, packed or not."""
         edition = EDITIONS[self.edition]
         found = {name: self._find(name, folder) for name in self._names()}
         missing = [Path(name).name for name, path in found.items() if path is None]

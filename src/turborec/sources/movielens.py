@@ -115,7 +115,7 @@ class Config(recipe.Config):
                 unpack(path, [f"{edition.folder}/{name}" for name in names], folder)
 
     def parse(self, folder: Path) -> RawTables:
-        """Describe the two files, in `folder` or in the archive's folder inside it, compressed by gzip or not."""
+        """Describe the two files, in `folder` or in the archive's folder inside it, compressed by gzip or bzip2 or not."""
         edition = EDITIONS[self.name]
         files = edition.files
         found = self._find(folder)

@@ -23,7 +23,7 @@ class Config(recipe.Config):
     """
 
     kind: Literal["otto"] = "otto"
-    events: str = "train.jsonl"  # with .gz or not; in the raw folder, else below TURBOREC_DATA
+    events: str = "train.jsonl"  # with .gz or .bz2 or not; in the raw folder, else below TURBOREC_DATA
 
     def download(self, folder: Path) -> None:
         """Look whether the file is there."""
@@ -46,7 +46,7 @@ class Config(recipe.Config):
         found = next(filter(None, map(plain_or_packed, looked)), None)
         if found is None:
             raise UserError(
-                f"OTTO's sessions should be {' or '.join(map(str, looked))}, with or without .gz, but are not. Fetch them "
-                f"from {ADDRESS} (it asks for a login) and unpack them there. {HINT}"
+                f"OTTO's sessions should be {' or '.join(map(str, looked))}, with or without .gz or .bz2, but are not. Fetch "
+                f"them from {ADDRESS} (it asks for a login) and unpack them there. {HINT}"
             )
         return found

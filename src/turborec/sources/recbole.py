@@ -15,9 +15,6 @@ NAME.test.inter instead. UniSRec and models that follow it put beside them
 W. X. Zhao et al., RecBole: towards a unified, comprehensive and efficient framework for recommendation, CIKM 2021.
 """
 
-import gzip
-import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
@@ -26,26 +23,10 @@ from pydantic import Field, model_validator
 from turborec import recipe
 from turborec.data.schema import Lookup, RawTable, RawTables, Text
 from turborec.errors import UserError, closest
+from turborec.sources._atomic import DERIVED, Columns, chosen_of, columns_of, derived
 from turborec.sources._local import HINT, places, plain_or_packed
 
-TYPES = ("token", "token_seq", "float", "float_seq")
 PARTS = ("train", "valid", "test")
-LONGEST_HEADER = 2**20
-
-# RecBole's numbers are floats: `8.8e8`, `881250949.0`. Whole ones below 2^53 are exact as a double; the others stay as they
-# are written, to be read as the whole numbers they are or to be refused.
-_WHOLE = """CASE WHEN regexp_full_match({x}, '[0-9]+[.]?[0-9]*([eE][+]?[0-9]+)?') AND TRY_CAST({x} AS DOUBLE) < 9007199254740992
-    AND TRY_CAST({x} AS DOUBLE) = floor(TRY_CAST({x} AS DOUBLE))
-    THEN CAST(CAST(TRY_CAST({x} AS DOUBLE) AS BIGINT) AS STRING) ELSE {x} END"""
-_PART = "CASE {x} WHEN '0' THEN 'train' WHEN '1' THEN 'valid' WHEN '2' THEN 'test' ELSE {x} END"
-DERIVED = {"time": _WHOLE, "order": _WHOLE, "label": _PART}
-"""SQL for what is not written as we read it."""
-
-DEFAULTS = {"time": "timestamp", "value": "rating"}
-"""Columns that are read where they are there."""
-
-Columns = Mapping[str, str]
-"""The columns of a file: name -> `name:type`, as its header has it."""
 
 
 class Config(recipe.Config):
@@ -80,9 +61,9 @@ class Config(recipe.Config):
         self._events(folder)
 
     def parse(self, folder: Path) -> RawTables:
-        """Describe the files, compressed by gzip or not."""
+        """Describe the files, compressed by gzip or bzip2 or not."""
         paths = self._events(folder)
-        columns, *others = (_columns(path, self.separator) for path in paths)
+        columns, *others = (columns_of(path, self.separator) for path in paths)
         if any(list(other.values()) != list(columns.values()) for other in others):
             raise UserError(f"{', '.join(path.name for path in paths)} must have the same columns in the same order.")
         chosen = self._chosen(columns, paths[0])
@@ -92,7 +73,7 @@ class Config(recipe.Config):
             paths=paths,
             layout=Text(self.separator, header=True),
             select={name: column for name, column in chosen.items() if name not in (*lookups, *DERIVED)},
-            derive={name: sql.replace("{x}", _quoted(chosen[name])) for name, sql in DERIVED.items() if name in chosen},
+            derive=derived(chosen),
             constants={"label": PARTS} if self.benchmark_filename else {},
             lookups=lookups,
         )
@@ -113,7 +94,7 @@ class Config(recipe.Config):
         others = sorted({path.name for place in looked for path in place.glob(f"{self._stem}.*.inter*")})
         hint = f" There are {', '.join(others)}: name their parts in benchmark_filename." if others else f" {HINT}"
         where = " or ".join(map(str, looked))
-        raise UserError(f"Expected {' and '.join(names)}, with or without .gz, in {where}.{hint}")
+        raise UserError(f"Expected {' and '.join(names)}, with or without .gz or .bz2, in {where}.{hint}")
 
     def _chosen(self, columns: Columns, path: Path) -> dict[str, str]:
         """Our names and the columns that have what they mean."""
@@ -123,17 +104,7 @@ class Config(recipe.Config):
                 f"are laid over the histories here. Write one event a row: user, item and time or order."
             )
         named = {"user": self.user, "item": self.item, "time": self.time, "order": self.order, "value": self.value}
-        chosen = {}
-        for ours, name in (named | {"label": self.label}).items():
-            wanted = name or DEFAULTS.get(ours, "")
-            if name and name not in columns:
-                raise UserError(f"{path} has no column {name!r}{closest(name, tuple(columns))}: state which one is the {ours}.")
-            if wanted in columns:
-                chosen[ours] = columns[wanted]
-        sequences = [column for column in chosen.values() if column.endswith("_seq")]
-        if sequences:
-            raise UserError(f"{path}: {', '.join(sequences)} hold sequences, where a single value is needed.")
-        return chosen
+        return chosen_of(named | {"label": self.label}, columns, path)
 
     def _indexed(self, home: Path, name: str, column: str) -> Lookup | None:
         """What the indices of users or items stand for."""
@@ -148,7 +119,7 @@ class Config(recipe.Config):
         path = text if text and (indexed or not described) else described
         if path is None:
             return None
-        columns = _columns(path, self.separator)
+        columns = columns_of(path, self.separator)
         if self.item not in columns:
             raise UserError(f"{path} has no column {self.item!r}{closest(self.item, tuple(columns))}, which names the item.")
         select = {"item" if name == self.item else name: column for name, column in columns.items()}
@@ -156,7 +127,7 @@ class Config(recipe.Config):
         if path == described and indexed and (lookup := self._indexed(home, "item", select.pop("item"))):
             lookups["item"] = lookup
         elif path == described and text:
-            told = _columns(text, self.separator)
+            told = columns_of(text, self.separator)
             key, value = told.get(self.item), told.get("text")
             if not key or not value:
                 raise UserError(f"{text} must have the columns {self.item} and text, got {', '.join(told)}.")
@@ -164,40 +135,3 @@ class Config(recipe.Config):
             select.pop("text", None)
             lookups["text"] = Lookup(select["item"], table)
         return RawTable((path,), Text(self.separator, header=True), select, lookups=lookups)
-
-
-def _columns(path: Path, separator: str) -> Columns:
-    """What the header says; without any types, as MMRec writes it, a column is its name."""
-    fields = _header(path).split(separator)
-    typed = any(":" in field for field in fields)
-    for field in fields:
-        if typed and field.partition(":")[2] not in TYPES:
-            raise UserError(
-                f"The header of {path} must consist of name:type, separated by {separator!r}, with the types "
-                f"{', '.join(TYPES)}; got {field[:200]!r}."
-            )
-    names = [field.partition(":")[0] for field in fields]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"The header of {path} names the column {twice!r} twice: rename one of them.")
-    return dict(zip(names, fields, strict=True))
-
-
-def _header(path: Path) -> str:
-    """The first line of a file, compressed or not."""
-    try:
-        with path.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if packed else path.open("rb") as file:
-            line = file.readline(LONGEST_HEADER).rstrip(b"\r\n").decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} does not begin with a header in UTF-8: {error.reason} at byte {error.start}.") from error
-    if not line:
-        raise UserError(f"{path} is empty, or its first line is: expected a header such as user_id:token, item_id:token.")
-    return line
-
-
-def _quoted(column: str) -> str:
-    """A column as an SQL identifier."""
-    return '"' + column.replace('"', '""') + '"'

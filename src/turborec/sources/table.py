@@ -11,7 +11,7 @@ from turborec import recipe
 from turborec.data.schema import Columnar, JsonLines, Layout, RawTable, RawTables, Text, TimeFormat
 from turborec.errors import UserError
 from turborec.sources._fetch import Remote, fetch
-from turborec.sources._local import below, find, places, told_by_folders
+from turborec.sources._local import below, find, places, told_by_folders, unpacked_name
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".dat": "::"}
 COLUMNAR = (".parquet", ".arrow", ".feather", ".ipc")
@@ -26,7 +26,8 @@ class Config(recipe.Config):
 
     A relative path is looked for in the raw folder, then in the folder that TURBOREC_DATA names, then in the working
     directory. Text is told apart by its suffix (.csv, .tsv, .dat with `::`, .jsonl with an object a
-    line), with .gz or not. A column may also be told by the folders of a folder (`day=2024-01-01/part-0.parquet`).
+    line), with .gz or .bz2 after it or not. A column may also be told by the folders of a folder
+    (`day=2024-01-01/part-0.parquet`).
     """
 
     kind: Literal["table"] = "table"
@@ -91,7 +92,7 @@ class Config(recipe.Config):
         return RawTable(tuple(path for path, _ in files), layout, plain, constants=constants)
 
     def _layout(self, path: Path, columns: tuple[str, ...] | None) -> Layout:
-        suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+        suffix = Path(unpacked_name(path)).suffix.lower()
         if suffix in COLUMNAR:
             return Columnar()
         if suffix in JSON_LINES and self.delimiter is None:
