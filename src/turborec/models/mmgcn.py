@@ -162,7 +162,10 @@ class Network(nn.Module):
                 mean = graph(x, rows)
             mine, shared = (part if rows is None else part.index_select(0, rows) for part in (x, ids))
             itself = F.leaky_relu(own(mine)) + shared
-            x = F.leaky_relu(join(torch.cat([F.leaky_relu(spread(mean)), itself], dim=1)))
+            around, size = F.leaky_relu(spread(mean)), mean.shape[1]
+            # The product of both side by side, without laying them side by side.
+            joined = F.linear(around, join.weight[:, :size]) + F.linear(itself, join.weight[:, size:], join.bias)
+            x = F.leaky_relu(joined)
         return x
 
     def _enter(self, table: Modality, graph: Both) -> tuple[Tensor, Tensor]:
