@@ -1,0 +1,106 @@
+"""Measure steps of a graph model beside its plain form: python benchmarks/graphs.py RECIPE [A.B=VALUE]...
+
+LightGCN beside sparse products in coordinates, MMGCN beside messages that are gathered and scattered (plain_graphs.py); both
+train in turns in one process, in float32, on the same batches, with the same optimizer, and with parameters of their own
+that begin as the same numbers. An epoch of each is as many steps. A further contestant has the machine's reduced precision,
+and with --batch another the recipe with that many pairs in a batch, which changes the mathematics. The row goes to
+results/speed/<data>-<model>-graphs.json.
+"""
+
+import copy
+from dataclasses import replace
+
+import torch
+
+from measured import arguments, chosen_by, prepared, surroundings, told
+from plain_graphs import plain
+from rows import Row, write
+from turborec import stores
+from turborec.assembly import Assembly, assemble
+from turborec.bench import step
+from turborec.bench.levers import changed
+from turborec.bench.step import Contestant
+from turborec.engine import hardware
+from turborec.stores import training_batches
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = arguments(__doc__)
+    parser.add_argument("--batch", type=int, help="also measure an epoch with so many pairs in a batch")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    chosen = chosen_by(parser)
+    hardware.keep_freed_memory()
+    busy, environment = surroundings(parser)
+    recipe, store = prepared(chosen)
+    exact = changed(recipe, ("train.precision=float32",))
+    ours = assemble(exact, store, "cpu")
+    graph = stores.spec_of(store, recipe).graph
+    assert graph is not None
+    theirs = replace(ours, model=plain(copy.deepcopy(ours.model), graph))
+    loss, gradient = apart(ours, theirs)
+    name = "step_vs_coo" if recipe.model.kind == "lightgcn" else "epoch_vs_gather_scatter"
+    entrants = {"ours": ours, "plain": theirs}
+    if hardware.compute_dtype("auto", torch.device("cpu")) != torch.float32:
+        entrants["reduced"] = assemble(changed(recipe, ("train.precision=auto",)), store, "cpu")
+    if chosen.batch:
+        entrants["batch"] = assemble(changed(exact, (f"batches.tokens={chosen.batch}",)), store, "cpu")
+    contestants = [Contestant(one, step.training(entrant), torch.device("cpu")) for one, entrant in entrants.items()]
+    measured = {one.name: one for one in step.compete(contestants, chosen.rounds, chosen.seconds)}
+    # A target is a pair, and an epoch all of them: that is a ratio of steps too, where batches are as large.
+    ratios = {one: step.ratio(measured[one], measured["plain"]) for one in measured if one != "plain"}
+    names = {"ours": name, "reduced": f"{name}_reduced_precision", "batch": f"{name}_larger_batch"}
+    epoch = training_batches(exact, store).epoch(0)
+    seconds = {
+        f"{one}_epoch_cpu_seconds": epoch.targets / step.median(found.per_second("targets", "cpu")).value
+        for one, found in measured.items()
+    }
+    data, model = chosen.recipe.rsplit("/", 1)
+    row: Row = {
+        "kind": "speed",
+        "data": data,
+        "model": model,
+        "recipe": chosen.recipe,
+        "variant": "graphs",
+        "seed": recipe.seed,
+        "protocol": {
+            "work": "training steps in turns, forward, backward and optimizer, float32 but where it says otherwise; pairs a "
+            "processor second",
+            "model": recipe.model.model_dump(mode="json"),
+            "pairs_a_batch": recipe.batches.tokens,
+            "pairs_a_larger_batch": chosen.batch,
+            "larger_batch": "changes the mathematics: fewer steps an epoch",
+            "edges": len(graph.users),
+            "overrides": chosen.overrides,
+            "rounds": chosen.rounds,
+            "seconds": chosen.seconds,
+            "counts": store.card["counts"],
+            "source": store.card["source"].get("terms", ""),
+            "busy": busy,
+        },
+        "values": {names[one]: found.value for one, found in ratios.items()}
+        | {"loss_difference": loss, "gradient_difference": gradient}
+        | seconds,
+        "intervals": {names[one]: [found.low, found.high] for one, found in ratios.items()},
+        "provenance": environment,
+    }
+    print(write(f"speed/{data}-{model}-graphs", [row]))
+
+
+def apart(ours: Assembly, theirs: Assembly) -> tuple[float, float]:
+    """The relative difference of loss and gradient on the first batch; their parameters are in the same order."""
+    batch, found = training_batches(ours.recipe, ours.store).epoch(0).batch(0), []
+    for one in (ours, theirs):
+        one.model.zero_grad(set_to_none=True)
+        total = sum(term.weight * term.sum / term.count for term in one.model(batch).terms.values())
+        total.backward()
+        gradient = torch.cat([p.grad.flatten().double() for p in one.model.parameters() if p.grad is not None])
+        found.append((float(total.detach()), gradient))
+        one.model.zero_grad(set_to_none=True)
+    (loss, gradient), (other, reference) = found
+    return abs(loss - other) / abs(other), float((gradient - reference).norm() / reference.norm())
+
+
+if __name__ == "__main__":
+    told(main)
