@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tiny_encoders import bert_in, onnx_in
+
 FILMS = [
     ("1", "Heat (1995)", "A thief and a detective in Los Angeles.", ["Action", "Crime"]),
     ("2", "Alien (1979)", "<p>A crew meets an <b>alien</b> &amp; runs.</p>", ["Horror"]),
@@ -188,6 +190,15 @@ MISTAKES = [
 ]
 
 
+def test_the_source_is_not_written_over(run, tmp_path):
+    text = json.dumps({"item_id": 1, "title": "a film"})
+    (tmp_path / "films.json").write_text(text)
+    code, _, err = run("data", "features", "text", "films.json", "films", "--columns", "title")
+    assert code == 2
+    assert "films.json, which is read, would be written over" in err
+    assert (tmp_path / "films.json").read_text() == text
+
+
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
 def test_mistakes_are_told(run, tmp_path, arguments, message):
     films(tmp_path / "films.parquet")
@@ -220,6 +231,38 @@ def test_a_kill_leaves_what_was_encoded(run, tmp_path, monkeypatch):
     monkeypatch.setattr(descriptor, "describe", describe)
     found = told(run(*arguments)[1])
     assert (found["rows"], found["reused"]) == (20, 8)
+
+
+def test_texts_through_a_transformer_are_cached(run, tmp_path):
+    bert_in(tmp_path / "bert", [text for row in FILMS for text in row[1:3] if text])
+    films(tmp_path / "films.parquet")
+    arguments = ("data", "features", "text", "films.parquet", "out", "--columns", "title,abstract", "--encoder", "bert")
+    code, out, err = run(*arguments, "--batch", 2, "--precision", "float32", "--max-length", 1000)
+    assert (code, err) == (0, "")
+    assert "4 rows of 16 numbers in out.npy: 4 encoded, 0 reused, 1 without content." in out
+    first = table(tmp_path / "out")
+    card = json.loads((tmp_path / "out.json").read_text())
+    assert card["encoder"]["max_length"] == 64
+    assert card["versions"].keys() >= {"torch", "transformers", "tokenizers"}
+    films(tmp_path / "films.parquet", [*FILMS[::-1], ("6", "Another film", None, None)])
+    assert (
+        "5 rows of 16 numbers in out.npy: 1 encoded, 4 reused"
+        in run(*arguments, "--precision", "float32", "--max-length", 64)[1]
+    )
+    second = table(tmp_path / "out")
+    for raw in first:
+        np.testing.assert_array_equal(first[raw], second[raw])
+
+
+def test_images_through_an_onnx_file_are_cached(run, tmp_path):
+    onnx_in(tmp_path / "tiny.onnx", ["n", 3, 8, 8])
+    posters(tmp_path / "posters.parquet", {1: jpeg("red", form="PNG"), 2: jpeg("blue", form="PNG"), 3: b"none"})
+    arguments = ("data", "features", "image", "posters.parquet", "out", "--column", "jpeg", "--encoder", "tiny.onnx")
+    zero = ("--mean", "0,0,0", "--std", "1,1,1", "--skip-broken")
+    assert "2 rows of 4 numbers in out.npy: 2 encoded, 0 reused, 0 without content, 1 broken." in run(*arguments, *zero)[1]
+    np.testing.assert_allclose(table(tmp_path / "out")["1"], np.array([1, 0, 0, 1]) / 2**0.5, atol=1e-6)
+    assert "0 encoded, 2 reused" in run(*arguments, *zero)[1]
+    assert "2 encoded, 0 reused" in run(*arguments, "--skip-broken")[1]
 
 
 @pytest.mark.data

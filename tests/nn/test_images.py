@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tiny_encoders import CHANNELS, numbers_file, onnx_in
 from turborec.errors import UserError
 from turborec.nn import images
 from turborec.nn.images import BrokenImageError, Settings, opened
@@ -96,46 +97,6 @@ def test_damaged_images_raise_nothing_else():
             continue
 
 
-CHANNELS = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]], np.float32)
-
-
-def model_file(path, shape, last=False, reduce=False, kind=np.float32):
-    """An ONNX file whose four channels are red, green, blue and their sum; averaged over space if `reduce`."""
-    onnx = pytest.importorskip("onnx", reason="onnx: onnx is not installed")
-    pytest.importorskip("onnxruntime", reason="onnx: onnxruntime is not installed")
-    from onnx import TensorProto, helper, numpy_helper
-
-    element = TensorProto.FLOAT16 if kind is np.float16 else TensorProto.FLOAT
-    weight = numpy_helper.from_array(CHANNELS[:, :, None, None].astype(kind), "weight")
-    nodes, name = [], "pixels"
-    if last:
-        nodes.append(helper.make_node("Transpose", ["pixels"], ["first"], perm=[0, 3, 1, 2]))
-        name = "first"
-    nodes.append(helper.make_node("Conv", [name, "weight"], ["map"]))
-    given = helper.make_tensor_value_info("pixels", element, shape)
-    outputs = [helper.make_tensor_value_info("map", element, [None] * 4)]
-    if reduce:
-        nodes.append(helper.make_node("GlobalAveragePool", ["map"], ["mean"]))
-        nodes.append(helper.make_node("Flatten", ["mean"], ["flat"]))
-        outputs.insert(0, helper.make_tensor_value_info("flat", element, [None, 4]))
-    graph = helper.make_graph(nodes, "tiny", [given], outputs, [weight])
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.save(made, path)
-    return path
-
-
-def numbers_file(path):
-    """An ONNX file that takes no images."""
-    onnx = pytest.importorskip("onnx", reason="onnx: onnx is not installed")
-    pytest.importorskip("onnxruntime", reason="onnx: onnxruntime is not installed")
-    from onnx import TensorProto, helper
-
-    given, found = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 8]) for name in ("pixels", "same"))
-    graph = helper.make_graph([helper.make_node("Identity", ["pixels"], ["same"])], "tiny", [given], [found])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
-    return path
-
-
 def expected(image: Image.Image, mean, std) -> np.ndarray:
     """Averages of the channels of an image that is square already, at length 1."""
     channels = ((np.asarray(image, np.float64) / 255).mean((0, 1)) - mean) / std
@@ -155,7 +116,7 @@ def expected(image: Image.Image, mean, std) -> np.ndarray:
     ],
 )
 def test_vectors_are_the_pooled_output(tmp_path, shape, options):
-    path = model_file(tmp_path / "tiny.onnx", shape, **options)
+    path = onnx_in(tmp_path / "tiny.onnx", shape, **options)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     encoder = images.load(Settings(path, size=8, mean=mean, std=std, batch=3), CPU)
     generator = np.random.default_rng(0)
@@ -167,7 +128,7 @@ def test_vectors_are_the_pooled_output(tmp_path, shape, options):
 
 
 def test_an_image_is_scaled_and_cut_in_the_middle(tmp_path):
-    path = model_file(tmp_path / "tiny.onnx", ["n", 3, 8, 8])
+    path = onnx_in(tmp_path / "tiny.onnx", ["n", 3, 8, 8])
     encoder = images.load(Settings(path, mean=(0, 0, 0), std=(1, 1, 1)), CPU)
     wide = Image.new("RGB", (64, 16), "white")
     wide.paste((255, 0, 0), (24, 0, 40, 16))
@@ -178,7 +139,7 @@ def test_an_image_is_scaled_and_cut_in_the_middle(tmp_path):
 
 
 def test_weights_tell_encoders_apart(tmp_path):
-    path = model_file(tmp_path / "tiny.onnx", ["n", 3, "h", "w"])
+    path = onnx_in(tmp_path / "tiny.onnx", ["n", 3, "h", "w"])
     own = images.load(Settings(path), CPU).identity
     assert own["size"] == images.SIDE
     (tmp_path / "tiny.onnx_data").write_bytes(b"more weights")
@@ -190,9 +151,9 @@ def test_what_is_no_image_encoder_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"expected one input \[B, 3, H, W\] of floats, got pixels: tensor\(float\) \[2, 8\]"):
         images.load(Settings(numbers_file(tmp_path / "flat.onnx")), CPU)
     with pytest.raises(UserError, match=r"takes images of 8 points a side, got --size 9"):
-        images.load(Settings(model_file(tmp_path / "tiny.onnx", ["n", 3, 8, 8]), size=9), CPU)
+        images.load(Settings(onnx_in(tmp_path / "tiny.onnx", ["n", 3, 8, 8]), size=9), CPU)
     with pytest.raises(UserError, match="only square ones"):
-        images.load(Settings(model_file(tmp_path / "wide.onnx", ["n", 3, 8, 9])), CPU)
+        images.load(Settings(onnx_in(tmp_path / "wide.onnx", ["n", 3, 8, 9])), CPU)
     with pytest.raises(UserError, match="no output 'other'; it has 'map'"):
         images.load(Settings(tmp_path / "tiny.onnx", output="other"), CPU)
     (tmp_path / "text.onnx").write_text("no model")

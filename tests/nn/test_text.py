@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tiny_encoders import bert_in
 from turborec.errors import UserError
 from turborec.nn import text
 from turborec.nn.text import Settings
@@ -16,26 +17,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A BERT of two layers and its tokenizer, on the disk."""
-    transformers = pytest.importorskip("transformers", reason="text: transformers is not installed")
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted({word for line in TEXTS for word in line.split()})]
-    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    place = tmp_path_factory.mktemp("tiny")
-    wrapped = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    )
-    wrapped.save_pretrained(place)
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=64,
-    )  # fmt: skip
-    transformers.BertModel(config).save_pretrained(place)
-    return place
+    return bert_in(tmp_path_factory.mktemp("tiny"), TEXTS)
 
 
 def encoder(folder, **settings):

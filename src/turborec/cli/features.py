@@ -20,7 +20,7 @@ app = typer.Typer(help="Feature tables of items, from their texts and images.", 
 Out = Annotated[Path, typer.Argument(help="of OUT.npy, OUT.ids.txt and OUT.json, which are written")]
 Item = Annotated[str, typer.Option(help="the column of raw item ids")]
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="leave broken items out, however many they are")]
-Batch = Annotated[int | None, typer.Option(min=1, help="items that are encoded together [64]")]
+Batch = Annotated[int | None, typer.Option(min=1, help="items that are encoded together (64)")]
 
 
 @app.command("text")
@@ -32,11 +32,11 @@ def of_texts(
     encoder: Annotated[
         str, typer.Option(help="hashed, minilm, a folder with an encoder, or its name on the Hugging Face hub")
     ] = "hashed",
-    width: Annotated[int | None, typer.Option(min=1, max=2048, help="numbers of a vector of hashed [128]")] = None,
-    max_length: Annotated[int | None, typer.Option(min=2, help="tokens; what is longer is cut [256]")] = None,
+    width: Annotated[int | None, typer.Option(min=1, max=2048, help="numbers of a vector of hashed (128)")] = None,
+    max_length: Annotated[int | None, typer.Option(min=2, help="tokens; what is longer is cut (256)")] = None,
     batch: Batch = None,
-    pooling: Annotated[Literal["mean", "cls"] | None, typer.Option(help="of all tokens, or the first [mean]")] = None,
-    precision: Annotated[Literal["auto", "float32", "bfloat16"] | None, typer.Option(help="of the products [auto]")] = None,
+    pooling: Annotated[Literal["mean", "cls"] | None, typer.Option(help="mean: of all tokens; cls: the first (mean)")] = None,
+    precision: Annotated[Literal["auto", "float32", "bfloat16"] | None, typer.Option(help="of the products (auto)")] = None,
     device: Device = "auto",
     skip_broken: SkipBroken = False,
     home: Home = DEFAULT_HOME,
@@ -50,7 +50,7 @@ def of_texts(
     names = tuple(name.strip() for name in columns.split(",") if name.strip())
     if not names:
         raise UserError(f"--columns names the columns of texts, such as title,description; got {columns!r}.")
-    task = compute.Task(table, item, names, stem_of(out), home, skip_broken)
+    task = compute.Task(table, item, names, stem_of(out, table), home, skip_broken)
     found, begun = items.texts(table, item, names), time.monotonic()
     if encoder == "hashed":
         told = {"max-length": max_length, "batch": batch, "pooling": pooling, "precision": precision}
@@ -79,10 +79,10 @@ def of_images(
     item: Item = "item_id",
     column: Annotated[str, typer.Option(help="the column of the bytes of images")] = "image",
     encoder: Annotated[str, typer.Option(help="descriptor, or an ONNX file")] = "descriptor",
-    size: Annotated[int | None, typer.Option(min=8, help="points of a side [as the file says, or 224]")] = None,
-    mean: Annotated[str | None, typer.Option(help="of red, green, blue [0.485,0.456,0.406]")] = None,
-    std: Annotated[str | None, typer.Option(help="of red, green, blue [0.229,0.224,0.225]")] = None,
-    output: Annotated[str | None, typer.Option(help="which output of the ONNX file [its first]")] = None,
+    size: Annotated[int | None, typer.Option(min=8, help="points of a side (as the file says, or 224)")] = None,
+    mean: Annotated[str | None, typer.Option(help="of red, green, blue (0.485,0.456,0.406)")] = None,
+    std: Annotated[str | None, typer.Option(help="of red, green, blue (0.229,0.224,0.225)")] = None,
+    output: Annotated[str | None, typer.Option(help="which output of the ONNX file (its first)")] = None,
     batch: Batch = None,
     device: Device = "auto",
     skip_broken: SkipBroken = False,
@@ -107,7 +107,7 @@ def of_images(
         spread = images.IMAGENET_STD if std is None else _triple("std", std)
         settings = images.Settings(Path(encoder), size, average, spread, batch or 64, output)
         loaded = encoders.of_onnx(settings, device_of(device))
-    task = compute.Task(source, item, () if source.is_dir() else (column,), stem_of(out), home, skip_broken)
+    task = compute.Task(source, item, () if source.is_dir() else (column,), stem_of(out, source), home, skip_broken)
     with logging_to(None):
         tally = compute.by_item(task, items.images(source, item, column), loaded)
     _tell(tally, task.out, time.monotonic() - begun, as_json)

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from turborec.errors import UserError
 from turborec.files import require_writable, write_whole
 
 Floats = NDArray[np.float32]
@@ -75,9 +76,13 @@ def new_table(stem: Path) -> Iterator[Table]:
             part.unlink(missing_ok=True)
 
 
-def stem_of(out: Path) -> Path:
-    """`OUT`, which may be given as the name of its .npy file."""
-    return out.with_name(out.name.removesuffix(".npy"))
+def stem_of(out: Path, source: Path) -> Path:
+    """`OUT`, which may be given as the name of its .npy file; a UserError where it would take the place of the source."""
+    stem = out.with_name(out.name.removesuffix(".npy"))
+    for path in (matrix_of(stem), ids_of(stem), card_of(stem)):
+        if path.exists() and path.samefile(source):
+            raise UserError(f"{path}, which is read, would be written over: name another OUT than {out}.")
+    return stem
 
 
 def matrix_of(stem: Path) -> Path:
