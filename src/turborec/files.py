@@ -17,12 +17,12 @@ TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
 """What a table may be written as."""
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` under a temporary name, sync it and give it its name; what was there before stays if that fails."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write `content` under a temporary name, sync it and give it its name; what was there before stays if that fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -12,7 +12,7 @@ FLOORS = (
     {"contract", "files", "progress", "recipe"},
     {"head"},
     {"bridges", "data", "drift", "engine", "intervals", "losses", "metrics", "nn", "sources", "tiles"},
-    {"histories", "ranking"},
+    {"features", "histories", "ranking"},
     {"evaluate", "models", "recommend"},
     {"recipes"},
     {"stores"},
@@ -27,7 +27,7 @@ FLOORS = (
 )
 """From the ground up; '' is `turborec/__init__.py`, which holds the version."""
 
-ROOMS = {"bench", "bridges", "cli", "data", "drift", "engine", "launch", "nn", "recbole", "report"}
+ROOMS = {"bench", "bridges", "cli", "data", "drift", "engine", "features", "launch", "nn", "recbole", "report"}
 """Folders whose files may import one another; in the others only files whose names begin with `_` are shared."""
 
 EXCEPTIONS = {("sources", "data.schema"): "a source describes its files in the words of the schema that reads them"}

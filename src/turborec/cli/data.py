@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from turborec.cli import features
 from turborec.cli._options import DEFAULT_HOME, AsJson, Home, Overrides, Raw, RecipeName, StoreOrRecipe, periods_of
 from turborec.cli._show import console, escape
 from turborec.errors import UserError
@@ -22,6 +23,7 @@ KEY_DIGITS = 16
 Form = Literal["table", "recbole"]
 
 app = typer.Typer(help="Raw data and prepared stores.", no_args_is_help=True)
+app.add_typer(features.app, name="features")
 
 
 @app.command("list")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CHUNK_ROWS = 2**17
+BLOB_ROWS = 2**6
+PAGE_BYTES = 2**20
 LONGEST_FIELD = 4 * 2**20  # where quotes are: what an unclosed one can cost
 DELIMITERS = ("\t", ",", ";", "|", "::", " ")
 
@@ -57,6 +59,18 @@ def runs(path: Path, layout: Layout, names: Sequence[str], wanted: Sequence[str]
             yield from _quoted_runs(path, layout, names, wanted)
         else:
             yield from _plain_runs(path, layout, names, wanted)
+
+
+def blobs(path: Path, item: str, column: str) -> Iterator[tuple[list[str | None], list[bytes | None]]]:
+    """Raw ids beside the bytes in a column of a Parquet or Arrow file, a few rows at a time, since bytes may be large."""
+    import pyarrow as pa
+
+    with chunks.readable(path):
+        for batch, _ in _batches(path, [item, column], BLOB_ROWS):
+            content = batch.column(column)
+            if not (pa.types.is_binary(content.type) or pa.types.is_large_binary(content.type)):
+                raise UserError(f"{path}, column {column!r}: expected bytes, got {content.type}.")
+            yield _as_text(batch.column(item), f"{path}, column {item!r}").to_pylist(), content.to_pylist()
 
 
 def row_count(path: Path) -> int:
@@ -203,22 +217,24 @@ def _columnar_runs(path: Path, wanted: Sequence[str]) -> Iterator[Run]:
         yield Run(pa.table(table), [], 0, size)
 
 
-def _batches(path: Path, wanted: Sequence[str]) -> Iterator[tuple["pa.RecordBatch", int]]:
+def _batches(path: Path, wanted: Sequence[str], rows: int = CHUNK_ROWS) -> Iterator[tuple["pa.RecordBatch", int]]:
     """The file's rows and the bytes they stand for."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if _is_parquet(path):
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(CHUNK_ROWS, columns=list(wanted)):
+        # Of large values a row group may be larger than memory: it is read a page at a time.
+        paged = {} if rows == CHUNK_ROWS else {"buffer_size": PAGE_BYTES, "pre_buffer": False}
+        with pq.ParquetFile(path, **paged) as file:
+            for batch in file.iter_batches(rows, columns=list(wanted)):
                 yield batch, path.stat().st_size * batch.num_rows // file.metadata.num_rows
         return
     with pa.memory_map(str(path)) as source:
         reader = _arrow(source)
         count = getattr(reader, "num_record_batches", None)  # a stream does not know
         for whole in reader if count is None else map(reader.get_batch, range(count)):
-            for start in range(0, whole.num_rows, CHUNK_ROWS):
-                batch = whole.select(list(wanted)).slice(start, CHUNK_ROWS)
+            for start in range(0, whole.num_rows, rows):
+                batch = whole.select(list(wanted)).slice(start, rows)
                 yield batch, batch.nbytes
 
 
