@@ -20,7 +20,9 @@ from turborec.recipe import Config as BaseConfig
 class Config(BaseConfig):
     """Visual Bayesian personalised ranking (He and McAuley, AAAI 2016, arXiv 1510.01784), for any features.
 
-    As in MMRec: all tables side by side, one projection, no biases. What an item lacks adds nothing to its vector.
+    As in MMRec: all tables side by side, one projection, no biases. What an item lacks adds nothing to its vector. Tables are
+    centred and brought to one scale, which the projection could undo and no comparison of two items would notice, but
+    without which training hardly moves where a table has a large mean.
     """
 
     kind: Literal["vbpr"] = "vbpr"
@@ -43,7 +45,7 @@ class VBPR(Model):
         super().__init__()
         self.config = config
         self.users, self.items = vectors(spec.users, 2 * config.width), vectors(spec.items + 1, config.width)
-        self.tables = Modalities(spec.features, config.features)
+        self.tables = Modalities(spec.features, config.features, centred=True)
         self.projections = nn.ModuleDict(
             {name: nn.Linear(table.width, config.width, bias=False) for name, table in self.tables.each()}
         )

@@ -17,11 +17,15 @@ class Modality(nn.Module):
     values: Tensor  # float32 [V + 1, F], zero where an item has none
     there: Tensor  # bool [V + 1]
 
-    def __init__(self, table: Tensor) -> None:
-        """`table` [V + 1, F]; a row that is NaN is missing."""
+    def __init__(self, table: Tensor, centred: bool = False) -> None:
+        """`table` [V + 1, F]; a row that is NaN is missing. `centred`: less the mean of the rows, their mean square norm 1."""
         super().__init__()
         missing = table.isnan().any(1)
-        self.register_buffer("values", table.float().masked_fill(missing[:, None], 0.0), persistent=False)
+        values = table.float()
+        if centred and not missing.all():
+            values = values - values[~missing].mean(0)
+            values = values / values[~missing].square().sum(1).mean().sqrt().clamp(min=1e-12)
+        self.register_buffer("values", values.masked_fill(missing[:, None], 0.0), persistent=False)
         self.register_buffer("there", ~missing, persistent=False)
 
     @property
@@ -33,7 +37,7 @@ class Modality(nn.Module):
 class Modalities(nn.Module):
     """Several tables by name."""
 
-    def __init__(self, features: Mapping[str, Tensor], wanted: Sequence[str] | None) -> None:
+    def __init__(self, features: Mapping[str, Tensor], wanted: Sequence[str] | None, centred: bool = False) -> None:
         """The tables of these names, all where none are named; a UserError where there are none, or not one of them."""
         super().__init__()
         if not features:
@@ -45,7 +49,7 @@ class Modalities(nn.Module):
             if name not in features:
                 known = ", ".join(features)
                 raise UserError(f"There are no features {name!r}{closest(name, list(features))}: there are {known}.")
-        self.by_name = nn.ModuleDict({name: Modality(features[name]) for name in wanted or features})
+        self.by_name = nn.ModuleDict({name: Modality(features[name], centred) for name in wanted or features})
 
     @property
     def names(self) -> list[str]:
