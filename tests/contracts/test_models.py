@@ -49,6 +49,7 @@ VARIANTS = {
     "mamba4rec of two layers": {"layers": 2, "norm": "pre"},
     "mmgcn with trained vectors": {"trainable_ids": True},
     "lightgcn without layers": {"layers": 0},
+    "lightgcn of some edges": {"neighbours": 2},
     "dragon of one table": {"features": ("text",), "user_neighbours": 0, "item_layers": 2},
     "freedom of its projections": {"train_features": False, "drop": 0.0},
     "bert4rec of RePlay": {"embedding_norm": False, "final_norm": False, "head": False, "tied": False},

@@ -162,6 +162,7 @@ class Network(nn.Module):
                 mean = graph(x, rows)
             mine, shared = (part if rows is None else part.index_select(0, rows) for part in (x, ids))
             itself = F.leaky_relu(own(mine)) + shared
+            assert isinstance(join, nn.Linear)
             around, size = F.leaky_relu(spread(mean)), mean.shape[1]
             # The product of both side by side, without laying them side by side.
             joined = F.linear(around, join.weight[:, :size]) + F.linear(itself, join.weight[:, size:], join.bias)
