@@ -49,6 +49,8 @@ VARIANTS = {
     "mamba4rec of two layers": {"layers": 2, "norm": "pre"},
     "mmgcn with trained vectors": {"trainable_ids": True},
     "lightgcn without layers": {"layers": 0},
+    "bpr with a bias": {"item_bias": True},
+    "vbpr with a bias": {"item_bias": True},
     "lightgcn of some edges": {"neighbours": 2},
     "dragon of one table": {"features": ("text",), "user_neighbours": 0, "item_layers": 2},
     "freedom of its projections": {"train_features": False, "drop": 0.0},

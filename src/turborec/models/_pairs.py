@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from turborec.contract import DotProduct, Loss, Term
+from turborec.contract import DotProduct, Loss, Term, rows_of
 from turborec.data.batch import DataSpec, Interactions, PairBatch, SequenceBatch
 from turborec.losses import preference
 
@@ -53,7 +53,10 @@ class Pairs(nn.Module):
         penalties: Mapping[str, tuple[Tensor, float]],
         scale: float = 1.0,
     ) -> Loss:
-        """The preference of `liked` over `other` [B, D], and penalties [B] by name, each with its weight; 0: left out."""
+        """The preference of `liked` over `other` [B, D], and penalties [B] by name, each with its weight; 0: left out.
+
+        `scale` is the weight of the preference.
+        """
         count, asked = batch.num_targets(), (batch.items > 0).float()
         terms = {"bpr": Term((preference(users, liked, other) * asked).sum(), count, scale)}
         for name, (values, weight) in penalties.items():
@@ -61,23 +64,40 @@ class Pairs(nn.Module):
                 terms[name] = Term((values * asked).sum(), count, weight)
         return Loss(terms)
 
-    def scorer(self, users: Tensor, items: Tensor) -> DotProduct:
-        """Scores by vectors of users [U, D] and items [V + 1, D].
+    def scorer(self, users: Tensor, items: Tensor, bias: Tensor | None = None) -> DotProduct:
+        """Scores by vectors of users [U, D] and items [V + 1, D], and a bias of the items [V + 1] if they have one.
 
         A user whom the training has not seen is the mean of the items of the history that is shown; who has none is
-        recommended what is popular, by one more number in every vector.
+        recommended what is popular. So vectors have two more numbers: what is popular, and the bias, of which everybody
+        else has 1.
         """
         users, items = users.detach().float(), items.detach().float()
+        biased = items.new_zeros(len(items)) if bias is None else bias.detach().float()
 
         def encode(batch: SequenceBatch) -> Tensor:
             at = batch.users.clamp(min=0)
             known = (batch.users >= 0) & self.known[at]
             shown = F.embedding_bag(batch.items, items, mode="mean", padding_idx=0)
             own = torch.where(known[:, None], users[at], shown)
-            nobody = ~known & (batch.lengths == 0)
-            return torch.cat([own, nobody[:, None].to(own.dtype)], dim=1)
+            nobody = (~known & (batch.lengths == 0))[:, None].to(own.dtype)
+            return torch.cat([own, nobody, 1 - nobody], dim=1)
 
-        return DotProduct(encode, torch.cat([items, self.popularity[:, None]], dim=1))
+        return DotProduct(encode, torch.cat([items, self.popularity[:, None], biased[:, None]], dim=1))
+
+
+Three = tuple[Tensor, Tensor, Tensor]
+"""Vectors of users, of the items that they have, and of others: [B, D] each."""
+
+
+def with_bias(vectors: Three, bias: nn.Embedding | None, batch: PairBatch) -> Three:
+    """The vectors, one number longer where items have a bias: [B, D] -> [B, D + 1]."""
+    if bias is None:
+        return vectors
+    users, liked, other = vectors
+    liked, other = (
+        torch.cat([part, rows_of(bias.weight, at)], dim=1) for part, at in ((liked, batch.items), (other, batch.negatives))
+    )
+    return torch.cat([users, users.new_ones(len(users), 1)], dim=1), liked, other
 
 
 def squares(*parts: Tensor) -> Tensor:

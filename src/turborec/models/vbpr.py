@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from turborec.contract import DotProduct, Loss, Model, rows_of
 from turborec.data.batch import DataSpec, PairBatch
-from turborec.models._pairs import Pairs, squares, vectors
+from turborec.models._pairs import Pairs, squares, vectors, with_bias
 from turborec.nn.modality import Modalities
 from turborec.recipe import Config as BaseConfig
 
@@ -20,9 +20,9 @@ from turborec.recipe import Config as BaseConfig
 class Config(BaseConfig):
     """Visual Bayesian personalised ranking (He and McAuley, AAAI 2016, arXiv 1510.01784), for any features.
 
-    As in MMRec: all tables side by side, one projection, no biases. What an item lacks adds nothing to its vector. Tables are
-    centred and brought to one scale, which the projection could undo and no comparison of two items would notice, but
-    without which training hardly moves where a table has a large mean.
+    As in MMRec: all tables side by side, and one projection; the paper has a bias of the items, too. What an item lacks adds
+    nothing to its vector. Tables are centred and brought to one scale, which the projection could undo and no comparison of
+    two items would notice, but without which training hardly moves where a table has a large mean.
     """
 
     kind: Literal["vbpr"] = "vbpr"
@@ -31,6 +31,7 @@ class Config(BaseConfig):
 
     width: int = Field(64, ge=1, description="of the vectors that are learnt, and again of those that are read off features")
     features: tuple[str, ...] | None = Field(None, min_length=1, description="which tables; all when null")
+    item_bias: bool = Field(False, description="learn a number for each item, the same for all users")
     regularisation: float = Field(1e-4, ge=0.0, description="weight of half the squared norms of what a pair reads")
 
     def build(self, spec: DataSpec) -> "VBPR":
@@ -51,6 +52,7 @@ class VBPR(Model):
         )
         for weight in self.projections.parameters():
             nn.init.xavier_normal_(weight)
+        self.bias = nn.Embedding(spec.items + 1, 1, _weight=torch.zeros(spec.items + 1, 1)) if config.item_bias else None
         self.pairs = Pairs(spec)
 
     def forward(self, batch: PairBatch) -> Loss:
@@ -61,13 +63,15 @@ class VBPR(Model):
             torch.cat([own, self._seen(ids)], dim=1) for own, ids in zip(learnt, (batch.items, batch.negatives), strict=True)
         )
         penalties = {"l2": (squares(users, *learnt), self.config.regularisation)}
+        users, liked, other = with_bias((users, liked, other), self.bias, batch)
         loss: Loss = self.pairs.loss(batch, users, liked, other, penalties)
         return loss
 
     def scorer(self) -> DotProduct:
         """Scores by the users' table and both halves of the items' vectors."""
         items = torch.cat([self.items.weight, self._seen(None)], dim=1)
-        scorer: DotProduct = self.pairs.scorer(self.users.weight, items)
+        bias = None if self.bias is None else self.bias.weight[:, 0]
+        scorer: DotProduct = self.pairs.scorer(self.users.weight, items, bias)
         return scorer
 
     def _seen(self, ids: Tensor | None) -> Tensor:
