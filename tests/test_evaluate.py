@@ -21,6 +21,7 @@ from turborec.recipe import validate
 
 CPU = torch.device("cpu")
 USERS, ITEMS = 40, 25
+MASKS = ("history", "training")
 
 
 @pytest.fixture
@@ -69,6 +70,22 @@ def test_values_are_those_of_a_sort_of_the_candidates(store):
         expected = {name: np.mean(values) for name, values in found.items()}
         expected |= {"coverage@2": len(set(listed)) / ITEMS, "arp@2": events[listed].mean()}
         assert means == pytest.approx(expected)
+
+
+def test_masks_may_be_the_events_of_training_alone(store):
+    """MMRec's protocol: items of the validation part are candidates at the test, and cost places."""
+    scores = torch.rand(USERS, ITEMS + 1, generator=torch.Generator().manual_seed(2))
+    whole, training = (measure(store, Table(scores), Evaluation(masks=masks, metrics=(Recall(k=3), MRR()))) for masks in MASKS)
+    found = []
+    for user in range(USERS):
+        begin, first, second, end = (store.histories.offsets[user], *store.cuts[user], store.histories.offsets[user + 1])
+        targets = set(store.histories.items[second:end].tolist())
+        seen = set(store.histories.items[begin:first].tolist()) - targets
+        order = sorted(set(range(1, ITEMS + 1)) - seen, key=lambda i: -scores[user, i])
+        found.append(len(targets.intersection(order[:3])) / len(targets))
+    assert training.masked["recall@3"] == pytest.approx(np.mean(found)) and training.masked["mrr"] < whole.masked["mrr"]
+    assert training.kept == whole.kept
+    assert training.card["masks"] == "the events of the training part alone" and "masks" not in whole.card
 
 
 @pytest.mark.parametrize("items", [9, 10])

@@ -31,18 +31,15 @@ def vectors(rows: int, width: int) -> nn.Embedding:
 
 
 class Pairs(nn.Module):
-    """The loss of pairs, and the scorer; it knows which users the training has seen, and how popular items are."""
+    """The loss of pairs, and the scorer; it knows which users the training has seen."""
 
     known: Tensor  # bool [U]
-    popularity: Tensor  # float32 [V + 1]
 
     def __init__(self, spec: DataSpec) -> None:
         super().__init__()
         known = torch.zeros(spec.users, dtype=torch.bool)
         known[graph_of(spec).users.long()] = True
-        # Facts of the data: they come back with the store.
-        self.register_buffer("known", known, persistent=False)
-        self.register_buffer("popularity", spec.item_counts().double().log1p().float(), persistent=False)
+        self.register_buffer("known", known, persistent=False)  # a fact of the data, which comes back with the store
 
     def loss(
         self,
@@ -64,25 +61,20 @@ class Pairs(nn.Module):
                 terms[name] = Term((values * asked).sum(), count, weight)
         return Loss(terms)
 
-    def scorer(self, users: Tensor, items: Tensor, bias: Tensor | None = None) -> DotProduct:
-        """Scores by vectors of users [U, D] and items [V + 1, D], and a bias of the items [V + 1] if they have one.
+    def scorer(self, users: Tensor, items: Tensor, bias: nn.Embedding | None = None) -> DotProduct:
+        """Scores by vectors of users [U, D] and items [V + 1, D].
 
-        A user whom the training has not seen is the mean of the items of the history that is shown; who has none is
-        recommended what is popular. So vectors have two more numbers: what is popular, and the bias, of which everybody
-        else has 1.
+        A user whom the training has not seen is the mean of the items of the history that is shown.
         """
         users, items = users.detach().float(), items.detach().float()
-        biased = items.new_zeros(len(items)) if bias is None else bias.detach().float()
 
         def encode(batch: SequenceBatch) -> Tensor:
             at = batch.users.clamp(min=0)
             known = (batch.users >= 0) & self.known[at]
             shown = F.embedding_bag(batch.items, items, mode="mean", padding_idx=0)
-            own = torch.where(known[:, None], users[at], shown)
-            nobody = (~known & (batch.lengths == 0))[:, None].to(own.dtype)
-            return torch.cat([own, nobody, 1 - nobody], dim=1)
+            return torch.where(known[:, None], users[at], shown)
 
-        return DotProduct(encode, torch.cat([items, self.popularity[:, None], biased[:, None]], dim=1))
+        return DotProduct(encode, items, None if bias is None else bias.weight[:, 0].detach())
 
 
 Three = tuple[Tensor, Tensor, Tensor]

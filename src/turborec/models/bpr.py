@@ -54,6 +54,5 @@ class BPR(Model):
 
     def scorer(self) -> DotProduct:
         """Scores by the two tables."""
-        bias = None if self.bias is None else self.bias.weight[:, 0]
-        scorer: DotProduct = self.pairs.scorer(self.users.weight, self.items.weight, bias)
+        scorer: DotProduct = self.pairs.scorer(self.users.weight, self.items.weight, self.bias)
         return scorer

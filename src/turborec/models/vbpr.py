@@ -70,8 +70,7 @@ class VBPR(Model):
     def scorer(self) -> DotProduct:
         """Scores by the users' table and both halves of the items' vectors."""
         items = torch.cat([self.items.weight, self._seen(None)], dim=1)
-        bias = None if self.bias is None else self.bias.weight[:, 0]
-        scorer: DotProduct = self.pairs.scorer(self.users.weight, items, bias)
+        scorer: DotProduct = self.pairs.scorer(self.users.weight, items, self.bias)
         return scorer
 
     def _seen(self, ids: Tensor | None) -> Tensor:

@@ -1,0 +1,118 @@
+"""Whole runs of models of users and items, from raw files: trained, resumed, shared out, and asked for lists."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from turborec import apply, recipes, run, stores
+from turborec.assembly import assemble, measure
+from turborec.engine import checkpoint
+from turborec.launch.verify import verify
+from turborec.recommend import Lists
+from turborec.stores import Places
+
+USERS, ITEMS = 60, 40
+MODELS = {
+    "lightgcn": {},
+    "freedom": {"neighbours": 4, "drop": 0.5},
+    "dragon": {"neighbours": 4, "user_neighbours": 5, "hidden": 8},
+    "mmgcn": {"reduced": {"image": 8}},
+}
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """Files as of TikTok: users of three tastes, items that look and sound as they are liked; one user has tests alone."""
+    folder = tmp_path_factory.mktemp("raw")
+    generator = np.random.default_rng(0)
+    rows = []
+    for user in range(USERS):
+        liked = np.flatnonzero(np.arange(ITEMS) % 3 == user % 3)
+        chosen = generator.permutation(liked)[: generator.integers(6, 12)]
+        parts = ["train"] * (len(chosen) - 3) + ["valid", "test", "test"]
+        rows += [(user, int(item), part if user else "test") for item, part in zip(chosen, parts, strict=True)]
+    names = ("user_id", "item_id", "split")
+    pq.write_table(pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))), folder / "interactions.parquet")
+    taste = np.eye(3)[np.arange(ITEMS) % 3]
+    for name in ("image", "audio"):
+        np.save(
+            folder / f"{name}_feat.npy", (taste @ generator.random((3, 6)) + 0.1 * generator.random((ITEMS, 6))).astype("f4")
+        )
+    return folder
+
+
+def recipe_of(model, **others):
+    tree = {
+        "data": {"source": {"kind": "tiktok"}, "split": {"kind": "labelled"}},
+        "batches": {"tokens": 64, "max_length": 10},
+        "model": {"kind": model, "width": 8, **MODELS[model]},
+        "train": {"epochs": 15, "optimizer": {"kind": "adamw", "lr": 2e-2}, "precision": "float32"},
+        "evaluation": {"masks": "training"},
+        "select": "recall@20",
+        "anchors": False,
+    }
+    return recipes.from_tree(tree | others, "the test")
+
+
+@pytest.fixture(scope="module")
+def places(raw, tmp_path_factory):
+    return Places(home=tmp_path_factory.mktemp("home"), raw=raw)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_run_learns_tastes_and_has_an_answer_for_everybody(model, places, tmp_path):
+    done, results = run.train(recipe_of(model), tmp_path / "run", places)
+    assert results[model].masked["recall@20"] > 0.9  # 20 of 40 items are enough for the taste
+    assert results[model].card["masks"] == "the events of the training part alone"
+    assert measure(run.reopen(tmp_path / "run", places), "test").masked == results[model].masked
+    epochs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(record["kind"] == "epoch" for record in epochs) == 15
+    # Somebody new with a history, somebody of whom no event is known, and a user of the tests alone.
+    (tmp_path / "new.csv").write_text("user,item\nstranger,0\nstranger,3\nnobody,none\n")
+    (some,) = apply.recommend_for(done, Lists(k=5), None, tmp_path / "new.csv", None)[0]
+    lists = dict(zip(some.users, some.items.tolist(), strict=True))
+    raw = {user: [int(item) for item in done.store.item_ids.raw(np.array(items) - 1)] for user, items in lists.items()}
+    assert sum(item % 3 == 0 for item in raw["stranger"]) >= 4 and not {0, 3} & set(raw["stranger"])
+    assert dict(zip(some.users, some.popular.tolist(), strict=True)) == {"stranger": False, "nobody": True}
+    (stored,) = apply.recommend_for(done, Lists(k=5), ["0", "7"], None, None)[0]
+    assert stored.users == ["0", "7"] and np.isfinite(stored.scores).all()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_is_killed_and_resumed_is_what_never_stopped(model, places):
+    store = stores.of_recipe(recipe_of(model), places)
+    found = verify(recipe_of(model), store.folder, steps=12, kills=2)
+    assert found.equal, found.differing
+
+
+@pytest.mark.parametrize("model", ["freedom", "mmgcn"])
+def test_two_processes_compute_the_same_training(model, places, tmp_path):
+    recipe = recipe_of(model)
+    store = stores.of_recipe(recipe, places)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe.model_dump(mode="json")))
+    weights = []
+    for processes in (1, 2):
+        command = [sys.executable, "-m", "turborec", "launch", "local", "--processes", str(processes), "recipe.yaml"]
+        command += ["--store", str(store.folder), "--out", f"run{processes}"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        weights.append(checkpoint.load_latest(tmp_path / f"run{processes}" / "checkpoints").tensors["model"])
+    for name, value in weights[0].items():
+        assert torch.allclose(value, weights[1][name], atol=2e-3), name
+
+
+def test_graphs_are_kept_beside_the_stores_and_not_among_data(raw, places):
+    store = stores.of_recipe(recipe_of("dragon"), places)
+    before = sorted(path.name for path in raw.iterdir())
+    assemble(recipe_of("dragon"), store)
+    kept = {path.name for path in (places.home / "graphs").iterdir()}
+    assemble(recipe_of("dragon"), store)
+    assert len(kept) == 2 and {path.name for path in (places.home / "graphs").iterdir()} == kept
+    assert sorted(path.name for path in raw.iterdir()) == before
+    assert not any("graph" in path.name for path in store.folder.iterdir())
