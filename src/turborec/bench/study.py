@@ -21,7 +21,6 @@ from turborec.bench import guide
 from turborec.bench.claims import Values, Verdict, judge, of_lever, of_variant
 from turborec.bench.guide import Variant
 from turborec.bench.levers import changed
-from turborec.contract import Counted
 from turborec.data.store import Store
 from turborec.engine import hardware, log, monitor
 from turborec.engine.interrupt import TRY_AGAIN, code_of, interruptible
@@ -72,7 +71,8 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, folder: Path, device: str =
             name, seed = trained[number % len(trained)], recipe.seed + number // len(trained)
             logger.info(f"Training {number + 1} of {plan.seeds * len(trained)}: {name}, seed {seed}")
             own = recipes[name].model_copy(update={"seed": seed})
-            runs[name].append({"seed": seed, **_trained(own, store, folder / f"{name}-seed-{seed}", device)})
+            place = folder / f"{name}-seed-{seed}"
+            runs[name].append({"seed": seed, "folder": str(place), **_trained(own, store, place, device)})
     for several in runs.values():
         _add_time_to_quality(several, runs[BASELINE], plan.share)
     rows = [_row(one, runs.get(one.name, []), one.name in same) for one in chosen]
@@ -93,8 +93,6 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, folder: Path, device: str =
 
 def _trained(recipe: AnyRecipe, store: Store, folder: Path, device: str) -> dict[str, Any]:
     """What the training in `folder` came to; it is begun, or gone on with, unless it has ended."""
-    if isinstance(recipe.model, Counted):
-        raise UserError(f"{recipe.model.kind} is counted, not trained: there is nothing to study.")
     _refuse_another(recipe, store, folder)
     if not _has_ended(folder):
         said, path = folder.with_name(f"{folder.name}.txt"), folder.with_name(f"{folder.name}.yaml")
@@ -109,9 +107,12 @@ def _trained(recipe: AnyRecipe, store: Store, folder: Path, device: str) -> dict
             why = f"killed by signal {-code}, as for lack of memory" if code < 0 else "".join(told[-1:])
             logger.warning(f"{folder.name} failed: {why} ({said} has all that it said)")
             return {"state": "failed", "why": why, **measured(folder, recipe)}
+    found = measured(folder, recipe)
     if (state := log.state_of(folder)) == "finished":
-        return {"state": state, "why": None, **measured(folder, recipe)}
-    return {"state": "diverged", "why": _reason(folder).partition(": ")[2].partition(". ")[0], **measured(folder, recipe)}
+        if not found["values"]["steps"]:
+            raise UserError(f"{recipe.model.kind} is counted, not trained: there is nothing to study.")
+        return {"state": state, "why": None, **found}
+    return {"state": "diverged", "why": _reason(folder).partition(": ")[2].partition(". ")[0], **found}
 
 
 def _refuse_another(recipe: AnyRecipe, store: Store, folder: Path) -> None:
@@ -171,7 +172,12 @@ def measured(folder: Path, recipe: AnyRecipe) -> dict[str, Any]:
     # The step that ends a training is not among its records.
     wrong += _reason(folder).startswith(f"{DivergedError.__name__}: The loss")
     done = [one for one in epochs if "training_seconds" in one]
-    values: dict[str, float | None] = {"epochs": len(epochs) - 1, "steps": steps, "nonfinite_steps": wrong, **held}
+    values: dict[str, float | None] = {
+        "epochs": len(epochs) - 1,
+        "steps": steps,
+        "nonfinite_steps": wrong if steps or wrong else None,
+    }
+    values |= held
     for clock in ("seconds", "cpu_seconds"):
         values[f"training_{clock}"] = statistics.median(one[f"training_{clock}"] for one in done) if done else None
         validations = [one.get(f"validation_{clock}", 0.0) for one in done]
@@ -227,8 +233,8 @@ def _row(one: Variant, runs: list[dict[str, Any]], same: bool) -> dict[str, Any]
     reason = next((each["why"] for each in runs if each["why"]), None)
     names = dict.fromkeys(name for each in runs for name in each["values"])
     found = {name: _mean([each["values"].get(name) for each in runs]) for name in names}
-    if "nonfinite_steps" in found:
-        found["nonfinite_steps"] = sum(each["values"]["nonfinite_steps"] for each in runs)
+    if counts := [count for each in runs if (count := each["values"].get("nonfinite_steps")) is not None]:
+        found["nonfinite_steps"] = sum(counts)
     return {**row, "values": found, "curve": runs[0]["curve"], "state": states[0], "why": reason, "runs": runs}
 
 
