@@ -90,7 +90,7 @@ def outcome(run):
     last = sorted(p for p in (run / "checkpoints").iterdir() if p.name[5:].isdigit())[-1]
     weights = [sha256(last / f"{name}.safetensors") for name in ("model", "average", "optimizer")]
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    lasting = [record for record in records if record["kind"] != "usage"]
+    lasting = [record for record in records if record["kind"] not in ("usage", "clock")]
     return weights, [{k: v for k, v in r.items() if k not in ("time", "targets_per_second")} for r in lasting]
 
 

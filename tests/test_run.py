@@ -10,7 +10,7 @@ from stores import store_of
 from turborec import apply, recipes, run
 from turborec.assembly import measure
 from turborec.engine import checkpoint, trackers
-from turborec.errors import UserError
+from turborec.errors import InterruptedRunError, UserError
 from turborec.stores import Places
 
 TREE = {
@@ -65,6 +65,73 @@ def test_patience_ends_a_training(options, tmp_path):
     run.train(recipes.from_tree(tree, "the test"), tmp_path / "run", options)
     position = checkpoint.load_latest(tmp_path / "run" / "checkpoints").state["position"]
     assert position["epoch"] < 50
+
+
+RARELY = TREE | {"train": {"epochs": 5, "average": 0.9}, "then": [], "stopping": {"every": 2}}
+
+
+def records_of(folder, kind):
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if record["kind"] == kind]
+
+
+def test_validations_may_be_rarer_than_epochs(options, tmp_path, caplog):
+    with caplog.at_level("INFO", "turborec"):
+        _, results = run.train(recipes.from_tree(RARELY, "the test"), tmp_path / "run", options)
+    epochs, clocks = (records_of(tmp_path / "run", kind) for kind in ("epoch", "clock"))
+    assert [record["epoch"] for record in epochs if "ndcg@10" in record] == [2, 4, 5]
+    assert [record["epoch"] for record in clocks if "validation_seconds" in record] == [2, 4, 5]
+    assert all(record["loss"] > 0 and record["targets_per_second"] > 0 for record in epochs)
+    assert "loss" in caplog.text and caplog.text.count("not validated") == 2
+    best = max((record for record in epochs if "ndcg@10" in record), key=lambda record: record["ndcg@10"])
+    assert checkpoint.load_latest(tmp_path / "run" / "checkpoints").state["best_step"] == best["step"]
+    assert results["sasrec"].values["ndcg@10"] == measure(run.reopen(tmp_path / "run", options), "test").values["ndcg@10"]
+
+
+def test_it_is_validated_as_a_run_that_always_is(options, tmp_path):
+    often = RARELY | {"stopping": {"every": 1}}
+    for name, tree in (("often", often), ("rarely", RARELY)):
+        run.train(recipes.from_tree(tree, "the test"), tmp_path / name, options)
+    always, rare = ({r["epoch"]: r for r in records_of(tmp_path / name, "epoch")} for name in ("often", "rarely"))
+    assert all(rare[epoch]["ndcg@10"] == always[epoch]["ndcg@10"] for epoch in (2, 4, 5))
+
+
+@pytest.mark.parametrize("stopped", [1, 2, 3])
+def test_rare_validations_resume_exactly(stopped, options, tmp_path, monkeypatch):
+    recipe = recipes.from_tree(RARELY, "the test")
+    run.train(recipe, tmp_path / "whole", options)
+    ends = [record["step"] for record in records_of(tmp_path / "whole", "epoch")]
+
+    def stop(number, step, command):
+        if step == ends[stopped - 1]:
+            raise InterruptedRunError("stopped")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("turborec.training.heed", stop)
+        with pytest.raises(InterruptedRunError):
+            run.train(recipe, tmp_path / "parted", options)
+    assert [record["epoch"] for record in records_of(tmp_path / "parted", "epoch")] == list(range(1, stopped + 1))
+    run.train(recipe, tmp_path / "parted", options)
+    newest = [checkpoint.load_latest(tmp_path / name / "checkpoints") for name in ("whole", "parted")]
+    assert newest[0].state == newest[1].state
+    for group, tensors in newest[0].tensors.items():
+        assert all(torch.equal(tensor, newest[1].tensors[group][name]) for name, tensor in tensors.items())
+    timed = ("time", "targets_per_second")
+    whole, parted = (
+        [{k: v for k, v in r.items() if k not in timed} for r in records_of(tmp_path / n, "epoch")] for n in ("whole", "parted")
+    )
+    assert whole == parted
+
+
+def test_a_run_without_a_validated_epoch_has_no_weights_to_open(options, tmp_path, monkeypatch):
+    def stop(number, step, command):
+        raise InterruptedRunError("stopped")
+
+    monkeypatch.setattr("turborec.training.heed", stop)
+    with pytest.raises(InterruptedRunError):
+        run.train(recipes.from_tree(RARELY, "the test"), tmp_path / "run", options)
+    with pytest.raises(UserError, match="no validated weights yet"):
+        run.reopen(tmp_path / "run", options)
 
 
 def test_a_counted_model_runs_through_the_same_door(options, tmp_path):

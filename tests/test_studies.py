@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 
 from turborec import cli, recipes
 from turborec.bench import matrix
+from turborec.bench.guide import variants
 from turborec.bench.levers import lever
+from turborec.bench.study import named
 from turborec.cli._launching import asked_of, of_train, work_of
 from turborec.errors import UserError
 from turborec.launch import runpod, script, slurm
@@ -86,6 +89,9 @@ def check(names: list[str], params: dict[str, Any], rest: list[str]) -> None:
             assert all(lever(name) for name in matrix.named(params["levers"]))
             matrix.opponents(params["against"])
             recipes.load(params["recipe"], params["overrides"] or ())
+        case ["study"]:
+            recipe = recipes.load(params["recipe"], params["overrides"] or ())
+            variants(named(params["levers"]), params["variant"] or (), recipe, torch.device("cpu"))
         case _:
             if name := params.get("recipe") or params.get("name"):
                 recipes.load(name, params.get("overrides") or ())
@@ -117,6 +123,7 @@ def test_a_wrong_command_is_found(wrong, place):
         "turborec train ml-1m/sasrec train.cmopile=layers",
         "turborec launch local ml-1m/sasrec batches.token=1",
         "turborec bench ml-1m/sasrec --levers bf17",
+        "turborec study ml-1m/sasrec --levers batches",
         "turborec launch slurm --preset 4xh10 ml-1m/sasrec --out runs/h",
         "turborec launch runpod ml-1m/sasrec --out runs/h --job image=a --job gpus=1 --debug",
         "turborec launch phases ml-1m-then-ml-2m --out runs/two",

@@ -1,4 +1,4 @@
-"""The one exception meant for a user's eyes."""
+"""The one exception meant for a user's eyes, and kinds of it that somebody else looks for."""
 
 
 class UserError(Exception):
@@ -15,6 +15,10 @@ class InterruptedRunError(UserError):
         """`code`: 130 where somebody pressed Ctrl-C, 75 (try again later) where the system wanted the machine back."""
         super().__init__(message)
         self.code = code
+
+
+class DivergedError(UserError):
+    """The training has come to numbers that are none, in a loss, a gradient or a score; what was saved before is intact."""
 
 
 def closest(name: str, known: list[str] | tuple[str, ...]) -> str:

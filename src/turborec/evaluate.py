@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 from turborec import __version__
 from turborec.contract import Scorer
 from turborec.data.store import Part, Store
-from turborec.errors import UserError
+from turborec.errors import DivergedError, UserError
 from turborec.files import write_whole
 from turborec.metrics import (
     ARP,
@@ -269,7 +269,7 @@ def _check(tally: Tally, part: Part) -> None:
         never, often = (tally.ranked == 0).sum(), (tally.ranked > 1).sum()
         raise ValueError(f"Every user must be ranked once, but {never} were left out and {often} were ranked more often")
     if broken := int((tally.broken > 0).sum()):
-        raise UserError(
+        raise DivergedError(
             f"The model gave scores that are not numbers (NaN) to {broken:,} of {len(tally.ranked):,} users. Its training "
             "has diverged: lower the learning rate, or clip the gradients, or go back to an earlier checkpoint."
         )

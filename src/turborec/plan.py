@@ -52,7 +52,7 @@ class Times:
 
     step: float
     epoch: float  # of training alone
-    validation: float  # after each epoch
+    validation: float  # after each epoch, or as often as the recipe says
     total: float  # all epochs, if none is spared by early stopping
 
 
@@ -95,7 +95,8 @@ def forecast(assembly: Assembly, folder: Path) -> Forecast:
     training = epoch.targets * sum(record.seconds for record in counted) / sum(record.asked for record in counted)
     validation = _validation(assembly)
     epochs = sum(stage.epochs for stage in recipe.stages)
-    times = Times(training / len(epoch), training, validation, epochs * (training + validation))
+    validations = sum(-(-stage.epochs // recipe.stopping.every) for stage in recipe.stages)
+    times = Times(training / len(epoch), training, validation, epochs * training + validations * validation)
     found = Forecast(
         sizes=_sizes(assembly, state.optimizer, activations),
         times=times,

@@ -106,7 +106,7 @@ def _refuse_other_batches(run: Run, tokens: int) -> None:
 def _warn_if_rising(run: Run, state: TrainState) -> None:
     """A model that would have learned more is no measure of what it can do, so the run says so."""
     epochs = [record for record in log.read_metrics(run.folder) if record["kind"] == "epoch"][-state.position.epoch :]
-    if still_rising([record[run.recipe.select] or 0.0 for record in epochs]):
+    if still_rising([record[run.recipe.select] or 0.0 for record in epochs if run.recipe.select in record]):
         logger.warning(
             f"Validation {run.recipe.select} was still rising when the training ended: more epochs "
             f"({'train' if not state.position.stage else f'then.{state.position.stage - 1}'}.epochs) would give a better model."
@@ -114,7 +114,7 @@ def _warn_if_rising(run: Run, state: TrainState) -> None:
 
 
 def _epoch(job: _Job, state: TrainState) -> None:
-    """Train for the rest of an epoch, validate, and write a checkpoint."""
+    """Train for the rest of an epoch, validate where that is due, and write a checkpoint."""
     run, position = job.run, state.position
     stage = run.recipe.stages[position.stage]
     number = position.epoch + sum(s.epochs for s in run.recipe.stages[: position.stage])
@@ -127,7 +127,7 @@ def _epoch(job: _Job, state: TrainState) -> None:
     epochs = sum(s.epochs for s in run.recipe.stages)
     if not position.global_step:
         logger.info(f"{steps} steps an epoch, {plan.targets:,} events to learn from, {plan.fill:.1%} of the positions filled")
-    watch = monitor.Monitor(run.device)
+    watch, clock = monitor.Monitor(run.device), monitor.Clock()
     with task(label, plan.targets, "events") as advance:
         for record in loop.fit(state, Some(plan, range(steps)), stage, run.device):
             left = job.pace.left(position.global_step, steps * (epochs - number) - position.step)
@@ -145,6 +145,7 @@ def _epoch(job: _Job, state: TrainState) -> None:
             late = world.leads() and time.monotonic() - saved > 60 * run.recipe.checkpoints.minutes
             signal, due = world.greatest([int(job.interruption.signal or 0), int(late)])
             if signal or due:
+                _tell_time(job, state, clock.read("training"), position.epoch + 1)
                 _save(run, state)
                 saved = time.monotonic()
             heed(int(signal), position.global_step, _to_go_on(run))
@@ -156,15 +157,36 @@ def _epoch(job: _Job, state: TrainState) -> None:
         "targets_per_second": speed,
     }
     position.epoch, position.step, position.loss, position.targets = position.epoch + 1, 0, 0.0, 0
-    _validate(run, state, values, job.metrics)
+    told = _end(job, state, values, clock)
     logger.info(
         f"{label}: step {position.global_step:,} of about {epochs * steps:,} ({(number + 1) / epochs:.0%}), "
-        f"loss {values['loss']:.4f}, validation {run.recipe.select} {values[run.recipe.select]:.4f} "
-        f"(best {state.stopper.best or 0:.4f} in epoch {state.stopper.best_epoch}{_patience(run, state)}), "
-        f"{speed:,.0f} targets/s"
+        f"loss {values['loss']:.4f}, {told}, {speed:,.0f} targets/s"
     )
     _save(run, state)
     heed(int(world.greatest([int(job.interruption.signal or 0)])[0]), position.global_step, _to_go_on(run))
+
+
+def _end(job: _Job, state: TrainState, values: dict[str, float], clock: monitor.Clock) -> str:
+    """Validate where that is due, write down what the epoch came to and how long it took, and say how good it is."""
+    run, position = job.run, state.position
+    stopping, select, told = run.recipe.stopping, run.recipe.select, "not validated"
+    spent = clock.read("training")
+    if stopping.due(state.stopper, position.epoch, run.recipe.stages[position.stage].epochs):
+        _validate(run, state, values)
+        spent |= clock.read("validation")
+        best = f"best {state.stopper.best or 0:.4f} in epoch {state.stopper.best_epoch}{_patience(run, state)}"
+        told = f"validation {select} {values[select]:.4f} ({best})"
+    _tell_time(job, state, spent, position.epoch)
+    if job.metrics:
+        job.metrics.write("epoch", position.global_step, {"epoch": position.epoch, **values})
+    return told
+
+
+def _tell_time(job: _Job, state: TrainState, spent: monitor.Usage, epoch: int) -> None:
+    """Write down what a part of an epoch took, by the leading process: what is told of an epoch in parts adds up."""
+    if job.metrics:
+        held, stage = monitor.memory(job.run.device), state.position.stage + 1
+        job.metrics.write(monitor.CLOCK, state.position.global_step, {**spent, **held, "stage": stage, "epoch": epoch})
 
 
 def _tell_usage(job: _Job, state: TrainState, watch: monitor.Monitor, where: str) -> monitor.Usage:
@@ -203,7 +225,7 @@ def _to_go_on(run: Run) -> str:
     return f"turborec {begun} --resume {run.folder}"
 
 
-def _validate(run: Run, state: TrainState, values: dict[str, float], metrics: log.MetricsLog | None) -> None:
+def _validate(run: Run, state: TrainState, values: dict[str, float]) -> None:
     """Rank the validation targets with the averaged weights, where there are any, and remember whether it is the best."""
     with state.averaged():
         result = measure(run, "validation", config=run.recipe.evaluation.without_lists())
@@ -212,8 +234,6 @@ def _validate(run: Run, state: TrainState, values: dict[str, float], metrics: lo
     state.stopper = run.recipe.stopping.update(state.stopper, epoch, values[run.recipe.select])
     if state.stopper.best_epoch == epoch:
         state.best_step = state.position.global_step
-    if metrics:
-        metrics.write("epoch", state.position.global_step, {"epoch": epoch, **values})
 
 
 def _save(run: Run, state: TrainState) -> None:

@@ -37,6 +37,33 @@ def test_evaluating_less_often_does_not_train_longer() -> None:
     assert rule.should_stop(after(rule, [0.3, 0.2, 0.2], every=5))
 
 
+def validated(rule: EarlyStopping, values: list[float], epochs: int) -> list[int]:
+    """The epochs that are validated of a stage where epoch n is worth values[n - 1], until it ends or stops early."""
+    state, found = StopperState(), []
+    for epoch in range(1, epochs + 1):
+        if rule.should_stop(state):
+            break
+        if rule.due(state, epoch, epochs):
+            state, found = rule.update(state, epoch, values[epoch - 1]), [*found, epoch]
+    return found
+
+
+def test_validations_are_as_rare_as_asked_for_and_the_last_epoch_has_one() -> None:
+    rising = [float(n) for n in range(10)]
+    assert validated(EarlyStopping(patience_epochs=None), rising, 5) == [1, 2, 3, 4, 5]
+    assert validated(EarlyStopping(patience_epochs=None, every=3), rising, 9) == [3, 6, 9]
+    assert validated(EarlyStopping(patience_epochs=None, every=3), rising, 10) == [3, 6, 9, 10]
+    assert validated(EarlyStopping(patience_epochs=None, every=30), rising, 10) == [10]
+
+
+@pytest.mark.parametrize("every", range(1, 12))
+def test_patience_ends_in_its_epoch_however_rare_validations_are(every: int) -> None:
+    worst = [0.9, *[0.1] * 19]
+    found = validated(EarlyStopping(patience_epochs=7, every=every), worst, 20)
+    first = min(every, 7)  # whose value is the best that is seen
+    assert (found[0], found[-1]) == (first, first + 7)
+
+
 def test_a_gain_within_min_delta_is_the_best_but_buys_no_patience() -> None:
     rule = EarlyStopping(patience_epochs=2, min_delta=0.1)
     state = after(rule, [0.50, 0.55, 0.59])

@@ -66,7 +66,7 @@ def outcome(run):
     names = ("model", "average", "optimizer")
     weights = [sha256(last / f"{n}.safetensors") for n in names if (last / f"{n}.safetensors").exists()]
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    lasting = [record for record in records if record["kind"] != "usage"]
+    lasting = [record for record in records if record["kind"] not in ("usage", "clock")]
     return weights, [{k: v for k, v in r.items() if k not in ("time", "targets_per_second")} for r in lasting]
 
 

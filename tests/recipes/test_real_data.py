@@ -47,6 +47,7 @@ ELSEWHERE = {
     *("simulated-v-54k/sasrec", "simulated-v-160k/bert4rec-130m"),
     *(f"amazon-electronics/bert4rec-{size}" for size in ("5m", "85m", "130m", "430m")),
     *("ml-20m/sasrec", "ml-32m/sasrec"),
+    *(f"music4all/{model}" for model in ("mmgcn", "dragon", "lightgcn")),
 }
 
 

@@ -103,6 +103,18 @@ def check(text: str) -> Reader:
     return read
 
 
+def test_an_epoch_that_was_not_validated_has_no_value(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "epoch" and line["epoch"] == 2:
+            del line["ndcg@10"]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = run_page.run_page(run)
+    read = check(text)
+    assert "1 (chosen) 3 2.0000 0.2000" in read.text and "2 6 1.0000 –" in read.text
+    assert "Validation ndcg@10 by epoch: from 0.2 to 0.2" in text
+
+
 def test_the_report_of_a_run_holds_what_is_looked_for(run):
     read = check(run_page.run_page(run))
     for heading in (

@@ -151,6 +151,34 @@ def bench_tables(found: "dict[str, Any]") -> None:
         console.print(f"The machine at its best: {product:,.0f} GFLOP/s of {name} products, copies at {copy:.1f} GB/s")
 
 
+def study_tables(found: "dict[str, Any]") -> None:
+    """What whole trainings came to, and what became of the claims about each lever."""
+    clock, select, plan = found["clock"], found["select"], found["plan"]
+    tested = [name for name in found["rows"][0]["values"] if "@" in name]
+    unit = "processor seconds" if clock == "cpu_seconds" else "seconds"
+    table = Table(title=f"whole trainings on {found['device']}, {counted(plan['seeds'], 'seed')}, in {unit}")
+    table.add_column("variant", overflow="fold")
+    columns = ("training", "validation", "memory", "non-finite", "epochs", f"best {select}", *tested, "quality after")
+    for name in columns:
+        table.add_column(name, justify="right")
+    shown = (f"training_{clock}", f"validation_{clock}", "peak_mib", "nonfinite_steps", "epochs", "validation", *tested)
+    forms = ["{:,.2f}", "{:,.2f}", "{:,.0f}", "{:,.0f}", "{:,.0f}", *["{:.4f}"] * (1 + len(tested)), "{:,.1f}"]
+    for row in found["rows"]:
+        values = [row["values"].get(name) for name in (*shown, f"quality_{clock}")]
+        cells = ["" if value is None else form.format(value) for value, form in zip(values, forms, strict=True)]
+        told = "" if row["state"] == "finished" else f"\n[dim]{row['state']}: {escape(row['why'])}[/dim]"
+        table.add_row(escape(row["name"]) + told, *cells)
+    console.print(table)
+    for lever in found["levers"]:
+        console.print(f"[bold]{lever['name']}[/bold]: {lever['verdict']}. The guide: {lever['claim']}")
+        for one in lever["variants"]:
+            console.print(f"  {one['name']}: {escape(one['told'])}")
+    console.print(
+        f"Seconds are of an epoch: of its training the median, of validation the mean. “quality after”: until validation first "
+        f"reached {plan['share']:.0%} of the baseline's best value."
+    )
+
+
 def scaling_table(found: "dict[str, Any]") -> None:
     """How the rate of training grows with processes."""
     rounds = found["plan"]["rounds"]

@@ -18,7 +18,7 @@ from turborec.engine.optim import AdamW, Constant, Optimizer, Schedule, clip
 from turborec.engine.parallel import Exchange, Shares
 from turborec.engine.scaling import Scaling, clip_rows
 from turborec.engine.state import Position, TrainState
-from turborec.errors import UserError
+from turborec.errors import DivergedError
 from turborec.recipe import Config
 
 
@@ -200,7 +200,7 @@ def _refuse_non_finite(losses: dict[str, float], state: TrainState, asked: int) 
     state.optimizer.zero_grad(set_to_none=True)
     position = state.position
     named = ", ".join(f"{name} = {value}" for name, value in losses.items())
-    raise UserError(
+    raise DivergedError(
         f"The loss or its gradient is not finite ({named}) in epoch {position.epoch + 1}, step {position.step + 1}, on a "
         f"batch with {asked} targets. The weights are those before this step. Lower train.optimizer.lr, set "
         "train.clip_norm, or try train.precision=float32."

@@ -12,8 +12,11 @@ from turborec.engine.hardware import peak_memory
 EVERY = max(1, int(os.environ.get("TURBOREC_TOLD_STEPS", "500")))
 """Steps of a long epoch after which the log says what they used."""
 
-KIND = "usage"
-"""Of its records in `metrics.jsonl`: nothing in them is the same when a run is repeated."""
+KIND, CLOCK = "usage", "clock"
+"""Of the records in `metrics.jsonl` that say what was used, and how long parts of an epoch took."""
+
+MEASURED = (KIND, CLOCK)
+"""Nothing in such records is the same when a run is repeated."""
 
 Usage = dict[str, float]
 
@@ -49,10 +52,10 @@ class Monitor:
         """
         seconds = time.perf_counter() - self._wall
         own = {
-            "peak_mib": peak_memory() / 2**20,
+            **memory(self._device),
             "processor_share": (time.process_time() - self._cpu) / seconds / torch.get_num_threads(),
             "data_wait_share": self._waited / seconds,
-            **_of_accelerator(self._device),
+            **_share_of_accelerator(self._device),
         }
         each: list[Usage] = world.gathered(own)
         together = {name: max(one[name] for one in each) for name in own}
@@ -67,6 +70,28 @@ class Monitor:
         together["targets_per_second"] = self._targets / seconds  # predicted by all processes
         self._begin()
         return together, each
+
+
+class Clock:
+    """Seconds since it was read the last time: those that passed, and those of this process's processors."""
+
+    def __init__(self) -> None:
+        self._read = time.perf_counter(), time.process_time()
+
+    def read(self, what: str) -> Usage:
+        """Them as `WHAT_seconds` and `WHAT_cpu_seconds`."""
+        now = time.perf_counter(), time.process_time()
+        wall, cpu = now[0] - self._read[0], now[1] - self._read[1]
+        self._read = now
+        return {f"{what}_seconds": wall, f"{what}_cpu_seconds": cpu}
+
+
+def memory(device: torch.device) -> Usage:
+    """The most MiB that this process has held so far, of the accelerator too where there is one."""
+    found = {"peak_mib": peak_memory() / 2**20}
+    if device.type == "cuda":
+        found["accelerator_peak_mib"] = torch.cuda.max_memory_reserved(device) / 2**20
+    return found
 
 
 def told(together: Usage, each: list[Usage]) -> str:
@@ -86,11 +111,9 @@ def told(together: Usage, each: list[Usage]) -> str:
     return ", ".join(parts)
 
 
-def _of_accelerator(device: torch.device) -> Usage:
-    """Peak of its memory, and how busy it is at this moment where NVIDIA's library is there to say."""
-    if device.type != "cuda":
-        return {}
-    found = {"accelerator_peak_mib": torch.cuda.max_memory_reserved(device) / 2**20}
-    with suppress(Exception):  # no pynvml, or a device of which it cannot tell (MIG): no reason to stop a training
-        found["accelerator_share"] = torch.cuda.utilization(device) / 100
-    return found
+def _share_of_accelerator(device: torch.device) -> Usage:
+    """How busy it is at this moment, where NVIDIA's library is there to say."""
+    if device.type == "cuda":
+        with suppress(Exception):  # no pynvml, or a device of which it cannot tell (MIG): no reason to stop a training
+            return {"accelerator_share": torch.cuda.utilization(device) / 100}
+    return {}

@@ -46,6 +46,17 @@ class EarlyStopping(Config):
 
     patience_epochs: int | None = Field(10, ge=1)
     min_delta: float = Field(0.0, ge=0.0)
+    every: int = Field(
+        1, ge=1, description="epochs from one validation to the next; the last of a stage, or of patience, is always validated"
+    )
+
+    def due(self, state: StopperState, epoch: int, epochs: int) -> bool:
+        """Whether to validate when `epoch` of a stage's `epochs` are done.
+
+        Where patience would run out it is, so that a training whose validations are rarer ends in the same epoch.
+        """
+        waited = self.patience_epochs is not None and epoch - state.reference_epoch >= self.patience_epochs
+        return epoch % self.every == 0 or epoch >= epochs or waited
 
     def update(self, state: StopperState, epoch: int, value: float) -> StopperState:
         """The state after an evaluation that found `value` when `epoch` epochs were done; NaN and infinity never count."""

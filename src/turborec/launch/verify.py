@@ -112,6 +112,6 @@ def _outcome(folder: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
     last = max((folder / "checkpoints").glob("step_??????"))
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     timed = ("time", "targets_per_second")
-    lasting = [record for record in records if record["kind"] != monitor.KIND]
+    lasting = [record for record in records if record["kind"] not in monitor.MEASURED]
     plain = [{name: value for name, value in record.items() if name not in timed} for record in lasting]
     return {path.name: sha256(path) for path in sorted(last.glob("*.safetensors"))}, plain

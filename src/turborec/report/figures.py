@@ -21,6 +21,9 @@ COLOURS = {"#010101": "--ink", "#020202": "--quiet", "#030303": "--rule", "#0404
 """Stand-ins, which matplotlib draws with, and the style's names for the colours that are meant."""
 INK, QUIET, RULE, FIRST, SECOND = COLOURS
 
+DASHES = ("solid", "dashed", "dotted", "dashdot")
+"""What tells apart lines of one colour."""
+
 MOST_POINTS = 300
 """Of a curve; longer ones are averaged in stretches."""
 
@@ -73,6 +76,27 @@ def curves(title: str, lines: Sequence[Curve], name: str, chosen: float | None =
         axes.set_xlabel("epoch")
         axes.set_xlim(0, last * 1.03 or 1)
         axes.locator_params(axis="x", integer=True)
+        return _svg(figure, title, name)
+
+
+def traces(title: str, lines: Sequence[Curve], name: str, axis: str, large: bool = False) -> "Markup":
+    """Lines over what `axis` says; the first stands out. A label such as `3. clip` has its number at the line's end."""
+    with _axes((9.2, 4.0) if large else (4.3, 2.5)) as (figure, axes):
+        for place, line in reversed(list(enumerate(lines))):
+            x, y = _thinned(np.asarray(line.x, dtype=float), np.asarray(line.y, dtype=float))
+            style: dict[str, Any] = {"color": SECOND, "linewidth": 1.1, "linestyle": DASHES[place % len(DASHES)]}
+            if not place:
+                style = {"color": FIRST, "linewidth": 1.8}
+            axes.plot(x, y, marker="o" if len(x) == 1 else "", markersize=3.5, label=_short(line.label), **style)
+            end: Any = {"xy": (x[-1], y[-1]), "xytext": (3, 0), "textcoords": "offset points"}
+            axes.annotate(line.label.partition(".")[0], color=INK, fontsize=7.5, va="center", **end)
+        axes.margins(x=0.06, y=0.08)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.set_xlabel(axis)
+        if 1 < len(lines) <= len(DASHES):
+            axes.legend(frameon=False, labelcolor=QUIET, reverse=True)
         return _svg(figure, title, name)
 
 

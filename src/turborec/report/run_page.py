@@ -179,7 +179,8 @@ def _figures(
         figures.Curve(at, _numbers(steps, "loss"), "steps"),
         figures.Curve(numbers, _numbers(epochs, "loss"), "epochs", True),
     ]
-    value = [figures.Curve(numbers, _numbers(epochs, select), marked=True)]
+    validated = [number for number in numbers if select in epochs[number - 1]]
+    value = [figures.Curve(validated, _numbers([epochs[number - 1] for number in validated], select), marked=True)]
     rate = [figures.Curve(at, _numbers(steps, "lr"))]
     speed = [figures.Curve(numbers, _numbers(epochs, "targets_per_second"), marked=True)]
     return [
