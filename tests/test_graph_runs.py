@@ -56,6 +56,7 @@ def recipe_of(model, **others):
         "evaluation": {"masks": "training"},
         "select": "recall@20",
         "anchors": False,
+        "stopping": {"patience_epochs": None},
     }
     return recipes.from_tree(tree | others, "the test")
 
@@ -75,11 +76,12 @@ def test_a_run_learns_tastes_and_has_an_answer_for_everybody(model, places, tmp_
     assert sum(record["kind"] == "epoch" for record in epochs) == 15
     # Somebody new with a history, somebody of whom no event is known, and a user of the tests alone.
     (tmp_path / "new.csv").write_text("user,item\nstranger,0\nstranger,3\nnobody,none\n")
-    (some,) = apply.recommend_for(done, Lists(k=5), None, tmp_path / "new.csv", None)[0]
-    lists = dict(zip(some.users, some.items.tolist(), strict=True))
-    raw = {user: [int(item) for item in done.store.item_ids.raw(np.array(items) - 1)] for user, items in lists.items()}
-    assert sum(item % 3 == 0 for item in raw["stranger"]) >= 4 and not {0, 3} & set(raw["stranger"])
-    assert dict(zip(some.users, some.popular.tolist(), strict=True)) == {"stranger": False, "nobody": True}
+    lists, popular = {}, {}
+    for some in apply.recommend_for(done, Lists(k=5), None, tmp_path / "new.csv", None)[0]:
+        for user, items, known in zip(some.users, some.items, some.popular.tolist(), strict=True):
+            lists[user], popular[user] = [int(item) for item in done.store.item_ids.raw(items - 1)], known
+    assert popular == {"stranger": False, "nobody": True}
+    assert sum(item % 3 == 0 for item in lists["stranger"]) >= 4 and not {0, 3} & set(lists["stranger"])
     (stored,) = apply.recommend_for(done, Lists(k=5), ["0", "7"], None, None)[0]
     assert stored.users == ["0", "7"] and np.isfinite(stored.scores).all()
 
@@ -93,7 +95,7 @@ def test_what_is_killed_and_resumed_is_what_never_stopped(model, places):
 
 @pytest.mark.parametrize("model", ["freedom", "mmgcn"])
 def test_two_processes_compute_the_same_training(model, places, tmp_path):
-    recipe = recipe_of(model)
+    recipe = recipe_of(model, train={"epochs": 1, "precision": "float32"})  # of more, roundings would grow
     store = stores.of_recipe(recipe, places)
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe.model_dump(mode="json")))
     weights = []
@@ -104,7 +106,7 @@ def test_two_processes_compute_the_same_training(model, places, tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
         weights.append(checkpoint.load_latest(tmp_path / f"run{processes}" / "checkpoints").tensors["model"])
     for name, value in weights[0].items():
-        assert torch.allclose(value, weights[1][name], atol=2e-3), name
+        assert torch.allclose(value, weights[1][name], atol=1e-5), name
 
 
 def test_graphs_are_kept_beside_the_stores_and_not_among_data(raw, places):
