@@ -1,6 +1,7 @@
 """Train a recipe, what is left of it without its parts or its times, and others; commit how they differ, user by user.
 
     python benchmarks/ablation.py ml-latest-small/ss4rec --out RUNS [--variants "S5 alone"] [--against ml-latest-small/sasrec]
+    python benchmarks/ablation.py tiktok-mm/lightgcn --out RUNS --variants "" --against tiktok-mm/dragon --metrics recall@20
 
 Rows go to results/ablation/<data>-<model>.json. A run that is in RUNS already, under its name there, is not trained again.
 """
@@ -31,7 +32,6 @@ from turborec.recipe import dump
 from turborec.recipes import AnyRecipe
 
 METRICS, HISTORIES = ("hr@10", "ndcg@10"), ("kept", "masked")
-NAMES = [f"{metric}_{history}" for history in HISTORIES for metric in METRICS]
 
 WHOLE, SHUFFLED = "default", "gaps shuffled"
 VARIANTS = {
@@ -103,17 +103,20 @@ def variants_of(chosen: argparse.Namespace) -> dict[str, AnyRecipe]:
     return found
 
 
-def values_of(runs: Sequence[Path], model: str) -> tuple[list[str], np.ndarray]:
+def values_of(runs: Sequence[Path], model: str, names: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """The users in the order of their ids, and what the runs of several seeds have of each on average: [U, C]."""
     tables = [pq.read_table(one / "evaluation" / "test" / model / "per_user.parquet").sort_by("user") for one in runs]
-    each = [np.column_stack([table[name].to_numpy() for name in NAMES]) for table in tables]
+    each = [np.column_stack([table[name].to_numpy() for name in names]) for table in tables]
     return tables[0]["user"].to_pylist(), np.mean(each, axis=0)
 
 
-def rows_of(recipe: str, found: dict[str, tuple[str, list[Path]]], seeds: int, provenance: dict[str, Any]) -> list[Row]:
+def rows_of(
+    recipe: str, found: dict[str, tuple[str, list[Path]]], metrics: Sequence[str], seeds: int, provenance: dict[str, Any]
+) -> list[Row]:
     """A row for each variant and history; `found` has the model's name and the runs of each."""
     data, model = recipe.rsplit("/", 1)
-    values = {variant: values_of(runs, kind) for variant, (kind, runs) in found.items()}
+    names = [f"{metric}_{history}" for history in HISTORIES for metric in metrics]
+    values = {variant: values_of(runs, kind, names) for variant, (kind, runs) in found.items()}
     users, whole = values[WHOLE]
     rows = []
     for variant, (others, own) in values.items():
@@ -123,7 +126,7 @@ def rows_of(recipe: str, found: dict[str, tuple[str, list[Path]]], seeds: int, p
         kind, runs = found[variant]
         result = json.loads((runs[0] / "evaluation" / "test" / kind / "result.json").read_text(encoding="utf-8"))
         for history in HISTORIES:
-            at = {metric: NAMES.index(f"{metric}_{history}") for metric in METRICS}
+            at = {metric: names.index(f"{metric}_{history}") for metric in metrics}
             difference = {f"{metric}_difference": (own - whole)[:, i].mean() for metric, i in at.items() if variant != WHOLE}
             rows.append(
                 {
@@ -155,6 +158,8 @@ def main() -> None:
     parser.add_argument(
         "--against", nargs="*", default=[], help="other recipes for the same data, each with its changes as one argument"
     )
+    parser.add_argument("--metrics", default=",".join(METRICS), help="what is compared, of the recipe's metrics")
+    parser.add_argument("--name", help="what the file of rows is called, if not by the recipe")
     parser.add_argument("--seeds", type=int, default=3)
     chosen = chosen_by(parser)
     _, store = prepared(chosen)
@@ -167,7 +172,8 @@ def main() -> None:
             one = trained(recipe.model_copy(update={"seed": seed}), folder, home, used)
             found.setdefault(variant, (recipe.model.kind, []))[1].append(one)
     provenance = environment() | {"command": command(parser.prog)}
-    print(write(f"ablation/{chosen.recipe.replace('/', '-')}", rows_of(chosen.recipe, found, chosen.seeds, provenance)))
+    rows = rows_of(chosen.recipe, found, chosen.metrics.split(","), chosen.seeds, provenance)
+    print(write(f"ablation/{chosen.name or chosen.recipe.replace('/', '-')}", rows))
 
 
 if __name__ == "__main__":

@@ -37,13 +37,19 @@ def ablation_table(rows: list[Row]) -> list[str]:
     chosen = [row for row in rows if row["kind"] == "ablation"]
     if not chosen:
         return []
-    lines = ["| data | recipe | variant | history | seeds | hr@10 | ndcg@10 | ndcg@10 less the recipe's |", "|---" * 8 + "|"]
-    for row in sorted(chosen, key=lambda r: (r["data"], r["model"], r["protocol"]["history"])):
-        values, card = row["values"], row["protocol"]
-        low, high = row["intervals"].get("ndcg@10_difference", (0.0, 0.0))
-        beside = f"{values['ndcg@10_difference']:+.4f} ({low:+.4f} to {high:+.4f})" if "ndcg@10_difference" in values else ""
-        cells = f"{values['hr@10']:.4f} | {values['ndcg@10']:.4f} | {beside}"
-        lines.append(f"| {row['data']} | {row['model']} | {row['variant']} | {card['history']} | {card['seeds']} | {cells} |")
+    lines: list[str] = []
+    for metrics in sorted({_metrics(row) for row in chosen}):
+        head = ["data", "recipe", "variant", "history", "seeds", *metrics, f"{metrics[-1]} less the recipe's"]
+        lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        same = [row for row in chosen if _metrics(row) == metrics]
+        for row in sorted(same, key=lambda r: (r["data"], r["model"], r["protocol"]["history"])):
+            values, card, name = row["values"], row["protocol"], f"{metrics[-1]}_difference"
+            low, high = row["intervals"].get(name, (0.0, 0.0))
+            beside = f"{values[name]:+.4f} ({low:+.4f} to {high:+.4f})" if name in values else ""
+            cells = " | ".join([*(f"{values[metric]:.4f}" for metric in metrics), beside])
+            lines.append(
+                f"| {row['data']} | {row['model']} | {row['variant']} | {card['history']} | {card['seeds']} | {cells} |"
+            )
     return [
         "",
         "### Ablations",
@@ -51,9 +57,13 @@ def ablation_table(rows: list[Row]) -> list[str]:
         "A recipe, the same without a part of it, and others on the same users, values of the seeds averaged user by user;",
         "intervals of 95 % by the bootstrap over users. Gaps shuffled: each user's gaps between events dealt anew among that",
         "user's events, in training and in test.",
-        "",
         *lines,
     ]
+
+
+def _metrics(row: Row) -> tuple[str, ...]:
+    """What a row of an ablation has values of."""
+    return tuple(name for name in row["values"] if not name.endswith("_difference"))
 
 
 def _cell(values: list[float]) -> str:

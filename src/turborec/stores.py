@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -166,10 +166,25 @@ def spec_of(store: Store, recipe: AnyRecipe) -> DataSpec:
     spec = DataSpec(store.num_users, store.num_items, shown.max_length, counts, store.ticks, shown.told)
     if recipe.model.batch is not PairBatch:
         return spec
-    features = {name: torch.from_numpy(np.array(table)) for name, table in store.features.items()}
     # Beside the prepared stores, and never among data: a store that was carried here alone has no such place.
     kept = store.folder.parents[1] / "graphs" if store.folder.parent.name == "stores" else None
-    return replace(spec, graph=interactions(store), features=features, kept=kept)
+    return replace(spec, graph=interactions(store), features=_Tables(store), kept=kept)
+
+
+class _Tables(Mapping[str, torch.Tensor]):
+    """The features of a store, each read when a model asks for it."""
+
+    def __init__(self, store: Store) -> None:
+        self._tables = store.features
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return torch.from_numpy(np.array(self._tables[name]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tables)
+
+    def __len__(self) -> int:
+        return len(self._tables)
 
 
 def training_batches(recipe: AnyRecipe, store: Store, deal: Deal = ALONE) -> TrainingBatches | PairBatches:
