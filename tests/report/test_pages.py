@@ -206,7 +206,8 @@ def row_of(name, lever="", **facts):
     return plain | {"values": values | {"quality_cpu_seconds": 8.0}, "curve": [[5, 4, 0.1], [10, 8, 0.2]]} | facts
 
 
-def test_a_study_holds_its_trainings_and_takes_texts_as_text():
+def a_study():
+    """A study with a variant of each state, told of in hostile words."""
     faster = row_of("batch-2x-none", "batch", overrides=["batches.tokens=4096"])
     faster["values"] |= {"training_cpu_seconds": 1.5, "quality_cpu_seconds": 4.0}
     broken = row_of("float16", "amp", state="diverged", why=HOSTILE, curve=[])
@@ -214,7 +215,7 @@ def test_a_study_holds_its_trainings_and_takes_texts_as_text():
     idle = row_of("clip-5", "clip", state="not trained", why="the same", values={}, curve=[])
     told = {"name": "batch-2x-none", "held": "held", "told": f"2.00x as fast {HOSTILE}"}
     lever = {"claim": "twice as fast", "truth": "half the updates", "held": "held", "verdict": "held", "variants": [told]}
-    found = {
+    return {
         "recipe": HOSTILE,
         "select": "recall@20",
         "plan": {"levers": [], "share": 0.98, "seeds": 1},
@@ -227,7 +228,10 @@ def test_a_study_holds_its_trainings_and_takes_texts_as_text():
         "levers": [{"name": "batch", **lever}, {"name": "amp", **lever}],
         "provenance": {"commit": "abc"},
     }
-    text = study_page(found)
+
+
+def test_a_study_holds_its_trainings_and_takes_texts_as_text():
+    text = study_page(a_study())
     read = check(text)
     assert "alert(1)" in text and "<script" not in text and "\u202e" not in text
     assert "Generated, not Music4All: these numbers say how the trainings do" in read.text
@@ -276,7 +280,7 @@ def test_times_are_told_in_utc_and_odd_ones_not_at_all():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["report", "comparison", "hostile"])
+@pytest.mark.parametrize("kind", ["report", "comparison", "hostile", "study"])
 def test_a_page_opens_quietly_in_a_browser_and_fits_a_phone(kind, run, store, tmp_path, monkeypatch):
     if executable() is None:
         pytest.skip("no browser: install chromium, or name one in TURBOREC_BROWSER")
@@ -284,6 +288,8 @@ def test_a_page_opens_quietly_in_a_browser_and_fits_a_phone(kind, run, store, tm
     if kind == "comparison":
         other = run_of(tmp_path / ("other" * 12), store, 0.6, seed=2, width=32)
         file.write_text(compare_page(compare([str(run), str(other)], Terms(resamples=200))), encoding="utf-8")
+    elif kind == "study":
+        file.write_text(study_page(a_study()), encoding="utf-8")
     else:
         text = run_page.run_page(run) if kind == "report" else hostile_page(run, monkeypatch)
         file.write_text(text, encoding="utf-8")
