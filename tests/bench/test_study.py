@@ -332,6 +332,14 @@ def test_names_must_be_known_and_differ(recipe):
         guide.variants((), ("baseline=train.clip_norm=1.0",), recipe, CPU)
 
 
+def test_what_a_lever_makes_of_a_recipe_may_be_none(recipe):
+    broken = guide.Variant("width-0", ("model.width=0",), lever="width")
+    (told,), recipes_ = study._possible(recipe, [broken])
+    assert "model.width: expected a number greater than or equal to 1" in told.unfit and not recipes_
+    with pytest.raises(UserError, match=r"model\.width"):
+        study._possible(recipe, [guide.Variant("own", ("model.width=0",))])
+
+
 def test_a_counted_model_has_nothing_to_study(store, tmp_path):
     with pytest.raises(UserError, match="popularity is counted, not trained"):
         counted = recipes.load("music4all/lightgcn", ["model={kind: popularity}"])

@@ -14,6 +14,7 @@ from turborec.apply import Example
 from turborec.compare import Terms, compare
 from turborec.report import page, run_page
 from turborec.report.compare_page import compare_page
+from turborec.report.study_page import study_page
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> \"'&amp; \u202egnp.exe\u202c \u0000 {{ 7 * 7 }}"
 """What nobody may call an item, a user or a run, and somebody does."""
@@ -198,6 +199,56 @@ def test_a_comparison_holds_its_tables_and_takes_names_as_text(tmp_path, store):
         assert remark in read.text
 
 
+def row_of(name, lever="", **facts):
+    values = {"training_seconds": 4.0, "training_cpu_seconds": 3.0, "validation_seconds": 1.0, "validation_cpu_seconds": 1.0}
+    values |= {"peak_mib": 900.0, "nonfinite_steps": 0, "epochs": 2, "best_epoch": 2, "validation": 0.2, "recall@20": 0.1}
+    plain = {"name": name, "lever": lever, "overrides": [], "state": "finished", "why": None}
+    return plain | {"values": values | {"quality_cpu_seconds": 8.0}, "curve": [[5, 4, 0.1], [10, 8, 0.2]]} | facts
+
+
+def a_study():
+    """A study with a variant of each state, told of in hostile words."""
+    faster = row_of("batch-2x-none", "batch", overrides=["batches.tokens=4096"])
+    faster["values"] |= {"training_cpu_seconds": 1.5, "quality_cpu_seconds": 4.0}
+    broken = row_of("float16", "amp", state="diverged", why=HOSTILE, curve=[])
+    broken["values"] = {"nonfinite_steps": 3, "epochs": 0, "recall@20": None, "validation": None, "quality_cpu_seconds": None}
+    idle = row_of("clip-5", "clip", state="not trained", why="the same", values={}, curve=[])
+    told = {"name": "batch-2x-none", "held": "held", "told": f"2.00x as fast {HOSTILE}"}
+    lever = {"claim": "twice as fast", "truth": "half the updates", "held": "held", "verdict": "held", "variants": [told]}
+    return {
+        "recipe": HOSTILE,
+        "select": "recall@20",
+        "plan": {"levers": [], "share": 0.98, "seeds": 1},
+        "device": "cpu",
+        "clock": "cpu_seconds",
+        "data": {"users": 3},
+        "terms": "Generated, not Music4All: by a script",
+        "warning": None,
+        "rows": [row_of("baseline"), faster, broken, idle],
+        "levers": [{"name": "batch", **lever}, {"name": "amp", **lever}],
+        "provenance": {"commit": "abc"},
+    }
+
+
+def test_a_study_holds_its_trainings_and_takes_texts_as_text():
+    text = study_page(a_study())
+    read = check(text)
+    assert "alert(1)" in text and "<script" not in text and "\u202e" not in text
+    assert "Generated, not Music4All: these numbers say how the trainings do" in read.text
+    assert "2. batch-2x-none batches. tokens=4096 1.50 s 2.00×" in read.text
+    assert "4.00 s 2.00×" in read.text  # the time to quality, and how much sooner that is
+    assert "3. float16 diverged: " in read.text and "4. clip-5 not trained: the same – – – –" in read.text
+    assert len(read.all("svg")) == 3
+    assert "batch: held The guide: twice as fast Measured: batch-2x-none : 2.00x as fast" in read.text
+
+
+def test_a_study_in_which_nothing_was_validated_has_a_page():
+    found = {"recipe": "x", "select": "ndcg@10", "plan": {"levers": [], "share": 0.98, "seeds": 2}, "device": "cuda"}
+    found |= {"clock": "seconds", "data": {}, "terms": None, "warning": "busy", "levers": [], "provenance": {}}
+    text = study_page(found | {"rows": [row_of("baseline", state="failed", why="no space", values={}, curve=[])]})
+    assert "failed: no space" in check(text).text and "<svg" not in text
+
+
 def test_a_fact_that_a_page_lacks_is_an_error():
     with pytest.raises(UndefinedError):
         page.render("run", {})
@@ -229,7 +280,7 @@ def test_times_are_told_in_utc_and_odd_ones_not_at_all():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["report", "comparison", "hostile"])
+@pytest.mark.parametrize("kind", ["report", "comparison", "hostile", "study"])
 def test_a_page_opens_quietly_in_a_browser_and_fits_a_phone(kind, run, store, tmp_path, monkeypatch):
     if executable() is None:
         pytest.skip("no browser: install chromium, or name one in TURBOREC_BROWSER")
@@ -237,6 +288,8 @@ def test_a_page_opens_quietly_in_a_browser_and_fits_a_phone(kind, run, store, tm
     if kind == "comparison":
         other = run_of(tmp_path / ("other" * 12), store, 0.6, seed=2, width=32)
         file.write_text(compare_page(compare([str(run), str(other)], Terms(resamples=200))), encoding="utf-8")
+    elif kind == "study":
+        file.write_text(study_page(a_study()), encoding="utf-8")
     else:
         text = run_page.run_page(run) if kind == "report" else hostile_page(run, monkeypatch)
         file.write_text(text, encoding="utf-8")

@@ -123,9 +123,9 @@ def _amp(recipe: AnyRecipe, device: torch.device) -> list[Variant]:
     steps = Claim("overflow" if recipe.model.kind == "mmgcn" else "finite")
     slow = half = None
     if hardware.compute_dtype("auto", device) != torch.bfloat16:
-        slow = f"this {device.type} is slower in bfloat16 than in float32 (engine/hardware.py), or emulates it"
+        slow = f"this {device.type} is slower in bfloat16 than in float32, or emulates it: name bfloat16 itself to train it"
     if device.type == "cpu":
-        half = "float16 is never fast on a processor, and losses are not scaled there"
+        half = "float16 is never fast on a processor, and losses are not scaled there: name float16 itself to train it"
     return [
         Variant("bfloat16", _each_stage(recipe, "precision=bfloat16"), (*gains, STABLE), slow),
         Variant("float16", _each_stage(recipe, "precision=float16"), (*gains, steps), half),

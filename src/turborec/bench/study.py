@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, folder: Path, device: str =
     where = hardware.device_of(device)
     baseline = changed(recipe, ("anchors=false", *(f"{stage}.precision=float32" for stage in guide.stages(recipe))))
     chosen = [Variant(BASELINE, ()), *guide.variants(plan.levers, plan.own, baseline, where)]
-    recipes = {one.name: changed(baseline, one.overrides) for one in chosen if not one.unfit}
+    chosen, recipes = _possible(baseline, chosen)
     same = {name for name, other in recipes.items() if name != BASELINE and other == baseline}
     trained = [name for name in recipes if name not in same]
     before, warning = log.environment(), hardware.busy()
@@ -89,6 +89,21 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, folder: Path, device: str =
         "levers": _levers(chosen, rows, clock, recipe.select),
         "provenance": before,
     }
+
+
+def _possible(baseline: AnyRecipe, chosen: list[Variant]) -> tuple[list[Variant], dict[str, AnyRecipe]]:
+    """The variants and the recipes of those that can be trained; what a lever makes of a recipe may be none."""
+    found, recipes = [], {}
+    for one in chosen:
+        try:
+            if not one.unfit:
+                recipes[one.name] = changed(baseline, one.overrides)
+            found.append(one)
+        except UserError as error:
+            if not one.lever:
+                raise  # the user's own words
+            found.append(replace(one, unfit=" ".join(str(error).split())))
+    return found, recipes
 
 
 def _trained(recipe: AnyRecipe, store: Store, folder: Path, device: str) -> dict[str, Any]:
@@ -227,7 +242,7 @@ def _row(one: Variant, runs: list[dict[str, Any]], same: bool) -> dict[str, Any]
     """A variant with the means over its seeds; what one of them lacks has no mean."""
     row: dict[str, Any] = {"name": one.name, "lever": one.lever, "overrides": one.overrides, "values": {}, "curve": []}
     if not runs:
-        why = "the recipe is the same with it and without it" if same else f"{one.unfit}; name {one.name} itself to train it"
+        why = "the recipe is the same with it and without it" if same else str(one.unfit)
         return {**row, "state": "not trained", "why": why, "runs": []}
     states = [state for state in ("failed", "diverged", "finished") if any(each["state"] == state for each in runs)]
     reason = next((each["why"] for each in runs if each["why"]), None)

@@ -173,6 +173,8 @@ def study_tables(found: "dict[str, Any]") -> None:
         console.print(f"[bold]{lever['name']}[/bold]: {lever['verdict']}. The guide: {lever['claim']}")
         for one in lever["variants"]:
             console.print(f"  {one['name']}: {escape(one['told'])}")
+    if (found["terms"] or "").startswith("Generated"):
+        console.print(f"[bold]{escape(found['terms'])}[/bold]")
     console.print(
         f"Seconds are of an epoch: of its training the median, of validation the mean. “quality after”: until validation first "
         f"reached {plan['share']:.0%} of the baseline's best value."

@@ -18,6 +18,8 @@ def write_study(found: dict[str, Any], out: Path) -> None:
 def study_page(found: dict[str, Any]) -> str:
     """The page of a study."""
     rows, clock = found["rows"], found["clock"]
+    terms = found["terms"] or ""
+    tested = _tested(rows)
     numbered = list(enumerate(rows, start=1))
     facts = {
         "title": f"Study of {found['recipe']}",
@@ -27,11 +29,11 @@ def study_page(found: dict[str, Any]) -> str:
         "device": found["device"],
         "plan": found["plan"],
         "select": found["select"],
-        "tested": _tested(rows),
+        "tested": tested,
         "warning": found["warning"],
-        "generated": (found.get("terms") or "").partition(":")[0] if "enerated" in (found.get("terms") or "") else "",
+        "generated": terms.partition(":")[0] if terms.startswith("Generated") else "",
         "clock": "processor seconds" if clock == "cpu_seconds" else "seconds",
-        "rows": [_shown(row, rows[0], clock) for row in rows],
+        "rows": [_shown(row, rows[0], clock, tested) for row in rows],
         "figure": _figure(numbered, clock, found["select"], "all"),
         "levers": [
             lever | {"figure": _figure(_of(numbered, lever["name"]), clock, found["select"], lever["name"])}
@@ -53,7 +55,7 @@ def _tested(rows: list[dict[str, Any]]) -> list[str]:
     return [name for name in names if "@" in name or name in ("mrr", "catalogue_auc")]
 
 
-def _shown(row: dict[str, Any], baseline: dict[str, Any], clock: str) -> dict[str, Any]:
+def _shown(row: dict[str, Any], baseline: dict[str, Any], clock: str, tested: list[str]) -> dict[str, Any]:
     """A row with how many times as fast its epoch is, and how much sooner it is good."""
     own, other = row["values"], baseline["values"]
     return {
@@ -65,6 +67,10 @@ def _shown(row: dict[str, Any], baseline: dict[str, Any], clock: str) -> dict[st
         "gain": _ratio(other.get(f"training_{clock}"), own.get(f"training_{clock}")),
         "quality": own.get(f"quality_{clock}"),
         "sooner": _ratio(other.get(f"quality_{clock}"), own.get(f"quality_{clock}")),
+        "nonfinite": own.get("nonfinite_steps"),
+        "epochs": own.get("epochs"),
+        "best_epoch": own.get("best_epoch"),
+        "measured": [own.get(name) for name in ("validation", *tested)],
         "memory": own.get("accelerator_peak_mib") or own.get("peak_mib"),
     }
 
