@@ -436,5 +436,5 @@ def test_the_keys_of_shipped_recipes_are_those_that_they_may_have(name: str) -> 
     told = list(keys(type(loaded)))
     known, mappings = {key.path for key in told}, {key.path for key in told if "mapping" in key.values}
     groups = {".".join(path.split(".")[:depth]) for path in known for depth in (1, 2, 3)}
-    named = {path for path in paths(loaded.model_dump(mode="json")) if path.rpartition(".")[0] in mappings}
+    named = {path for path in paths(loaded.model_dump(mode="json")) if any(path.startswith(f"{m}.") for m in mappings)}
     assert paths(loaded.model_dump(mode="json")) - named <= known | groups

@@ -9,8 +9,12 @@ from turborec import recipes, stores
 from turborec.data.loader import TrainingBatches
 from turborec.data.store import Store
 
+GRAPHS = ("bpr", "dragon", "freedom", "lightgcn", "mmgcn", "vbpr")
+
 # Users, items and events of all rows. Where the raw files are not a table below TURBOREC_DATA: the folder they are in.
 PUBLISHED = {
+    **{f"amazon-baby-mmrec-split/{model}": (19_445, 7_050, 160_792) for model in ("bpr", "lightgcn")},
+    **{f"tiktok-mm/{model}": (9_308, 6_710, 68_722) for model in GRAPHS},
     "amazon-baby-mmrec-split/markov": (19_445, 7_050, 160_792),
     "amazon-beauty-2014/bert4rec": (22_363, 12_101, 198_502),
     "amazon-beauty-2014/sasrec": (22_363, 12_101, 198_502),
@@ -47,6 +51,7 @@ ELSEWHERE = {
     *("simulated-v-54k/sasrec", "simulated-v-160k/bert4rec-130m"),
     *(f"amazon-electronics/bert4rec-{size}" for size in ("5m", "85m", "130m", "430m")),
     *("ml-20m/sasrec", "ml-32m/sasrec"),
+    *(f"ml-latest-small/{model}" for model in GRAPHS),  # their tables of features are computed first
     *(f"music4all/{model}" for model in ("mmgcn", "dragon", "lightgcn")),
 }
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from turborec.contract import DotProduct, Loss, Model, read_whole
 from turborec.data.batch import DataSpec, PairBatch
 from turborec.losses import preference
-from turborec.models._pairs import Pairs, graph_of, vectors
+from turborec.models._pairs import Pairs, graph_of, squares, vectors
 from turborec.nn.graph import Both, distinct, symmetric
 from turborec.nn.modality import Modalities, shares
 from turborec.nn.neighbours import item_graph
@@ -39,6 +39,11 @@ class Config(BaseConfig):
     features: tuple[str, ...] | None = Field(None, min_length=1, description="which tables; all when null")
     modality_weights: dict[str, float] = Field({}, description="of each modality in the graph of items; equal when empty")
     drop: float = Field(0.8, ge=0.0, lt=1.0, description="share of the edges that an epoch goes without")
+    regularisation: float = Field(
+        0.0,
+        ge=0.0,
+        description="weight of half the squared norms of what a pair reads, as LightGCN has; published code has none",
+    )
     feature_loss: float = Field(1e-3, ge=0.0, description="weight of the comparison with features")
     train_features: bool = Field(True, description="train copies of the features, as published code does")
 
@@ -100,6 +105,8 @@ class Freedom(Model):
         users = spread[user]
         liked_items, other_items = (spread[at] + alike[ids] for at, ids in ((liked, batch.items), (other, batch.negatives)))
         penalties = {f"by_{name}": (self._by(name, users, batch), self.config.feature_loss) for name in self.tables.names}
+        own = [self.users(batch.users), self.items(batch.items), self.items(batch.negatives)]
+        penalties["l2"] = (squares(*own), self.config.regularisation)
         loss: Loss = self.pairs.loss(batch, users, liked_items, other_items, penalties)
         return loss
 
