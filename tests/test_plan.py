@@ -33,6 +33,12 @@ def test_a_forecast_counts_what_can_be_counted(store, tmp_path):
     assert found.times.total == pytest.approx(3 * (found.times.epoch + found.times.validation))
 
 
+def test_rarer_validations_take_less_time(store, tmp_path):
+    tree = TREE | {"train": {"epochs": 7}, "then": [{"epochs": 2}], "stopping": {"every": 3}}
+    times = plan.forecast(assemble(recipes.from_tree(tree, "the test"), store), tmp_path).times
+    assert times.total == pytest.approx(9 * times.epoch + (3 + 1) * times.validation)  # after 3, 6, 7; and 2
+
+
 def test_a_run_that_does_not_fit_is_refused_with_what_would(store, tmp_path, monkeypatch):
     monkeypatch.setattr(plan.hardware, "free_memory", lambda _: 2**20)
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())

@@ -57,6 +57,23 @@ def test_steps_with_numbers_that_are_none():
     assert judged(Claim("overflow")).held == "did not hold" and judged(Claim("overflow"), nonfinite_steps=3).held == "held"
 
 
+@pytest.mark.parametrize(
+    ("left_out", "steps", "trainings", "held"),
+    [
+        (16, 100, 1, "held"),
+        (17, 100, 1, "did not hold"),
+        (18, 4000, 1, "held"),
+        (40, 8000, 2, "held"),
+        (41, 8000, 2, "did not hold"),
+    ],
+)
+def test_steps_that_a_scaler_needs_to_find_its_scale_are_no_sign(left_out, steps, trainings, held):
+    counts = {"nonfinite_steps": left_out, "skipped_steps": left_out, "steps": steps, "trainings": trainings}
+    found = judged(Claim("finite"), **counts)
+    assert found.held == held and f"{left_out} of them left out by the scaler of float16" in found.told
+    assert judged(Claim("finite"), **counts | {"nonfinite_steps": left_out + 1}).held == "did not hold"
+
+
 @pytest.mark.parametrize("of", ["training", "epoch", "validation", "memory", "quality", "finite", "overflow"])
 def test_what_was_not_measured_is_no_verdict(of):
     assert judge(Claim(of), {}, BASELINE, "seconds", "recall@20").held == "not measured"

@@ -7,6 +7,9 @@ from typing import Any, Literal
 NEAR, HALF = 0.9, 0.5
 """Shares of a claimed gain from which on a claim holds, and holds in part; a claim of 2x has a gain of 1."""
 
+HALVINGS, TRIALS = 16, 2000
+"""A scaler of float16 begins with 2^16, leaves out steps until that is small enough, and tries a larger one every 2,000."""
+
 Values = Mapping[str, float | None]
 """What was measured of a variant, by the names of docs/design.md; None where there is no such number."""
 
@@ -101,12 +104,21 @@ def _quality(claim: Claim, own: float | None, baseline: float | None, name: str)
 
 
 def _steps(claim: Claim, own: Values, baseline: Values) -> Verdict:
+    """Steps that a scaler leaves out to find its scale, as it must, are told of and are no sign of anything."""
     count, before = own.get("nonfinite_steps"), baseline.get("nonfinite_steps")
     if count is None or before is None:
         return Verdict("not measured", "no step was taken")
-    held: Held = "held" if (count > 0) == (claim.of == "overflow") else "did not hold"
+    left_out = own.get("skipped_steps") or 0
+    usual = left_out <= (own.get("trainings") or 1) * (HALVINGS + (own.get("steps") or 0) / TRIALS)
+    unstable = count > left_out or not usual
+    held: Held = "held" if unstable == (claim.of == "overflow") else "did not hold"
+    spared = (
+        f", {left_out:.0f} of them left out by the scaler of float16{'' if usual else ', more than it needs'}"
+        if left_out
+        else ""
+    )
     claimed = f"{'none' if claim.of == 'finite' else 'some'} claimed, the baseline has {before:.0f}"
-    return Verdict(held, f"{count:.0f} steps with a loss or a gradient that is not finite, {claimed}: {held}")
+    return Verdict(held, f"{count:.0f} steps with a loss or a gradient that is not finite{spared}, {claimed}: {held}")
 
 
 def _ratio(above: Any, below: Any) -> float | None:

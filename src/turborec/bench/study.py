@@ -170,11 +170,13 @@ def measured(folder: Path, recipe: AnyRecipe) -> dict[str, Any]:
     curve: list[list[float]] = []
     epochs: list[dict[str, float]] = [{}]  # seconds of each, those of its parts added up
     held: dict[str, float] = {}
-    steps = wrong = 0
+    steps = wrong = left_out = 0
     for record in log.read_metrics(folder):
         if record["kind"] == "train":
             steps += 1
             wrong += record["loss"] is None or record["gradient_norm"] is None
+            # A training without a scaler ends with such a step.
+            left_out += record["loss"] is not None and record["gradient_norm"] is None
         elif record["kind"] == monitor.CLOCK:
             for name in (name for name in record if name.endswith("_seconds")):
                 epochs[-1][name] = epochs[-1].get(name, 0.0) + record[name]
@@ -192,7 +194,7 @@ def measured(folder: Path, recipe: AnyRecipe) -> dict[str, Any]:
         "steps": steps,
         "nonfinite_steps": wrong if steps or wrong else None,
     }
-    values |= held
+    values |= held | {"skipped_steps": left_out}
     for clock in ("seconds", "cpu_seconds"):
         values[f"training_{clock}"] = statistics.median(one[f"training_{clock}"] for one in done) if done else None
         validations = [one.get(f"validation_{clock}", 0.0) for one in done]
@@ -248,8 +250,10 @@ def _row(one: Variant, runs: list[dict[str, Any]], same: bool) -> dict[str, Any]
     reason = next((each["why"] for each in runs if each["why"]), None)
     names = dict.fromkeys(name for each in runs for name in each["values"])
     found = {name: _mean([each["values"].get(name) for each in runs]) for name in names}
-    if counts := [count for each in runs if (count := each["values"].get("nonfinite_steps")) is not None]:
-        found["nonfinite_steps"] = sum(counts)
+    found["trainings"] = len(runs)
+    for name in ("nonfinite_steps", "skipped_steps"):  # of all of them
+        if counts := [count for each in runs if (count := each["values"].get(name)) is not None]:
+            found[name] = sum(counts)
     return {**row, "values": found, "curve": runs[0]["curve"], "state": states[0], "why": reason, "runs": runs}
 
 
