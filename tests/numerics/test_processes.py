@@ -51,8 +51,7 @@ def test_one_two_and_four_processes_agree(found):
         first_gradients_agree(found["1"], found[processes])
         losses_agree(found["1"], found[processes])
         checkpoints_agree(found["1"], found[processes])
-        for name, ranks in of(found["1"], "ranks").items():
-            assert torch.equal(ranks, found[processes][name]), name
+        ranks_agree(found["1"], found[processes])
     assert all(torch.equal(value, found["2 again"][name]) for name, value in found["2"].items())
 
 
@@ -67,6 +66,13 @@ def losses_agree(one, several):
     for kind, allowed in (("losses", 1e-5), ("norms", 1e-3)):
         for name, values in of(one, kind).items():
             assert several[name].tolist() == pytest.approx(values.tolist(), rel=allowed), name
+
+
+def ranks_agree(one, several):
+    """Weights that were trained apart differ in their last digits, by which two items may change places, and hardly ever do."""
+    for name, ranks in of(one, "ranks").items():
+        apart = (ranks - several[name]).abs()
+        assert apart.max() <= 1 and (apart > 0).float().mean() <= 0.05, name
 
 
 def checkpoints_agree(one, several):

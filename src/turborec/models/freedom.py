@@ -42,7 +42,7 @@ class Config(BaseConfig):
     regularisation: float = Field(
         0.0,
         ge=0.0,
-        description="weight of half the squared norms of what a pair reads, as LightGCN has; published code has none",
+        description="weight of half the squared norms of what a pair reads, as LightGCN has; published: none",
     )
     feature_loss: float = Field(1e-3, ge=0.0, description="weight of the comparison with features")
     train_features: bool = Field(True, description="train copies of the features, as published code does")
