@@ -47,7 +47,7 @@ RAW |= {"ml-100k/markov": "ml-100k/raw", "ml-latest-small/ss4rec": "ml-latest-sm
 # These come with turborec, or are among the real data only in part or not at all.
 ELSEWHERE = {
     "online-retail/sasrec",
-    *(f"ml-1m/{model}" for model in ("bert4rec", "gru4rec", "sasrec", "ss4rec")),
+    *(f"ml-1m/{model}" for model in ("bert4rec", "gru4rec", "lightgcn", "mmgcn", "sasrec", "ss4rec")),
     *("simulated-v-54k/sasrec", "simulated-v-160k/bert4rec-130m"),
     *(f"amazon-electronics/bert4rec-{size}" for size in ("5m", "85m", "130m", "430m")),
     *("ml-20m/sasrec", "ml-32m/sasrec"),
