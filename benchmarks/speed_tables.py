@@ -37,6 +37,11 @@ def interval(name: str, form: str = "{:.2f}×") -> Callable[[Row], str]:
     return cell
 
 
+def _either(ending: str) -> Callable[[Row], str]:
+    """A ratio to whichever plain form the row has, of a further contestant."""
+    return lambda row: "".join(interval(f"{name}_{ending}")(row) for name in ("step_vs_coo", "epoch_vs_gather_scatter"))
+
+
 def _named(variant: str) -> str:
     """A variant as it is read."""
     return next((variant.replace(key, name) for key, name in EAGER.items() if variant.endswith(key)), variant)
@@ -143,6 +148,21 @@ EPOCHS: list[Column] = [
 ]
 
 
+GRAPHS: list[Column] = [
+    ("data", lambda row: row["data"]),
+    ("model", lambda row: row["model"]),
+    ("edges", lambda row: f"{row['protocol']['edges']:,}"),
+    ("CPU s an epoch", number("ours_epoch_cpu_seconds", "{:.1f}")),
+    ("plain", number("plain_epoch_cpu_seconds", "{:.1f}")),
+    ("over sparse products in coordinates", interval("step_vs_coo")),
+    ("over gathered and scattered messages", interval("epoch_vs_gather_scatter")),
+    ("in reduced precision", _either("reduced_precision")),
+    ("with a larger batch (other mathematics)", _either("larger_batch")),
+    ("gradient, ours", number("gradient_difference", "{:.0e}")),
+    ("gradient, plain", number("plain_gradient_difference", "{:.0e}")),
+]
+
+
 def _over_seeds(rows: list[Row]) -> list[Row]:
     """A row for each kind of training: the median rate, and the mean quality with its deviation."""
     kinds: dict[tuple[str, str], list[Row]] = {}
@@ -192,6 +212,14 @@ def speed_sections(rows: list[Row]) -> list[str]:
     lines += ["", "### Beside SASRec.pytorch, in its shape", *_by_place(published, SASREC_PYTORCH)] if published else []
     epochs = [row for row in speed if row["variant"] == "epochs"]
     lines += ["", "### Epochs beside one another", *_by_place(epochs, EPOCHS)] if epochs else []
+    graphs = [row for row in speed if row["variant"] == "graphs"]
+    if graphs:
+        told = (
+            "Steps of graph models beside the same written plainly (`benchmarks/plain_graphs.py`), in turns, in float32, on "
+            "the same batches with the same optimizer; processor seconds. Gradients: the first batch's distance from that "
+            "of the plain form in float64."
+        )
+        lines += ["", "### Graph models", "", told, *_by_place(graphs, GRAPHS)]
     forecasts = [row for row in rows if row["kind"] == "forecast"]
     if forecasts:
         told = "What `turborec plan` forecast, as a share of what whole runs then took, median of three runs."

@@ -19,7 +19,6 @@ from turborec.data.split import LeaveOneOut
 from turborec.data.store import Store, open_store
 from turborec.errors import UserError
 from turborec.recipe import validate
-from turborec.sources._local import plain_or_packed
 from turborec.sources.music4all import TERMS, Config
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "music4all"
@@ -288,8 +287,6 @@ def test_twin_as_the_command_writes_it_is_read_as_it_is(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     names = {path.name for path in (tmp_path / "data" / "twin").iterdir()}
     assert names >= {"userid_trackid_timestamp.tsv.bz2", "userid_trackid_count.tsv.bz2", "id_resnet.tsv.bz2"}
-    if plain_or_packed(tmp_path / "data" / "twin" / "userid_trackid_timestamp.tsv") is None:
-        pytest.skip("raw files packed by bzip2 are not read yet")
     store = prepared(config(folder="twin"), tmp_path, tmp_path, duplicates="first")
     assert store.card["counts"] == store.card["counts"] | {"users": 10, "items": 12, "events": 64}
 
