@@ -68,7 +68,7 @@ def main() -> None:
     chosen.overrides.append(f"train.precision={chosen.precision}")
     recipe, store = prepared(chosen)
     judged, opponents = promise.Gate(chosen.gate), matrix.opponents(chosen.against)
-    plan = matrix.Plan(matrix.named(chosen.levers), opponents, chosen.rounds, chosen.seconds, gate=judged)
+    plan = matrix.Plan(matrix.named(chosen.levers, recipe), opponents, chosen.rounds, chosen.seconds, gate=judged)
     found = matrix.run(recipe, store, plan)
     found["provenance"]["command"] = command(parser.prog)
     protocol = {

@@ -15,6 +15,7 @@ from turborec.bench.evidence import observe
 from turborec.data.loader import TrainingBatches
 from turborec.engine import hardware
 from turborec.errors import UserError
+from turborec.models import lightgcn
 
 TREE = {"data": {"source": {"kind": "online_retail"}}, "batches": {"max_length": 12, "tokens": 192}}
 TREE["train"] = {"precision": "float32"}  # the same on every processor
@@ -166,3 +167,13 @@ def test_a_profile_names_the_parts_of_a_step(store, tmp_path):
     assert max(memory.highest.values()) == pytest.approx(max(memory.mib)) and memory.highest["forward"] > 0
     assert list(memory.milliseconds) == sorted(memory.milliseconds)
     assert hardware.busy() is None or "busy" in hardware.busy()
+
+
+def test_levers_are_those_that_a_recipe_has():
+    pairs = recipe_of("sasrec").model_copy(update={"model": lightgcn.Config()})
+    assert {"bucketing", "bf16", "sampled"} <= {*matrix.named("all", recipe_of("sasrec"))}
+    assert {*matrix.named("all", pairs)} >= {"bf16", "whole_model"} and not {"bucketing", "sampled"} & {
+        *matrix.named("all", pairs)
+    }
+    assert "bucketing is one of batches of histories" in levers.why_not(levers.lever("bucketing"), pairs)
+    assert "sampled is none of this recipe's" in levers.why_not(levers.lever("sampled"), pairs)

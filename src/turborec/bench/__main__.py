@@ -53,9 +53,10 @@ def main() -> None:
             parser.error("a recipe is needed")
         if chosen.rounds < 1 or not chosen.seconds >= 0 or chosen.gate < 0 or chosen.seeds < 1:
             parser.error("rounds and seeds must be at least 1, seconds and gate at least 0")
-        levers_, against = matrix.named(chosen.levers), matrix.opponents(chosen.against)
+        recipe = recipes.load(chosen.recipe, chosen.overrides)
+        levers_, against = matrix.named(chosen.levers, recipe), matrix.opponents(chosen.against)
         plan = matrix.Plan(levers_, against, chosen.rounds, chosen.seconds, gate=promise.Gate(chosen.gate, chosen.seeds))
-        found = matrix.run(recipes.load(chosen.recipe, chosen.overrides), store, plan, chosen.device)
+        found = matrix.run(recipe, store, plan, chosen.device)
         print(json.dumps({"recipe": chosen.recipe, **found}))
     except UserError as error:
         print(f"turborec: {error}", file=sys.stderr)

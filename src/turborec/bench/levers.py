@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from turborec.bench.evidence import Evidence
+from turborec.data.batch import SequenceBatch
 from turborec.errors import UserError, closest
 from turborec.recipe import Tree, override
 from turborec.recipes import AnyRecipe, from_tree
@@ -131,3 +132,15 @@ def changed(recipe: AnyRecipe, change: Change) -> AnyRecipe:
     assignments = change if isinstance(change, tuple) else change(recipe)
     tree: Tree = recipe.model_dump(mode="json")
     return from_tree(override(tree, assignments), "The recipe with " + " ".join(assignments))
+
+
+def why_not(one: Lever, recipe: AnyRecipe) -> str | None:
+    """Why a recipe has no such lever; None where it has."""
+    if one.widens and recipe.model.batch is not SequenceBatch:
+        return f"The lever {one.name} is one of batches of histories, and {recipe.model.kind} trains on pairs."
+    try:
+        for change in (one.off, one.on):
+            changed(recipe, change)
+    except UserError as error:
+        return f"The lever {one.name} is none of this recipe's: {error}"
+    return None

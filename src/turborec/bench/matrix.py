@@ -59,6 +59,8 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, device: str = "auto") -> di
     chosen = [levers.lever(name) for name in plan.levers]
     if hardware.device_of(device).type != "cuda" and (cuda := [one.name for one in chosen if one.cuda]):
         raise UserError(f"The lever {cuda[0]} is one of CUDA devices, and this is a {hardware.device_of(device).type}.")
+    if unfit := next(filter(None, (levers.why_not(one, recipe) for one in chosen)), None):
+        raise UserError(unfit)
     variants = _variants(recipe, store, chosen, plan.against, hardware.device_of(device))
     warning, before = hardware.busy(), log.environment()
     contestants = [contestant(name, variant, store, device) for name, variant in variants.items()]
@@ -87,11 +89,12 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, device: str = "auto") -> di
     }
 
 
-def named(text: str) -> tuple[str, ...]:
-    """The levers that a comma-separated text names; `all` names every one that this machine has."""
+def named(text: str, recipe: AnyRecipe) -> tuple[str, ...]:
+    """The levers that a comma-separated text names; `all` names every one that this machine and the recipe have."""
     if text != "all":
         return tuple(filter(None, map(str.strip, text.split(","))))
-    return tuple(one.name for one in levers.LEVERS if torch.cuda.is_available() or not one.cuda)
+    here = [one for one in levers.LEVERS if torch.cuda.is_available() or not one.cuda]
+    return tuple(one.name for one in here if levers.why_not(one, recipe) is None)
 
 
 def opponents(text: str) -> tuple[str, ...]:

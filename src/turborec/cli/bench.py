@@ -85,7 +85,7 @@ def bench(
         numbers = _numbers(processes, unfit=bool(levers or against or gate or page))
         measured = scaling.measure(chosen, opened, numbers, rounds, seconds, device)
     else:
-        named, others = matrix.named(levers), matrix.opponents(against)
+        named, others = matrix.named(levers, chosen), matrix.opponents(against)
         plan = matrix.Plan(named, others, rounds, seconds, gate=promise.Gate(gate, seeds))
         measured = matrix.run(chosen, opened, plan, device)
     found = {"recipe": recipe, **measured}
