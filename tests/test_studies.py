@@ -86,9 +86,9 @@ def check(names: list[str], params: dict[str, Any], rest: list[str]) -> None:
         case ["data", ("describe" | "export" | "verify")]:
             recipes.load(params["store"])
         case ["bench"]:
-            assert all(lever(name) for name in matrix.named(params["levers"]))
+            recipe = recipes.load(params["recipe"], params["overrides"] or ())
+            assert all(lever(name) for name in matrix.named(params["levers"], recipe))
             matrix.opponents(params["against"])
-            recipes.load(params["recipe"], params["overrides"] or ())
         case ["study"]:
             recipe = recipes.load(params["recipe"], params["overrides"] or ())
             variants(named(params["levers"]), params["variant"] or (), recipe, torch.device("cpu"))
