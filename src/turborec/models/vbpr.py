@@ -20,9 +20,10 @@ from turborec.recipe import Config as BaseConfig
 class Config(BaseConfig):
     """Visual Bayesian personalised ranking (He and McAuley, AAAI 2016, arXiv 1510.01784), for any features.
 
-    As in MMRec: all tables side by side, and one projection; the paper has a bias of the items, too. What an item lacks adds
-    nothing to its vector. Tables are centred and brought to one scale, which the projection could undo and no comparison of
-    two items would notice, but without which training hardly moves where a table has a large mean.
+    As in MMRec: all tables side by side, and one projection; the paper has a bias of the items, too. The penalty is on what
+    is read off features as well, else the projection grows as the users' halves shrink. What an item lacks adds nothing.
+    Tables are centred and brought to one scale, which the projection could undo and no comparison of two items would notice,
+    but without which training hardly moves where a table has a large mean.
     """
 
     kind: Literal["vbpr"] = "vbpr"
@@ -58,12 +59,11 @@ class VBPR(Model):
     def forward(self, batch: PairBatch) -> Loss:
         """The loss of the pairs of a batch."""
         users = rows_of(self.users.weight, batch.users)
-        learnt = [rows_of(self.items.weight, ids) for ids in (batch.items, batch.negatives)]
         liked, other = (
-            torch.cat([own, self._seen(ids)], dim=1) for own, ids in zip(learnt, (batch.items, batch.negatives), strict=True)
+            torch.cat([rows_of(self.items.weight, ids), self._seen(ids)], dim=1) for ids in (batch.items, batch.negatives)
         )
-        penalties = {"l2": (squares(users, *learnt), self.config.regularisation)}
         users, liked, other = with_bias((users, liked, other), self.bias, batch)
+        penalties = {"l2": (squares(users, liked, other), self.config.regularisation)}
         loss: Loss = self.pairs.loss(batch, users, liked, other, penalties)
         return loss
 
