@@ -71,8 +71,9 @@ class Pairs(nn.Module):
         def encode(batch: SequenceBatch) -> Tensor:
             at = batch.users.clamp(min=0)
             known = (batch.users >= 0) & self.known[at]
-            shown = F.embedding_bag(batch.items, items, mode="mean", padding_idx=0)
-            return torch.where(known[:, None], users[at], shown)
+            strangers = (~known).nonzero().squeeze(1)
+            shown = F.embedding_bag(batch.items[strangers], items, mode="mean", padding_idx=0)
+            return users[at].index_copy(0, strangers, shown)
 
         return DotProduct(encode, items, None if bias is None else bias.weight[:, 0].detach())
 

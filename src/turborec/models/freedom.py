@@ -24,8 +24,8 @@ class Config(BaseConfig):
     """FREEDOM (Zhou and Shen, MM 2023, arXiv 2211.06924).
 
     As in MMRec: the loss compares each user's vector with projected features too, and the features are trained. Edges are
-    kept by 1 / sqrt(d_u d_i). Of the mean of image and text: `modality_weights`. A pair is compared by a modality only
-    where both of its items have it. Projections have no bias: it would be the same in both scores of a pair.
+    kept by 1 / sqrt(d_u d_i). Published `modality_weights` are .1 for images and .9 for texts. A pair is compared by a
+    modality only where both of its items have it. Projections have no bias: it would be the same in both scores of a pair.
     """
 
     kind: Literal["freedom"] = "freedom"

@@ -11,9 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from turborec.nn.graph import Sparse
-from turborec.nn.keyed import mix
-
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+from turborec.nn.keyed import bits
 
 
 @dataclass(frozen=True)
@@ -25,11 +23,11 @@ class Hop:
     weights: Tensor  # float32 [E_k]: an entry's own, times how many it stands for
 
 
-def hop(matrix: Sparse, nodes: Tensor, most: int, key: int) -> tuple[Hop, Tensor]:
+def hop(matrix: Sparse, nodes: Tensor, most: int, key: int, layer: int = 0) -> tuple[Hop, Tensor]:
     """All entries of the rows that have `most` at most, and as many drawn evenly, with replacement, of each other row.
 
-    int64 [N_k] -> the rows, and the nodes of the next hop, ascending. What is drawn follows from the key, the row and the
-    draw's number, so a row has the same entries in whatever company. A product with the rows is right on the mean.
+    int64 [N_k] -> the rows, and the nodes of the next hop, ascending. What is drawn follows from the key, the layer, the row
+    and the draw's number, so a row has the same entries in whatever company. A product with the rows is right on the mean.
     """
     starts = matrix.offsets.index_select(0, nodes).long()
     degrees = matrix.offsets.index_select(0, nodes + 1).long() - starts
@@ -37,8 +35,8 @@ def hop(matrix: Sparse, nodes: Tensor, most: int, key: int) -> tuple[Hop, Tensor
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     rows = torch.repeat_interleave(torch.arange(len(nodes), device=nodes.device), counts)
     draw = torch.arange(len(rows), device=nodes.device) - offsets[rows]
-    bits = mix(mix(nodes[rows] + key) + draw * _GOLDEN)
-    chance = ((bits >> 11) & (2**53 - 1)).double() / 2**53
+    noise = bits(nodes[rows] + key, layer, draw[:, None], 1)[:, 0, 0]
+    chance = ((noise >> 11) & (2**53 - 1)).double() / 2**53
     drawn = (chance * degrees[rows]).long()
     whole = degrees[rows] <= most
     place = starts[rows] + torch.where(whole, draw, drawn)
@@ -54,7 +52,7 @@ def sums(matrix: Sparse, read: Callable[[Tensor], Tensor], nodes: Tensor, layers
     """
     hops, around = [], [nodes]
     for layer in range(layers):
-        one, further = hop(matrix, around[-1], most, key + layer)
+        one, further = hop(matrix, around[-1], most, key, layer)
         hops.append(one)
         around.append(further)
     x = read(around[-1])
