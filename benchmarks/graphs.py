@@ -3,11 +3,14 @@
 LightGCN beside sparse products in coordinates, MMGCN beside messages that are gathered and scattered (plain_graphs.py); both
 train in turns in one process, in float32, on the same batches, with the same optimizer, and with parameters of their own
 that begin as the same numbers. An epoch of each is as many steps. A further contestant has the machine's reduced precision,
-and with --batch another the recipe with that many pairs in a batch, which changes the mathematics. The row goes to
-results/speed/<data>-<model>-graphs.json.
+and with --batch another the recipe with that many pairs in a batch, which changes the mathematics. In that process freed
+memory is kept for all of them, as training here keeps it; the plain form then runs once more in a process of its own, with
+the allocator as it comes, as who writes it plainly has it. The row goes to results/speed/<data>-<model>-graphs.json.
 """
 
+import argparse
 import copy
+import multiprocessing
 from dataclasses import replace
 
 import torch
@@ -39,9 +42,7 @@ def main() -> None:
     recipe, store = prepared(chosen)
     exact = changed(recipe, ("train.precision=float32",))
     ours = assemble(exact, store, "cpu")
-    graph = stores.spec_of(store, recipe).graph
-    assert graph is not None
-    theirs = replace(ours, model=plain(copy.deepcopy(ours.model), graph))
+    theirs = plain_form(ours)
     apart = differences(ours, theirs)
     name = "step_vs_coo" if recipe.model.kind == "lightgcn" else "epoch_vs_gather_scatter"
     entrants = {"ours": ours, "plain": theirs}
@@ -51,14 +52,20 @@ def main() -> None:
         entrants["batch"] = assemble(changed(exact, (f"batches.tokens={chosen.batch}",)), store, "cpu")
     contestants = [Contestant(one, step.training(entrant), torch.device("cpu")) for one, entrant in entrants.items()]
     measured = {one.name: one for one in step.compete(contestants, chosen.rounds, chosen.seconds)}
+    with multiprocessing.get_context("spawn").Pool(1) as other:  # spawned: it inherits no setting of the allocator
+        alone = other.apply(rates_alone, (chosen,))
     # A target is a pair, and an epoch all of them: that is a ratio of steps too, where batches are as large.
     ratios = {one: step.ratio(measured[one], measured["plain"]) for one in measured if one != "plain"}
-    names = {"ours": name, "reduced": f"{name}_reduced_precision", "batch": f"{name}_larger_batch"}
-    epoch = training_batches(exact, store).epoch(0)
-    seconds = {
-        f"{one}_epoch_cpu_seconds": epoch.targets / step.median(found.per_second("targets", "cpu")).value
-        for one, found in measured.items()
+    ratios["alone"] = step.ratio_of(measured["ours"].per_second("targets", "cpu"), alone)
+    names = {
+        "alone": f"{name}_default_allocator",
+        "ours": name,
+        "reduced": f"{name}_reduced_precision",
+        "batch": f"{name}_larger_batch",
     }
+    epoch = training_batches(exact, store).epoch(0)
+    rates = {one: found.per_second("targets", "cpu") for one, found in measured.items()} | {"plain_default_allocator": alone}
+    seconds = {f"{one}_epoch_cpu_seconds": epoch.targets / step.median(found).value for one, found in rates.items()}
     data, model = chosen.recipe.rsplit("/", 1)
     row: Row = {
         "kind": "speed",
@@ -74,7 +81,8 @@ def main() -> None:
             "pairs_a_batch": recipe.batches.tokens,
             "pairs_a_larger_batch": chosen.batch,
             "larger_batch": "changes the mathematics: fewer steps an epoch",
-            "edges": len(graph.users),
+            "edges": epoch.targets,
+            "default_allocator": "the plain form in a process of its own, after the others, freed memory given back",
             "overrides": chosen.overrides,
             "rounds": chosen.rounds,
             "seconds": chosen.seconds,
@@ -87,6 +95,23 @@ def main() -> None:
         "provenance": environment,
     }
     print(write(f"speed/{data}-{model}-graphs", [row]))
+
+
+def plain_form(ours: Assembly) -> Assembly:
+    """The same model written plainly, with parameters of its own."""
+    graph = stores.spec_of(ours.store, ours.recipe).graph
+    assert graph is not None
+    return replace(ours, model=plain(copy.deepcopy(ours.model), graph))
+
+
+def rates_alone(chosen: argparse.Namespace) -> list[float]:
+    """Pairs a processor second of the plain form alone in this process, of each round."""
+    torch.set_num_threads(chosen.threads)
+    recipe, store = prepared(chosen)
+    theirs = plain_form(assemble(changed(recipe, ("train.precision=float32",)), store, "cpu"))
+    contestant = Contestant("plain", step.training(theirs), torch.device("cpu"))
+    (measured,) = step.compete([contestant], chosen.rounds, chosen.seconds)
+    return measured.per_second("targets", "cpu")
 
 
 def differences(ours: Assembly, theirs: Assembly) -> dict[str, float]:

@@ -156,6 +156,7 @@ GRAPHS: list[Column] = [
     ("plain", number("plain_epoch_cpu_seconds", "{:.1f}")),
     ("over sparse products in coordinates", interval("step_vs_coo")),
     ("over gathered and scattered messages", interval("epoch_vs_gather_scatter")),
+    ("plain with the allocator as it comes", _either("default_allocator")),
     ("in reduced precision", _either("reduced_precision")),
     ("with a larger batch (other mathematics)", _either("larger_batch")),
     ("gradient, ours", number("gradient_difference", "{:.0e}")),
@@ -216,8 +217,9 @@ def speed_sections(rows: list[Row]) -> list[str]:
     if graphs:
         told = (
             "Steps of graph models beside the same written plainly (`benchmarks/plain_graphs.py`), in turns, in float32, on "
-            "the same batches with the same optimizer; processor seconds. Gradients: the first batch's distance from that "
-            "of the plain form in float64."
+            "the same batches with the same optimizer, freed memory kept for both; processor seconds. The allocator as it "
+            "comes gives memory back after each step: there the plain form runs by itself in a process that changes nothing. "
+            "Gradients: the first batch's distance from that of the plain form in float64."
         )
         lines += ["", "### Graph models", "", told, *_by_place(graphs, GRAPHS)]
     forecasts = [row for row in rows if row["kind"] == "forecast"]
