@@ -16,8 +16,8 @@ ALLOWED = {
 }
 """What may be larger (`data/store.py` or `data/store.py:open_store`), each with its reason."""
 
-ROOTS = {"Config", "Model", "Counted", "UserError", "Assembly"}
-"""Own classes made to be derived from: interfaces, two roots that say what a thing is for, what a run adds its folder to."""
+ROOTS = {"Config", "Model", "Counted", "UserError", "Assembly", "Rows"}
+"""Own classes made to be derived from: interfaces, what says what a thing is for, batches, what a run adds its folder to"""
 
 
 def excess(measured: Iterator[tuple[str, int]], limit: int) -> list[str]:

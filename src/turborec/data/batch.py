@@ -4,10 +4,10 @@ Letters: B rows, L positions.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor
@@ -51,9 +51,53 @@ def between(earlier: Tensor, later: Tensor, ticks: int) -> tuple[Tensor, Tensor]
     return torch.where(known, later - earlier, 0).clamp(min=0).float() / ticks, known
 
 
+class Rows:
+    """Named tensors of as many rows each, which go to a device and are cut together."""
+
+    asked: ClassVar[str]  # the tensor that is 0 where nothing is asked for
+    targets_count: int
+
+    def num_targets(self) -> int:
+        """How many predictions the batch asks for."""
+        return self.targets_count
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on `device`; on an accelerator from pinned memory, so that nobody waits for the copy."""
+        tensors = self._tensors()
+        if tensors["items"].device == device:
+            return self
+        pinned = {name: part.pin_memory() if device.type == "cuda" else part for name, part in tensors.items()}
+        return self._with({name: part.to(device, non_blocking=True) for name, part in pinned.items()}, self.targets_count)
+
+    def split(self, parts: int) -> list[Self]:
+        """At most `parts` batches of consecutive rows whose sizes differ by one at most."""
+        rows = len(self._tensors()["items"])
+        parts = min(parts, max(1, rows))
+        edges = [rows * i // parts for i in range(parts + 1)]
+        return [self.rows(lo, hi) for lo, hi in pairwise(edges) if hi > lo]
+
+    def rows(self, lo: int, hi: int) -> Self:
+        """Rows lo..hi-1."""
+        cut = {name: tensor[lo:hi] for name, tensor in self._tensors().items()}
+        return self._with(cut, int((cut[self.asked] != 0).sum()))
+
+    def nothing(self) -> Self:
+        """A batch of one empty row, for a process that has no part left where the others have."""
+        return self._with({name: tensor[:1] * 0 for name, tensor in self._tensors().items()}, 0)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def _with(self, tensors: dict[str, Tensor], targets: int) -> Self:
+        changed: Self = replace(cast("Any", self), **tensors, targets_count=targets)
+        return changed
+
+
 @dataclass(frozen=True)
-class SequenceBatch:
+class SequenceBatch(Rows):
     """Histories, oldest event first, padded with 0 on the right."""
+
+    asked = "targets"
 
     items: Tensor  # int64 [B, L]
     times: Tensor  # int64 [B, L]; UNKNOWN_TIME where unknown or padded
@@ -65,32 +109,14 @@ class SequenceBatch:
     targets_count: int = 0  # how many targets are not 0; counted once, where the batch is made
     request: Tensor | None = None  # int64 [B]: when what follows the last event is asked for, where models are told
 
-    def num_targets(self) -> int:
-        """How many predictions the batch asks for."""
-        return self.targets_count
-
     def size(self) -> tuple[int, int]:
         """Events shown, and positions that could hold one."""
         return int(self.lengths.sum()), self.items.numel()
 
-    def to(self, device: torch.device) -> Self:
-        """The same batch on `device`."""
-        return replace(self, **_moved(self, device))
-
-    def split(self, parts: int) -> list[Self]:
-        """At most `parts` batches of consecutive rows whose sizes differ by one at most."""
-        return [self.rows(lo, hi) for lo, hi in _cuts(len(self.items), parts)]
-
-    def rows(self, lo: int, hi: int) -> Self:
-        """Rows lo..hi-1."""
-        cut = {name: tensor[lo:hi] for name, tensor in _tensors(self).items()}
-        return replace(self, **cast("dict[str, Any]", cut), targets_count=int((cut["targets"] != 0).sum()))
-
     def nothing(self) -> Self:
-        """A batch of one empty row, for a process that has no part left where the others have."""
-        zeros = {name: tensor[:1] * 0 for name, tensor in _tensors(self).items()}
-        zeros |= {"times": zeros["times"] + UNKNOWN_TIME, "users": zeros["users"] - 1}
-        return replace(self, **cast("dict[str, Any]", zeros), targets_count=0)
+        """A batch of one empty row, of no user and no time."""
+        empty = super().nothing()
+        return replace(empty, times=empty.times + UNKNOWN_TIME, users=empty.users - 1)
 
     def last(self) -> Tensor:
         """The position of each row's last event (0 for an empty row): int64 [B]."""
@@ -130,8 +156,10 @@ class SequenceBatch:
 
 
 @dataclass(frozen=True)
-class PairBatch:
+class PairBatch(Rows):
     """Users, an item that each has, and one that the user has not."""
+
+    asked = "items"
 
     users: Tensor  # int64 [B] rows of the store
     items: Tensor  # int64 [B]; 0 where nothing is asked for
@@ -140,31 +168,9 @@ class PairBatch:
     key: int = 0  # the random key of the step, for what all its rows share
     targets_count: int = 0  # how many items are not 0; counted once, where the batch is made
 
-    def num_targets(self) -> int:
-        """How many preferences the batch asks for."""
-        return self.targets_count
-
     def size(self) -> tuple[int, int]:
         """Pairs, and rows that could hold one."""
         return self.targets_count, len(self.items)
-
-    def to(self, device: torch.device) -> Self:
-        """The same batch on `device`."""
-        return replace(self, **_moved(self, device))
-
-    def split(self, parts: int) -> list[Self]:
-        """At most `parts` batches of consecutive rows whose sizes differ by one at most."""
-        return [self.rows(lo, hi) for lo, hi in _cuts(len(self.items), parts)]
-
-    def rows(self, lo: int, hi: int) -> Self:
-        """Rows lo..hi-1."""
-        cut = {name: tensor[lo:hi] for name, tensor in _tensors(self).items()}
-        return replace(self, **cast("dict[str, Any]", cut), targets_count=int((cut["items"] != 0).sum()))
-
-    def nothing(self) -> Self:
-        """A batch of one empty row, for a process that has no part left where the others have."""
-        zeros = {name: tensor[:1] * 0 for name, tensor in _tensors(self).items()}
-        return replace(self, **cast("dict[str, Any]", zeros), targets_count=0)
 
     @classmethod
     def example(cls, spec: DataSpec, size: int, generator: torch.Generator) -> Self:
@@ -184,23 +190,3 @@ class PairBatch:
             key=int(torch.randint(0, 2**31, (), generator=generator)),
             targets_count=size,
         )
-
-
-def _tensors(batch: SequenceBatch | PairBatch) -> dict[str, Tensor]:
-    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
-
-
-def _moved(batch: SequenceBatch | PairBatch, device: torch.device) -> dict[str, Any]:
-    """Its tensors on a device; on an accelerator from pinned memory, so that nobody waits for the copy."""
-    if batch.items.device == device:
-        return {}
-    pinned = {n: t.pin_memory() if device.type == "cuda" else t for n, t in _tensors(batch).items()}
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in pinned.items()}
-
-
-def _cuts(rows: int, parts: int) -> list[tuple[int, int]]:
-    """At most `parts` ranges of rows, whose sizes differ by one at most."""
-    parts = min(parts, max(1, rows))
-    edges = [rows * i // parts for i in range(parts + 1)]
-    return [(lo, hi) for lo, hi in pairwise(edges) if hi > lo]

@@ -10,7 +10,7 @@ from turborec.data.batch import Interactions
 
 Int64 = NDArray[np.int64]
 
-_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 """Of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014, doi 10.1145/2660193.2660195)."""
 
 
@@ -42,7 +42,7 @@ class Unseen:
 
 def mixed(keys: Int64) -> NDArray[np.uint64]:
     """64 bits that look random, a function of each key: [B] -> [B]."""
-    x = keys.view(np.uint64) + np.uint64(_GOLDEN)
+    x = keys.view(np.uint64) + np.uint64(GOLDEN)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(_FIRST)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(_SECOND)
     return x ^ (x >> np.uint64(31))

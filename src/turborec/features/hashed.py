@@ -26,6 +26,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from turborec.data.negatives import GOLDEN, mixed
+
 VERSION = 1
 BINS = 2**18
 FOLDED = 2048
@@ -125,12 +127,9 @@ def _hash(term: str) -> int:
 
 
 def _folding() -> tuple[NDArray[np.int64], Doubles]:
-    """The column and the sign of each bin, from its bits mixed as by SplitMix64 (Steele et al., OOPSLA 2014)."""
-    mixed = np.arange(1, BINS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    for shift, odd in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(odd)
-    mixed ^= mixed >> np.uint64(31)
-    return (mixed % np.uint64(FOLDED)).astype(np.int64), np.where(mixed >> np.uint64(63), -1.0, 1.0)
+    """The column and the sign of each bin, from its bits mixed: the first numbers of SplitMix64 from 0."""
+    bits = mixed((np.arange(BINS, dtype=np.uint64) * np.uint64(GOLDEN)).view(np.int64))
+    return (bits % np.uint64(FOLDED)).astype(np.int64), np.where(bits >> np.uint64(63), -1.0, 1.0)
 
 
 def _strongest(gram: Doubles, width: int) -> Doubles:
