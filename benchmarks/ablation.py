@@ -3,7 +3,8 @@
     python benchmarks/ablation.py ml-latest-small/ss4rec --out RUNS [--variants "S5 alone"] [--against ml-latest-small/sasrec]
     python benchmarks/ablation.py tiktok-mm/lightgcn --out RUNS --variants "" --against tiktok-mm/dragon --metrics recall@20
 
-Rows go to results/ablation/<data>-<model>.json. A run that is in RUNS already, under its name there, is not trained again.
+Popularity stands beside them. Rows go to results/ablation/<data>-<model>.json. A run that is in RUNS already, under its name
+there, is not trained again.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from turborec.recipes import AnyRecipe
 
 METRICS, HISTORIES = ("hr@10", "ndcg@10"), ("kept", "masked")
 
-WHOLE, SHUFFLED = "default", "gaps shuffled"
+WHOLE, SHUFFLED, ANCHOR = "default", "gaps shuffled", "popularity"
 VARIANTS = {
     "S5 alone": ["model.mixers=[s5]"],
     "Mamba alone": ["model.mixers=[mamba]"],
@@ -110,12 +111,11 @@ def values_of(runs: Sequence[Path], model: str, names: Sequence[str]) -> tuple[l
     return tables[0]["user"].to_pylist(), np.mean(each, axis=0)
 
 
-def rows_of(
-    recipe: str, found: dict[str, tuple[str, list[Path]]], metrics: Sequence[str], seeds: int, provenance: dict[str, Any]
-) -> list[Row]:
+def rows_of(chosen: argparse.Namespace, found: dict[str, tuple[str, list[Path]]], provenance: dict[str, Any]) -> list[Row]:
     """A row for each variant and history; `found` has the model's name and the runs of each."""
-    data, model = recipe.rsplit("/", 1)
-    names = [f"{metric}_{history}" for history in HISTORIES for metric in metrics]
+    data, model = chosen.recipe.rsplit("/", 1)
+    metrics, histories = chosen.metrics.split(","), chosen.histories.split(",")
+    names = [f"{metric}_{history}" for history in histories for metric in metrics]
     values = {variant: values_of(runs, kind, names) for variant, (kind, runs) in found.items()}
     users, whole = values[WHOLE]
     rows = []
@@ -125,7 +125,7 @@ def rows_of(
         low, high = percentile_intervals(resampled_means(own - whole))
         kind, runs = found[variant]
         result = json.loads((runs[0] / "evaluation" / "test" / kind / "result.json").read_text(encoding="utf-8"))
-        for history in HISTORIES:
+        for history in histories:
             at = {metric: names.index(f"{metric}_{history}") for metric in metrics}
             difference = {f"{metric}_difference": (own - whole)[:, i].mean() for metric, i in at.items() if variant != WHOLE}
             rows.append(
@@ -133,13 +133,13 @@ def rows_of(
                     "kind": "ablation",
                     "data": data,
                     "model": model,
-                    "recipe": recipe,
+                    "recipe": chosen.recipe,
                     "variant": variant,
                     "seed": 1,
                     "protocol": {
                         **result["protocol"],
                         "history": history,
-                        "seeds": seeds,
+                        "seeds": chosen.seeds,
                         "interval": f"{LEVEL:.0%}, {RESAMPLES:,} resamples of users, values of seeds averaged user by user",
                     },
                     "values": {metric: own[:, i].mean() for metric, i in at.items()} | difference,
@@ -159,6 +159,7 @@ def main() -> None:
         "--against", nargs="*", default=[], help="other recipes for the same data, each with its changes as one argument"
     )
     parser.add_argument("--metrics", default=",".join(METRICS), help="what is compared, of the recipe's metrics")
+    parser.add_argument("--histories", default=",".join(HISTORIES), help="whether what a user had stays a candidate")
     parser.add_argument("--name", help="what the file of rows is called, if not by the recipe")
     parser.add_argument("--seeds", type=int, default=3)
     chosen = chosen_by(parser)
@@ -171,8 +172,9 @@ def main() -> None:
             folder = chosen.out / f"{re.sub('[^A-Za-z0-9._]+', '-', variant)}-{seed}"
             one = trained(recipe.model_copy(update={"seed": seed}), folder, home, used)
             found.setdefault(variant, (recipe.model.kind, []))[1].append(one)
-    provenance = environment() | {"command": command(parser.prog)}
-    rows = rows_of(chosen.recipe, found, chosen.metrics.split(","), chosen.seeds, provenance)
+    if all((one / "evaluation" / "test" / ANCHOR).is_dir() for one in found[WHOLE][1]):
+        found[ANCHOR] = (ANCHOR, found[WHOLE][1])
+    rows = rows_of(chosen, found, environment() | {"command": command(parser.prog)})
     print(write(f"ablation/{chosen.name or chosen.recipe.replace('/', '-')}", rows))
 
 

@@ -39,26 +39,31 @@ def ablation_table(rows: list[Row]) -> list[str]:
         return []
     lines: list[str] = []
     for metrics in sorted({_metrics(row) for row in chosen}):
-        head = ["data", "recipe", "variant", "history", "seeds", *metrics, f"{metrics[-1]} less the recipe's"]
+        head = ["data", "split", "recipe", "variant", "history", "seeds", *metrics, f"{metrics[-1]} less the recipe's"]
         lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         same = [row for row in chosen if _metrics(row) == metrics]
-        for row in sorted(same, key=lambda r: (r["data"], r["model"], r["protocol"]["history"])):
+        for row in sorted(same, key=lambda r: (r["data"], _split(r), r["model"], r["protocol"]["history"])):
             values, card, name = row["values"], row["protocol"], f"{metrics[-1]}_difference"
             low, high = row["intervals"].get(name, (0.0, 0.0))
             beside = f"{values[name]:+.4f} ({low:+.4f} to {high:+.4f})" if name in values else ""
             cells = " | ".join([*(f"{values[metric]:.4f}" for metric in metrics), beside])
-            lines.append(
-                f"| {row['data']} | {row['model']} | {row['variant']} | {card['history']} | {card['seeds']} | {cells} |"
-            )
+            names = [row["data"], _split(row), row["model"], row["variant"], card["history"], str(card["seeds"])]
+            lines.append(f"| {' | '.join(names)} | {cells} |")
     return [
         "",
-        "### Ablations",
+        "### Comparisons, user by user",
         "",
         "A recipe, the same without a part of it, and others on the same users, values of the seeds averaged user by user;",
         "intervals of 95 % by the bootstrap over users. Gaps shuffled: each user's gaps between events dealt anew among that",
         "user's events, in training and in test.",
         *lines,
     ]
+
+
+def _split(row: Row) -> str:
+    """How the data of a row are split, and what is masked where that is MMRec's rule."""
+    card = row["protocol"]
+    return str(card["split"]["kind"]) + (", training masked" if "training part alone" in card.get("masks", "") else "")
 
 
 def _metrics(row: Row) -> tuple[str, ...]:
