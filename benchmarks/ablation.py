@@ -88,6 +88,15 @@ def trained(recipe: AnyRecipe, folder: Path, home: Path, store: Store) -> Path:
     return folder
 
 
+def store_of(recipe: AnyRecipe, base: Store, given: Path | None) -> Store:
+    """The store of a recipe, which may have feature tables that others lack, but the same events."""
+    store = stores.of_recipe(recipe, stores.Places(Path(os.environ.get("TURBOREC_HOME", DEFAULT_HOME)), None, given))
+    keys = {one.card.get("events_key", one.key) for one in (base, store)}
+    if len(keys) > 1:
+        raise UserError(f"{store.folder} and {base.folder} hold other events: only recipes for the same data can be compared.")
+    return store
+
+
 def variants_of(chosen: argparse.Namespace) -> dict[str, AnyRecipe]:
     """The recipes to compare by the names of the rows; a UserError for one that is not known or changes nothing."""
     wanted = [name.strip() for name in chosen.variants.split(",") if name.strip()]
@@ -167,7 +176,7 @@ def main() -> None:
     home = Path(os.environ.get("TURBOREC_HOME", DEFAULT_HOME))
     found: dict[str, tuple[str, list[Path]]] = {}
     for variant, recipe in variants_of(chosen).items():
-        used = shuffled(store, chosen.out / "shuffled") if variant == SHUFFLED else store
+        used = shuffled(store, chosen.out / "shuffled") if variant == SHUFFLED else store_of(recipe, store, chosen.store)
         for seed in range(1, chosen.seeds + 1):
             folder = chosen.out / f"{re.sub('[^A-Za-z0-9._]+', '-', variant)}-{seed}"
             one = trained(recipe.model_copy(update={"seed": seed}), folder, home, used)

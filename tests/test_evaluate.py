@@ -88,6 +88,41 @@ def test_masks_may_be_the_events_of_training_alone(store):
     assert training.card["masks"] == "the events of the training part alone" and "masks" not in whole.card
 
 
+@pytest.mark.parametrize("memory", [0, 256])
+def test_candidates_may_be_the_items_that_training_never_sees(tmp_path, memory):
+    """A split by items: 1..10 are of training, 11..17 of validation, 18..25 of the test; some users have none of the last."""
+    generator = np.random.default_rng(3)
+    counts = np.stack([np.full(USERS, 5), generator.integers(0, 3, USERS), generator.integers(0, 4, USERS)], axis=1)
+    ranges = ((1, 11), (11, 18), (18, ITEMS + 1))
+    parts = [[generator.integers(*r, n).tolist() for r, n in zip(ranges, row, strict=True)] for row in counts.tolist()]
+    cuts = [(5, 5 + row[1]) for row in counts.tolist()]
+    store = store_of(tmp_path / "store", [[*a, *b, *c] for a, b, c in parts], items=ITEMS, cuts=cuts)
+    unseen = set(range(1, ITEMS + 1)) - {item for row in parts for item in row[0]}
+    scores = torch.rand(USERS, ITEMS + 1, generator=torch.Generator().manual_seed(2))
+    config = Evaluation(candidates="unseen", memory_mb=memory, metrics=(Recall(k=3), MRR(), CatalogueAUC(), Coverage(k=2)))
+    result = measure(store, Table(scores), config)
+    who = [user for user in range(USERS) if parts[user][2]]
+    assert result.targets.users.tolist() == who
+    for history in ("masked", "kept"):
+        found = []
+        for user in who:
+            targets = set(parts[user][2])
+            candidates = unseen - (set(parts[user][1]) - targets if history == "masked" else set())
+            best = max(scores[user, i] for i in targets)
+            above = [scores[user, i] for i in candidates]
+            found.append(1 / (1 + sum(score > best for score in above)))
+        assert getattr(result, history)["mrr"] == pytest.approx(np.mean(found))
+        assert getattr(result, history)["coverage@2"] <= len(unseen) / ITEMS
+    assert result.ranks["kept"].candidates.tolist() == [len(unseen)] * len(who)
+    assert result.card["candidates"] == "the items that training has no event of"
+    assert measure(store, Table(torch.zeros(USERS, ITEMS + 1)), config).kept["catalogue_auc"] == pytest.approx(0.5)
+
+
+def test_candidates_that_training_never_sees_are_none_of_a_split_that_leaves_none(store):
+    with pytest.raises(UserError, match="no event in test is of an item that training has not"):
+        measure(store, ties(), Evaluation(candidates="unseen"))
+
+
 @pytest.mark.parametrize("items", [9, 10])
 def test_a_constant_scorer_puts_every_target_in_the_middle(tmp_path, items):
     store = store_of(tmp_path, [[1, 2, 3]] * 4, items=items)

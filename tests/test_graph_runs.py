@@ -12,6 +12,7 @@ import torch
 
 from turborec import apply, recipes, run, stores
 from turborec.assembly import assemble, measure
+from turborec.compare import Terms, compare
 from turborec.engine import checkpoint
 from turborec.launch.verify import verify
 from turborec.recommend import Lists
@@ -71,6 +72,11 @@ def test_a_run_learns_tastes_and_has_an_answer_for_everybody(model, places, tmp_
     done, results = run.train(recipe_of(model), tmp_path / "run", places)
     assert results[model].masked["recall@20"] > 0.9  # 20 of 40 items are enough for the taste
     assert results[model].card["masks"] == "the events of the training part alone"
+    told = results[model].card["model_options"].get("features") if "model_options" in results[model].card else None
+    assert told is None or {name: (one["width"], one["items"]) for name, one in told.items()} == dict.fromkeys(
+        ("image", "audio"), (6, ITEMS)
+    )
+    assert "training_windows" not in results[model].card
     assert measure(run.reopen(tmp_path / "run", places), "test").masked == results[model].masked
     epochs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert sum(record["kind"] == "epoch" for record in epochs) == 15
@@ -118,3 +124,49 @@ def test_graphs_are_kept_beside_the_stores_and_not_among_data(raw, places):
     assert len(kept) == 2 and {path.name for path in (places.home / "graphs").iterdir()} == kept
     assert sorted(path.name for path in raw.iterdir()) == before
     assert not any("graph" in path.name for path in store.folder.iterdir())
+
+
+def test_the_order_of_files_is_no_anchor(places, tmp_path):
+    """Nothing but the place in the file orders these events, so that Markov would learn how it was written."""
+    _, results = run.train(recipe_of("lightgcn", anchors=True, train={"epochs": 1}), tmp_path / "run", places)
+    assert list(results) == ["lightgcn", "popularity"]
+
+
+def test_new_items_are_ranked_among_each_other(places, tmp_path):
+    held = {"data": {"source": {"kind": "tiktok"}, "split": {"kind": "item_holdout", "validation": 0.2, "test": 0.2}}}
+    unseen = {"evaluation": {"candidates": "unseen", "metrics": [{"kind": "recall", "k": 5}]}, "select": "recall@5"}
+    recipe = recipe_of("dragon", **held, **unseen)
+    done, results = run.train(recipe, tmp_path / "run", places)
+    ranked = int((done.store.item_counts()[1:] == 0).sum())
+    assert ranked == 16 and results["dragon"].card["candidates"] == "the items that training has no event of"
+    assert results["dragon"].masked["recall@5"] > 0.7 > 5 / ranked  # features know the taste of items that nobody had
+
+
+def test_a_metric_that_is_always_0_chooses_nothing_and_says_so(places, tmp_path, caplog):
+    held = {"data": {"source": {"kind": "tiktok"}, "split": {"kind": "item_holdout"}}, "anchors": False}
+    first = {"evaluation": {"metrics": [{"kind": "hr", "k": 1}]}, "select": "hr@1"}
+    run.train(recipe_of("lightgcn", **held, **first, train={"epochs": 2}), tmp_path / "run", places)
+    assert "Validation hr@1 was always 0 and so chose nothing" in caplog.text and "evaluation.candidates=unseen" in caplog.text
+
+
+def test_runs_with_other_tables_may_be_compared(raw, places, tmp_path):
+    """What is ranked does not depend on features: the card names the tables, with their checksums."""
+    np.save(tmp_path / "other.npy", np.random.default_rng(1).random((ITEMS, 3)).astype("f4"))
+    source = {
+        "kind": "table",
+        "events": str(raw / "interactions.parquet"),
+        "user": "user_id",
+        "item": "item_id",
+        "label": "split",
+    }
+    for name, table in (("bare", None), ("image", raw / "image_feat.npy"), ("other", tmp_path / "other.npy")):
+        features = {} if table is None else {"features": {"image": {"table": str(table), "ids": str(tmp_path / "ids.txt")}}}
+        (tmp_path / "ids.txt").write_text("".join(f"{item}\n" for item in range(ITEMS)))
+        data = {"data": {"source": source, "split": {"kind": "labelled"}, **features}}
+        model = {"kind": "vbpr" if table else "bpr", "width": 8}
+        tree = {**recipe_of("lightgcn", train={"epochs": 1}).model_dump(mode="json"), **data, "model": model}
+        run.train(recipes.from_tree(tree, name), tmp_path / name, places)
+    found = compare([str(tmp_path / name) for name in ("bare", "image", "other")], Terms("test", resamples=200))
+    assert len(found.contestants) == 3
+    sums = [one.card["model_options"]["features"]["image"]["sha256"] for one in found.contestants[1:]]
+    assert len(set(sums)) == 2

@@ -10,6 +10,7 @@ from torch import nn
 
 from turborec import stores
 from turborec.contract import Counted, Model
+from turborec.data.batch import SequenceBatch
 from turborec.data.loader import evaluation_batches
 from turborec.data.store import Part, Store
 from turborec.engine import hardware, world
@@ -85,11 +86,27 @@ def measure(assembly: Assembly, part: Part, model: Model | None = None, config: 
     device = torch.device("cpu") if isinstance(model, Counted) else assembly.device
     with torch.no_grad():
         result = evaluate(model.scorer(), share, assembly.store, part, config, device, shown.max_length, world.add_up)
-    windows = shown.model_dump(include={"max_length", "coverage", "overlap", "seams"})
-    card = {**result.card, "request_time": shown.request_time, "training_windows": windows}
+    card = {**result.card, "request_time": shown.request_time}
+    if assembly.recipe.model.batch is SequenceBatch:  # models of pairs are shown no windows
+        card["training_windows"] = shown.model_dump(include={"max_length", "coverage", "overlap", "seams"})
     if options := stated(assembly.recipe) if not isinstance(model, Counted) else {}:
+        if "features" in options:
+            options["features"] = used_features(assembly)
         card["model_options"] = options
     return replace(result, card=card)
+
+
+def used_features(assembly: Assembly) -> dict[str, dict[str, Any]]:
+    """The feature tables that the model reads: numbers of an item, how many items have some, and the table's checksum."""
+    card = assembly.store.card
+    wanted = getattr(assembly.recipe.model, "features", None) or card.get("features", {})
+    return {
+        name: {
+            **{fact: card["features"][name][fact] for fact in ("width", "items")},
+            "sha256": card["files"].get(f"features.{name}.npy", {}).get("sha256"),
+        }
+        for name in wanted
+    }
 
 
 def stated(recipe: AnyRecipe) -> dict[str, Any]:

@@ -130,9 +130,9 @@ def compare(names: Sequence[str], terms: Terms) -> Comparison:
     contestants, remarks = merge_seeds(everybody)
     remarks += differing_choices(everybody)
     history = terms.history or contestants[0].card["history"]
-    metrics = _chosen(terms.metrics, metrics_of(contestants, history))
+    main = str(contestants[0].recipe.get("select"))
+    metrics = _chosen(terms.metrics, metrics_of(contestants, history), main)
     found = corrected(differences(contestants, history, metrics, terms))
-    main = contestants[0].recipe.get("select")
     main = main if main in metrics else metrics[0]
     groups, left_out = slices_of(contestants[0], terms.store)
     slices = [
@@ -196,10 +196,10 @@ def _quantile_groups(values: Float64, parts: int) -> list[tuple[float, float, ND
     return [(float(values[rows].min()), float(values[rows].max()), rows) for rows in members]
 
 
-def _chosen(asked: tuple[str, ...], known: list[str]) -> list[str]:
+def _chosen(asked: tuple[str, ...], known: list[str], select: str) -> list[str]:
     if unknown := [name for name in asked if name not in known]:
         raise UserError(f"No value of {unknown[0]!r} for every user and contestant{closest(unknown[0], known)}.")
-    chosen = list(dict.fromkeys(asked)) or [name for name in SHOWN if name in known] or known
+    chosen = list(dict.fromkeys(asked)) or [name for name in dict.fromkeys((select, *SHOWN)) if name in known] or known
     if not chosen:
         raise UserError("The contestants have no metric of users in common: evaluate them again with the same metrics.")
     return chosen

@@ -21,11 +21,14 @@ class DivergedError(UserError):
     """The training has come to numbers that are none, in a loss, a gradient or a score; what was saved before is intact."""
 
 
-def closest(name: str, known: list[str] | tuple[str, ...]) -> str:
-    """` (did you mean 'x'?)` for the nearest known names, else the whole list; '' when none is known."""
+def near(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """` (did you mean 'x'?)` for the nearest known names; '' where none is near."""
     from difflib import get_close_matches
 
-    near = get_close_matches(name, known, n=3, cutoff=0.6)
-    if near:
-        return f" (did you mean {' or '.join(repr(n) for n in near)}?)"
-    return f" (known: {', '.join(sorted(known))})" if known else ""
+    found = get_close_matches(name, known, n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(repr(n) for n in found)}?)" if found else ""
+
+
+def closest(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """` (did you mean 'x'?)` for the nearest known names, else the whole list; '' when none is known."""
+    return near(name, known) or (f" (known: {', '.join(sorted(set(known)))})" if known else "")

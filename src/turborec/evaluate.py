@@ -1,11 +1,11 @@
-"""Exact evaluation over the whole catalogue: ranks to metrics, per-user values, and the protocol card they carry.
+"""Exact evaluation over whole catalogues: ranks to metrics, per-user values, and the protocol card they carry.
 
 Letters: U users, P (user, target) pairs, V items.
 """
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -65,6 +65,9 @@ class Evaluation(Config):
     masks: Literal["history", "training"] = Field(
         "history", description="what masked means: all events before the part, or those of training alone, as MMRec has it"
     )
+    candidates: Literal["catalogue", "unseen"] = Field(
+        "catalogue", description="what is ranked: every item, or, with a split by items, those alone that training never sees"
+    )
     memory_mb: int = Field(
         256, ge=0, description="scores of a batch held at a time; where they are more, each is computed twice"
     )
@@ -88,9 +91,21 @@ class Evaluation(Config):
         """The same without the metrics that need top lists, which cost more than all the ranks."""
         return self.model_copy(update={"metrics": tuple(m for m in self.metrics if not isinstance(m, ListMetric))})
 
+    def among(self, store: Store) -> NDArray[np.bool_] | None:
+        """What is ranked, and may be a target: bool [V + 1], never the padding; None for the whole catalogue."""
+        if self.candidates == "catalogue":
+            return None
+        unseen: NDArray[np.bool_] = store.item_counts() == 0
+        unseen[0] = False
+        return unseen
+
     def users(self, store: Store, part: Part) -> Int64:
-        """The users to evaluate, ascending: all who take part, or a sample of them that depends on the seed alone."""
+        """The users to evaluate, ascending: all who have a target, or a sample of them that depends on the seed alone."""
         users = store.users_of(part)
+        if (among := self.among(store)) is not None:
+            before = np.concatenate([[0], np.cumsum(among[store.histories.items])])
+            starts, ends = store.span(part, users)
+            users = users[before[ends] > before[starts]]
         if self.max_users is None or self.max_users >= len(users):
             return users
         # Only RandomState is promised to give the same numbers in every version of numpy.
@@ -172,7 +187,7 @@ def evaluate(
 
     Where several processes take a share of the batches each, `add_up` replaces arrays by their sums over all of them.
     """
-    targets = Targets.of(store, part, config.users(store, part))
+    targets = Targets.of(store, part, config.users(store, part), config.among(store))
     tally = count(scorer, batches, store, part, targets, config, device)
     add_up(tally.arrays())
     return summarise(tally, targets, store, part, config, max_length)
@@ -199,17 +214,18 @@ def count(
 
 def summarise(tally: Tally, targets: Targets, store: Store, part: Part, config: Evaluation, max_length: int) -> Result:
     """Values from a complete tally; a UserError if a score was not a number or there is nobody to evaluate."""
-    _check(tally, part)
+    _check(tally, part, config)
     users = np.repeat(np.arange(len(targets.users)), np.diff(targets.offsets))
     order = np.lexsort((tally.greater, users))
-    targets = Targets(targets.users, targets.offsets, targets.items[order], targets.events)
+    targets = replace(targets, items=targets.items[order])
+    ranked = store.num_items if targets.among is None else int(targets.among.sum())
     greater, equal, greater_seen, equal_seen = (
         counts[order] for counts in (tally.greater, tally.equal, tally.greater_seen, tally.equal_seen)
     )
     # Masking keeps the order of a user's targets, because it takes none of them away.
     ranks: dict[History, Ranks] = {
-        "masked": Ranks.of_counts(targets.offsets, greater - greater_seen, equal - equal_seen, store.num_items - tally.seen),
-        "kept": Ranks.of_counts(targets.offsets, greater, equal, np.full_like(tally.seen, store.num_items)),
+        "masked": Ranks.of_counts(targets.offsets, greater - greater_seen, equal - equal_seen, ranked - tally.seen),
+        "kept": Ranks.of_counts(targets.offsets, greater, equal, np.full_like(tally.seen, ranked)),
     }
     exposures = _exposures(tally, store, config)
     means: dict[History, dict[str, float]] = {history: {} for history in HISTORIES}
@@ -230,13 +246,16 @@ def protocol(store_card: Mapping[str, Any], config: Evaluation, part: Part, max_
     sample = None if config.max_users is None else {"max_users": config.max_users, "seed": config.seed}
     masks = {} if config.masks == "history" else {"masks": "the events of the training part alone"}
     return {
-        "data": {name: store_card.get(name) for name in ("key", "counts", "tie_rule", "time_unit")},
+        "data": {
+            "key": store_card.get("events_key", store_card.get("key")),
+            **{name: store_card.get(name) for name in ("counts", "tie_rule", "time_unit")},
+        },
         "filters": store_card.get("prepare"),
         "split": store_card.get("split"),
         "part": part,
         "users": users,
         "sample": sample,
-        "candidates": "the whole catalogue",
+        "candidates": "the whole catalogue" if config.candidates == "catalogue" else "the items that training has no event of",
         "history": config.history,
         **masks,
         "repeated_targets": "a target that is in the history stays a candidate",
@@ -261,8 +280,13 @@ def _exposures(tally: Tally, store: Store, config: Evaluation) -> dict[tuple[His
     }
 
 
-def _check(tally: Tally, part: Part) -> None:
+def _check(tally: Tally, part: Part, config: Evaluation) -> None:
     """Refuse a tally that would make a result look right when it is not."""
+    if not len(tally.ranked) and config.candidates == "unseen":
+        raise UserError(
+            f"evaluation.candidates=unseen ranks items that training never sees, but no event in {part} is of an item that "
+            "training has not. Hold items out (data.split={kind: item_holdout}), or rank the catalogue."
+        )
     if not len(tally.ranked):
         raise UserError(f"Nobody takes part in {part}, so there is nothing to evaluate. Choose another part or another split.")
     if (tally.ranked != 1).any():

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from turborec.assembly import Assembly
+from turborec.assembly import Assembly, stated, used_features
 from turborec.contract import Counted
 from turborec.data import audit
 from turborec.data.store import Store
@@ -50,7 +50,9 @@ def checks(assembly: Assembly, folder: Path) -> tuple[Check, ...]:
     """
     found = []
     if world.leads():
-        found += [_data(assembly.store), _split(assembly.store), _times(assembly.store), _kernels(assembly)]
+        found += [_data(assembly.store), _split(assembly.store), _times(assembly.store)]
+        found += [_features(assembly)] * ("features" in stated(assembly.recipe))
+        found.append(_kernels(assembly))
     if not isinstance(assembly.model, Counted):
         found.append(_gradients(assembly))
     if world.leads():
@@ -120,6 +122,13 @@ def _times(store: Store) -> Check:
     says += [f"{_share(number, found.events)} {what}" for what, number in shares.items() if number]
     values = {"unknown": found.unknown, "tied": found.tied, "backwards": found.backwards, "future": found.future}
     return Check("times", "note" if len(says) > 1 else "ok", "; ".join(says), {"events": found.events, **values})
+
+
+def _features(assembly: Assembly) -> Check:
+    """How many items the tables tell something of."""
+    items, used = f"{assembly.store.num_items:,} items", used_features(assembly)
+    told = [f"{name}: {one['items']:,} of {items}, {one['width']:,} numbers each" for name, one in used.items()]
+    return Check("features", "note", "; ".join(told), {f"items_with_{name}": one["items"] for name, one in used.items()})
 
 
 def _kernels(assembly: Assembly) -> Check:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -43,18 +43,21 @@ class Targets:
     offsets: Int64  # [U + 1]
     items: Int64  # [P], ascending within a user
     events: Int64  # [U] events of the history, which is everything before the part
+    among: NDArray[np.bool_] | None = None  # [V + 1] what is ranked; the whole catalogue when None
 
     @classmethod
-    def of(cls, store: Store, part: Part, users: Int64) -> Self:
-        """The targets of `users`, who ascend and take part in `part`."""
+    def of(cls, store: Store, part: Part, users: Int64, among: NDArray[np.bool_] | None = None) -> Self:
+        """The targets of `users`, who ascend and have some in `part`; those alone that are `among` what is ranked."""
         starts, ends = store.span(part, users)
-        if (starts >= ends).any():
-            raise ValueError(f"The user at row {users[starts >= ends][0]} has no event in {part}")
         rows, items = _events(store, starts, ends)
+        if among is not None:
+            rows, items = rows[among[items]], items[among[items]]
         size = store.num_items + 1
         rows, items = np.divmod(distinct(rows * size + items), size)
         offsets = np.searchsorted(rows, np.arange(len(users) + 1)).astype(np.int64)
-        return cls(users, offsets, items, starts - store.histories.offsets[users])
+        if (empty := np.diff(offsets) == 0).any():
+            raise ValueError(f"The user at row {users[empty][0]} has no event in {part}")
+        return cls(users, offsets, items, starts - store.histories.offsets[users], among)
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class Ranker:
         self.store, self.before, self.targets = store, before, targets
         self.cutoffs, self.memory, self.device = cutoffs, memory, device
         self.tally = Tally.empty(targets, len(cutoffs), store.num_items)
+        self._left_out = None if targets.among is None else torch.from_numpy(np.flatnonzero(~targets.among)).to(device)
 
     @torch.no_grad()
     def rank(self, scorer: Scorer, batch: UserBatch) -> None:
@@ -119,7 +123,7 @@ class Ranker:
         wanted_scores, seen_scores, held = [], [], []
         state = scorer.users(batch.to(self.device))
         for (lo, hi), wanted_here, seen_here in tiles:
-            tile = scorer.score(state, lo, hi)
+            tile = self._tile(scorer, state, lo, hi)
             broken |= tile.amax(1).isnan()
             flat = tile.flatten()  # single places are taken faster than pairs of row and column
             wanted_scores.append(flat.index_select(0, wanted_here))
@@ -134,17 +138,27 @@ class Ranker:
         # same tiles in a second one: held ones where memory allows it, else ones computed again in the same shape.
         counts = _Counts(pairs.table(torch.cat(wanted_scores)), pairs.slots(self.device))
         for number, ((lo, hi), _, _) in enumerate(tiles):
-            counts.add(held[number] if held else scorer.score(state, lo, hi))
+            counts.add(held[number] if held else self._tile(scorer, state, lo, hi))
         rows = seen % size
         counts.add_seen(torch.from_numpy(rows).to(self.device), torch.cat(seen_scores))
         self._record(pairs, counts, broken, np.bincount(rows, minlength=size))
         for place, top in enumerate((masked, kept)):
             self._record_list(place, top)
 
+    def _tile(self, scorer: Scorer, state: Any, lo: int, hi: int) -> Tensor:
+        """Scores of items lo..hi-1; -inf for those that are not ranked, which are above nothing and are not listed."""
+        tile = scorer.score(state, lo, hi)
+        if self._left_out is None:
+            return tile
+        here = self._left_out[(self._left_out >= lo) & (self._left_out < hi)] - lo
+        return tile.index_fill(1, here, -math.inf)
+
     def _seen(self, pairs: "_Pairs") -> Int64:
         """The seen cells of a batch as ascending keys item * B + row: [S]."""
-        users = self.targets.users[pairs.places]
+        users, among = self.targets.users[pairs.places], self.targets.among
         rows, items = _events(self.store, self.store.histories.offsets[users], self.store.span(self.before, users)[0])
+        if among is not None:
+            rows, items = rows[among[items]], items[among[items]]
         keys = distinct(items * len(users) + rows)
         # All keys of pairs that are among them, found by their places: a few in many.
         places = np.searchsorted(keys, pairs.keys)

@@ -16,6 +16,8 @@ from pathlib import Path
 from turborec import preflight, stores
 from turborec.assembly import Run, anchor, assemble, measure, whole
 from turborec.contract import Counted, Model
+from turborec.data.batch import PairBatch
+from turborec.data.schema import BY_PLACE
 from turborec.data.store import Part
 from turborec.engine import checkpoint, hardware, log, world
 from turborec.engine.interrupt import interruptible, leaving_at_once
@@ -193,10 +195,21 @@ def _preflight(run: Run) -> None:
     preflight.require(found)
 
 
+def anchors(run: Run) -> tuple[str, ...]:
+    """The counted models that every model must beat.
+
+    Where models read pairs and nothing but the place in the files orders events, Markov would learn how files are written.
+    """
+    if not run.recipe.anchors:
+        return ()
+    unordered = run.recipe.model.batch is PairBatch and str(run.store.card.get("tie_rule")).endswith(BY_PLACE)
+    return ("popularity",) if unordered else ("markov", "popularity")
+
+
 def evaluate(run: Run, part: Part) -> dict[str, Result]:
     """Rank a part's targets by the model and by the anchors it must beat, and write down what came of it."""
     models: dict[str, Model] = {run.recipe.model.kind: run.model}
-    for kind in ("markov", "popularity") if run.recipe.anchors else ():
+    for kind in anchors(run):
         if kind not in models:
             models[kind] = anchor(run, kind)
     results = {}

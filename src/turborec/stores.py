@@ -45,6 +45,8 @@ def of_recipe(recipe: AnyRecipe, places: Places) -> Store:
     from turborec.data.prepare import prepare
 
     source = recipe.data.source
+    if places.raw is not None and not places.raw.is_dir():
+        raise UserError(f"There is no folder {places.raw}, where the raw files were said to be (--raw).")
     folder = places.raw or places.home / "raw" / source.kind
     source.download(folder)
     tables = _with_features(source.parse(folder), recipe.data.features, folder)
@@ -89,11 +91,16 @@ def _with_features(tables: RawTables, added: Mapping[str, Features], folder: Pat
                 f"data.features.{name}: the source has a feature table of this name already, {tables.features[name].path}. "
                 "Give yours another name, or leave it out."
             )
-    found = {
-        name: FeatureTable(find(files.table, folder), find(files.ids, folder) if files.ids else None)
-        for name, files in added.items()
-    }
+    found = {name: _table(name, files, folder) for name, files in added.items()}
     return replace(tables, features={**tables.features, **found})
+
+
+def _table(name: str, files: Features, folder: Path) -> FeatureTable:
+    try:
+        return FeatureTable(find(files.table, folder), find(files.ids, folder) if files.ids else None)
+    except UserError as error:
+        how = "`turborec data features` computes such tables from texts and images (docs/features.md)."
+        raise UserError(f"data.features.{name}: {error} {how}") from error
 
 
 def _tell(store: Store, path: Path) -> None:

@@ -106,7 +106,14 @@ def _refuse_other_batches(run: Run, tokens: int) -> None:
 def _warn_if_rising(run: Run, state: TrainState) -> None:
     """A model that would have learned more is no measure of what it can do, so the run says so."""
     epochs = [record for record in log.read_metrics(run.folder) if record["kind"] == "epoch"][-state.position.epoch :]
-    if still_rising([record[run.recipe.select] or 0.0 for record in epochs if run.recipe.select in record]):
+    values = [record[run.recipe.select] or 0.0 for record in epochs if run.recipe.select in record]
+    if len(values) > 1 and not any(values):
+        new = " or to rank new items alone (evaluation.candidates=unseen)" * (run.recipe.evaluation.candidates == "catalogue")
+        logger.warning(
+            f"Validation {run.recipe.select} was always 0 and so chose nothing: the first epoch's weights are kept. It may "
+            f"help to select by a metric that sees every place (select=catalogue_auc){new}."
+        )
+    if still_rising(values):
         logger.warning(
             f"Validation {run.recipe.select} was still rising when the training ended: more epochs "
             f"({'train' if not state.position.stage else f'then.{state.position.stage - 1}'}.epochs) would give a better model."

@@ -2,7 +2,7 @@
 
 import pytest
 
-from turborec.bench.claims import Claim, Verdict, judge, of_lever, of_variant
+from turborec.bench.claims import Claim, Verdict, judge, judge_unfinished, of_lever, of_variant
 
 BASELINE = {
     "training_cpu_seconds": 10.0,
@@ -101,3 +101,17 @@ def test_a_lever_tells_for_how_many_of_its_variants_it_held():
         "in part",
         "held for 2, in part for 1, did not hold for 1 of 4",
     )
+
+
+@pytest.mark.parametrize(
+    ("state", "of", "held"),
+    [
+        ("diverged", "finite", "did not hold"),
+        ("diverged", "overflow", "held"),
+        ("diverged", "training", "not measured"),
+        ("failed", "finite", "not measured"),
+        ("finished", "quality", "not measured"),  # of which the baseline did not end
+    ],
+)
+def test_of_a_training_that_did_not_end_hardly_anything_can_be_said(state: str, of: str, held: str) -> None:
+    assert judge_unfinished(Claim(of), state).held == held

@@ -43,7 +43,8 @@ def build(kind, spec=None, **options):
     torch.manual_seed(0)
     name, *more = kind.split()
     options |= {"trainable_ids": True} if more else {}
-    options |= {"reduced": {"image": 8}} if name == "mmgcn" else {}
+    if name == "mmgcn" and "image" in options.get("features", ("image",)):
+        options.setdefault("reduced", {"image": 8})
     return importlib.import_module(f"turborec.models.{name}").Config(**options).build(spec or spec_of())
 
 
@@ -86,9 +87,9 @@ def test_dragon_is_what_its_paper_and_code_say():
     adjacency = dense(model.graph.ahead)
     parts = []
     for name in ("image", "text"):
-        table, reader = model.tables[name], model.readers[name].double()
+        table, reader = model.tables[name], model.readers[f"of_{name}"].double()
         read = reader(table.values.double()) * table.there[:, None]
-        x = F.normalize(torch.cat([model.preferences[name].double(), read]))
+        x = F.normalize(torch.cat([model.preferences[f"of_{name}"].double(), read]))
         parts.append(x + adjacency @ x + adjacency @ adjacency @ x)
     users = torch.cat([model.attention[:, :1] * parts[0][:first], model.attention[:, 1:] * parts[1][:first]], dim=1)
     rows, columns, counts = common(spec.graph.users, spec.graph.items, (USERS, ITEMS), 3)
@@ -99,7 +100,7 @@ def test_dragon_is_what_its_paper_and_code_say():
     users, items = users + company, items + dense(model.alike.ahead) @ items
     ranked = users[batch.users], items[batch.items], items[batch.negatives]
     apart = (ranked[0] * ranked[1]).sum(1) - (ranked[0] * ranked[2]).sum(1)
-    read = [model.preferences["image"], model.preferences["text"], model.attention]
+    read = [model.preferences["of_image"], model.preferences["of_text"], model.attention]
     penalty = sum(part[batch.users].square().mean(1).sum() for part in read)
     model.float()
     loss = model(batch).terms
@@ -195,9 +196,35 @@ def test_features_are_asked_for_by_name(kind):
     assert build(kind, features=("text",)).tables.names == ["text"]
 
 
+@pytest.mark.parametrize("kind", ["vbpr", "freedom", "dragon", "mmgcn"])
+def test_tables_may_be_called_as_torch_calls_its_own(kind):
+    spec = spec_of()
+    spec = replace(spec, features=dict(zip(("type", "items"), spec.features.values(), strict=True)))
+    options = {"reduced": {"type": 8}} if kind == "mmgcn" else {}
+    assert total(build(kind, spec, **options), batch_of(spec)).isfinite()
+
+
+def test_a_table_is_named_once():
+    with pytest.raises(UserError, match=r"named once in model\.features: got image, image"):
+        build("freedom", features=("image", "image"))
+
+
 def test_weights_of_modalities_are_named_for_all():
     with pytest.raises(UserError, match="must name image, text, each once: got image"):
         build("dragon", modality_weights={"image": 0.1})
+
+
+@pytest.mark.parametrize("weights", [(-0.5, 1.0), (0.0, 0.0)])
+def test_weights_of_modalities_are_shares(weights):
+    with pytest.raises(UserError, match="at least 0 each and more than 0 together: got image"):
+        build("freedom", modality_weights=dict(zip(("image", "text"), weights, strict=True)))
+
+
+def test_a_table_that_mmgcn_is_to_reduce_must_be_one_of_its_own():
+    with pytest.raises(UserError, match=r"model.reduced names 'imge', no table of this model \(did you mean 'image'"):
+        build("mmgcn", reduced={"imge": 8})
+    assert build("mmgcn", reduced=None).networks.of_image.reduce.out_features == 256
+    assert build("mmgcn", features=("text",), reduced=None).networks.of_text.reduce is None
 
 
 def test_what_mmgcn_does_not_train_stays_as_it_was_drawn():
@@ -207,7 +234,7 @@ def test_what_mmgcn_does_not_train_stays_as_it_was_drawn():
     total(model, batch_of(spec_of())).backward()
     optimizer.step()
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, drawn[name])}
-    assert not any("ids" in name or "preferences" in name for name in changed) and "networks.text.own.0.weight" in changed
+    assert not any("ids" in name or "preferences" in name for name in changed) and "networks.of_text.own.0.weight" in changed
 
 
 def test_another_s_weights_bring_what_follows_from_them():

@@ -55,6 +55,27 @@ def test_a_mixture_counts_each_neighbour_by_its_modality_and_rows_add_up_to_one(
     assert set(found[3].nonzero().flatten().tolist()) == set(columns[rows == 3].tolist())
 
 
+@pytest.mark.parametrize("unit", [1e-30, 1.0, 1e15])
+def test_the_unit_of_a_table_changes_no_neighbour(unit):
+    plain, scaled = table(size=60), table(size=60)
+    scaled.values *= unit
+    assert all(torch.equal(a, b) for a, b in zip(nearest(plain, 5), nearest(scaled, 5), strict=True))
+
+
+def test_an_item_of_zeros_is_nobody_s_neighbour():
+    one = table()
+    one.values[4] = 0.0
+    rows, columns = nearest(one, 3)
+    assert 4 not in rows and 4 not in columns
+
+
+def test_a_modality_that_counts_nothing_leaves_no_entry():
+    image, text = table(seed=1, missing=(0, 3)), table(seed=2, missing=(0, 4))
+    found = dense(item_graph([image, text], torch.tensor([1.0, 0.0]), 2, None))
+    assert found.isfinite().all() and torch.equal(found, dense(item_graph([image], torch.tensor([1.0]), 2, None)))
+    assert not found[3].any()
+
+
 @pytest.mark.parametrize("cells", [1, 30, 10**6])
 def test_users_have_most_in_common_with_whom_a_loop_finds(cells, monkeypatch):
     monkeypatch.setattr(neighbours, "CELLS", cells)

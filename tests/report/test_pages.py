@@ -224,6 +224,7 @@ def a_study():
         "data": {"users": 3},
         "terms": "Generated, not Music4All: by a script",
         "warning": None,
+        "cautions": ["There is one seed."],
         "rows": [row_of("baseline"), faster, broken, idle],
         "levers": [{"name": "batch", **lever}, {"name": "amp", **lever}],
         "provenance": {"commit": "abc"},
@@ -244,7 +245,7 @@ def test_a_study_holds_its_trainings_and_takes_texts_as_text():
 
 def test_a_study_in_which_nothing_was_validated_has_a_page():
     found = {"recipe": "x", "select": "ndcg@10", "plan": {"levers": [], "share": 0.98, "seeds": 2}, "device": "cuda"}
-    found |= {"clock": "seconds", "data": {}, "terms": None, "warning": "busy", "levers": [], "provenance": {}}
+    found |= {"clock": "seconds", "data": {}, "terms": None, "warning": "busy", "cautions": [], "levers": [], "provenance": {}}
     text = study_page(found | {"rows": [row_of("baseline", state="failed", why="no space", values={}, curve=[])]})
     assert "failed: no space" in check(text).text and "<svg" not in text
 

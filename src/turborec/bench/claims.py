@@ -38,6 +38,14 @@ class Verdict:
     told: str
 
 
+def judge_unfinished(claim: Claim, state: str) -> Verdict:
+    """What can be said of a training that diverged, or failed: of its numbers nothing, since they are of a part of it."""
+    if state == "diverged" and claim.of in ("finite", "overflow"):
+        held: Held = "did not hold" if claim.of == "finite" else "held"
+        return Verdict(held, f"the training came to numbers that are none: {held}")
+    return Verdict("not measured", "not judged, as the training did not end")
+
+
 def judge(claim: Claim, own: Values, baseline: Values, clock: Literal["seconds", "cpu_seconds"], quality: str) -> Verdict:
     """Hold what was measured of a variant against what is claimed of it.
 

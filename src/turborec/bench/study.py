@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from turborec.bench import guide
-from turborec.bench.claims import Values, Verdict, judge, of_lever, of_variant
+from turborec.bench.claims import Values, Verdict, judge, judge_unfinished, of_lever, of_variant
 from turborec.bench.guide import Variant
 from turborec.bench.levers import changed
 from turborec.data.store import Store
@@ -32,6 +32,9 @@ from turborec.recipes import AnyRecipe, from_tree
 logger = logging.getLogger("turborec")
 
 BASELINE = "baseline"
+SHORT = 1
+"""Seconds of an epoch that are too few to judge a lever by."""
+
 TESTED = ("recall@20", "ndcg@20")
 """What is shown of the test, beside the metric that selects, as far as the recipe measures it."""
 
@@ -69,9 +72,10 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, folder: Path, device: str =
     with log.logging_to(None):
         for number in range(plan.seeds * len(trained)):
             name, seed = trained[number % len(trained)], recipe.seed + number // len(trained)
-            logger.info(f"Training {number + 1} of {plan.seeds * len(trained)}: {name}, seed {seed}")
             own = recipes[name].model_copy(update={"seed": seed})
             place = folder / f"{name}-seed-{seed}"
+            told = "was trained before" if _has_ended(place) else f"see {place}.txt"
+            logger.info(f"Training {number + 1} of {plan.seeds * len(trained)}: {name}, seed {seed} ({told})")
             runs[name].append({"seed": seed, "folder": str(place), **_trained(own, store, place, device)})
     for several in runs.values():
         _add_time_to_quality(several, runs[BASELINE], plan.share)
@@ -85,10 +89,24 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, folder: Path, device: str =
         "data": store.card["counts"],
         "terms": store.card.get("source", {}).get("terms"),
         "warning": warning,
+        "cautions": _cautions(rows, plan.seeds, sum(stage.epochs for stage in baseline.stages)),
         "rows": rows,
         "levers": _levers(chosen, rows, clock, recipe.select),
         "provenance": before,
     }
+
+
+def _cautions(rows: list[dict[str, Any]], seeds: int, epochs: int) -> list[str]:
+    """What keeps these numbers from saying more."""
+    found = []
+    if seeds == 1:
+        found.append("There is one seed: a difference in quality may be the seed's, and no more.")
+    if (rows[0]["values"].get("training_seconds") or SHORT) < SHORT:
+        found.append(f"An epoch takes less than {SHORT} s: what is not a step's own has a large part in it.")
+    rising = [row["name"] for row in rows if row["values"].get("best_epoch") == row["values"].get("epochs") == epochs]
+    if rising:
+        found.append(f"At their best when the epochs were over, and so perhaps not yet at it: {', '.join(rising)}.")
+    return found
 
 
 def _possible(baseline: AnyRecipe, chosen: list[Variant]) -> tuple[list[Variant], dict[str, AnyRecipe]]:
@@ -271,8 +289,14 @@ def _levers(chosen: list[Variant], rows: list[dict[str, Any]], clock: Any, selec
     for lever in guide.LEVERS:
         told: list[dict[str, Any]] = []
         for one in (each for each in chosen if each.lever == lever.name):
-            judged = [judge(claim, values[one.name], values[BASELINE], clock, quality) for claim in one.claims]
-            judged = judged if states[one.name]["runs"] else []
+            own, unfinished = values[one.name], {states[name]["state"] for name in (one.name, BASELINE)} - {"finished"}
+            judged = [
+                judge_unfinished(claim, states[one.name]["state"])
+                if unfinished
+                else judge(claim, own, values[BASELINE], clock, quality)
+                for claim in one.claims
+                if states[one.name]["runs"]
+            ]
             told.append(
                 {
                     "name": one.name,
@@ -291,7 +315,7 @@ def _sentence(row: dict[str, Any], baseline: Values, judged: list[Verdict], cloc
     """What was measured of a variant."""
     if not row["runs"]:
         return f"not trained: {row['why']}"
-    ended = {"finished": [], "diverged": ["it diverged"], "failed": [f"it failed ({row['why']})"]}[row["state"]]
+    ended = {"finished": [], "diverged": [f"it diverged ({row['why']})"], "failed": [f"it failed ({row['why']})"]}[row["state"]]
     own, other = row["values"].get(f"quality_{clock}"), baseline.get(f"quality_{clock}")
     if own is not None and other is not None:
         ended.append(f"as good as asked for after {own:,.1f} s, the baseline after {other:,.1f} s")

@@ -35,15 +35,17 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def results_table(results: "dict[str, Result]") -> None:
-    """A table with a line for each model and each of masked and kept history."""
+def results_table(results: "dict[str, Result]", select: str) -> None:
+    """A table with a line for each model; `select` is the metric that chose the weights."""
     first = next(iter(results.values()))
-    shown = [name for name in _SHOWN if name in first.values]
+    shown = [name for name in dict.fromkeys((select, *_SHOWN)) if name in first.values]
     part, users = first.card["part"], first.card["users"]
+    masked = f"history {first.card['history']}"
+    if "masks" in first.card and first.card["history"] == "masked":
+        masked = "events of training masked"
+    ranked = "every item" if "whole catalogue" in first.card["candidates"] else "items that training never sees"
     other = "kept" if first.card["history"] == "masked" else "masked"
-    table = Table(
-        title=f"{part} split, {users:,} users, every item ranked, history {first.card['history']} ({other} in brackets)"
-    )
+    table = Table(title=f"{part} split, {users:,} users, {ranked} ranked, {masked} ({other} in brackets)")
     table.add_column("model")
     for name in shown:
         table.add_column(name, justify="right")
@@ -158,25 +160,37 @@ def study_tables(found: "dict[str, Any]") -> None:
     unit = "processor seconds" if clock == "cpu_seconds" else "seconds"
     table = Table(title=f"whole trainings on {found['device']}, {counted(plan['seeds'], 'seed')}, in {unit}")
     table.add_column("variant", overflow="fold")
-    columns = ("training", "validation", "memory", "non-finite", "epochs", f"best {select}", *tested, "quality after")
+    columns = (
+        "train",
+        "validate",
+        "MiB",
+        "non-finite",
+        "epochs",
+        f"validation {select}",
+        *(f"test {n}" for n in tested),
+        "good after",
+    )
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     shown = (f"training_{clock}", f"validation_{clock}", "peak_mib", "nonfinite_steps", "epochs", "validation", *tested)
     forms = ["{:,.2f}", "{:,.2f}", "{:,.0f}", "{:,.0f}", "{:,.0f}", *["{:.4f}"] * (1 + len(tested)), "{:,.1f}"]
     for row in found["rows"]:
         values = [row["values"].get(name) for name in (*shown, f"quality_{clock}")]
         cells = ["" if value is None else form.format(value) for value, form in zip(values, forms, strict=True)]
-        told = "" if row["state"] == "finished" else f"\n[dim]{row['state']}: {escape(row['why'])}[/dim]"
-        table.add_row(escape(row["name"]) + told, *cells)
+        table.add_row(escape(row["name"]), *cells)
     console.print(table)
+    for row in (row for row in found["rows"] if row["state"] != "finished"):
+        console.print(f"[bold]{escape(row['name'])}[/bold] {row['state']}: {escape(row['why'])}")
     for lever in found["levers"]:
         console.print(f"[bold]{lever['name']}[/bold]: {lever['verdict']}. The guide: {lever['claim']}")
         for one in lever["variants"]:
             console.print(f"  {one['name']}: {escape(one['told'])}")
     if (found["terms"] or "").startswith("Generated"):
         console.print(f"[bold]{escape(found['terms'])}[/bold]")
+    for caution in found["cautions"]:
+        console.print(f"[bold]{escape(caution)}[/bold]")
     console.print(
-        f"Seconds are of an epoch: of its training the median, of validation the mean. “quality after”: until validation first "
+        f"Seconds are of an epoch: of its training the median, of validation the mean. “good after”: until validation first "
         f"reached {plan['share']:.0%} of the baseline's best value."
     )
 

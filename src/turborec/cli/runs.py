@@ -82,7 +82,7 @@ def tell(folder: Path, done: "Run", results: "dict[str, Result]", as_json: bool)
         facts = {"folder": str(folder), "results": {name: {"masked": r.masked, "kept": r.kept} for name, r in results.items()}}
         print(json.dumps(facts))
         return
-    results_table(results)
+    results_table(results, done.recipe.select)
     example_list(example(done))
     if page:
         console.print(f"\nThe report is [bold]{escape(str(page))}[/bold]", end="")
@@ -119,7 +119,7 @@ def evaluate(
     if as_json:
         print(json.dumps({name: {"masked": r.masked, "kept": r.kept} for name, r in results.items()}))
     else:
-        results_table(results)
+        results_table(results, opened.recipe.select)
 
 
 @app.command()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from turborec.data.engine import Engine, number
 from turborec.data.read import quoted
-from turborec.data.schema import UNKNOWN_TIME
+from turborec.data.schema import BY_PLACE, UNKNOWN_TIME
 from turborec.progress import task
 
 Duplicates = Literal["keep", "drop_exact", "first", "last"]
@@ -22,7 +22,7 @@ _SHUFFLED = "in an order of items drawn for each user"
 TIE_RULES = {
     "order": f"by the order column, ties by time, then {_SHUFFLED}",
     "time": f"by time, ties {_SHUFFLED}; histories with an unknown time by place in the files",
-    "position": "by place in the files",
+    "position": BY_PLACE,
 }
 """What orders a user's events, by the column that leads."""
 

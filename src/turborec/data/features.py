@@ -23,6 +23,9 @@ from turborec.progress import task
 BLOCK_BYTES = 2**23
 """Of numbers in float64 that are looked at together."""
 
+LARGEST = 1e15
+"""Beyond it the squares of a row's numbers leave what a float32 can hold, and with them every norm and cosine."""
+
 ARRAY = ".npy"
 DELIMITERS = {".tsv": "\t", ".csv": ","}
 PACKED = (".gz", ".bz2")
@@ -134,11 +137,11 @@ def _finite(rows: _Rows, block: _Block) -> NDArray[np.float32]:
     """The numbers as a store keeps them; the first that is none is refused with its row."""
     with np.errstate(over="ignore"):
         kept = np.ascontiguousarray(block.numbers, dtype=np.float32)
-    sound = np.isfinite(kept)
+    sound = np.abs(kept) <= LARGEST  # and a number at all
     if not sound.all():
         row, column = (int(place) for place in np.argwhere(~sound)[0])
         number = float(block.numbers[row, column])
-        fault = "does not fit in a float32" if np.isfinite(number) else "is not finite"
+        fault = f"is beyond {LARGEST:g}, where squares cannot be added up" if np.isfinite(number) else "is not finite"
         raise UserError(
             f"{rows.named(block.places[row], block.ids[row])}: number {column + 1} of {rows.width}, {number:g}, {fault}. An "
             "item that has no such features must have no row, and what is in a row must all be finite."

@@ -24,7 +24,7 @@ class Batches(Config):
     """How histories become batches."""
 
     max_length: int = Field(50, ge=1, description="events a row shows at most, in training and in evaluation")
-    tokens: int = Field(8192, ge=1, description="padded positions of a batch: the budget it is filled to")
+    tokens: int = Field(8192, ge=1, description="of a batch: padded positions it is filled to; pairs, of models of pairs")
     tokens_of: Literal["run", "process"] = Field("run", description="whose tokens are: of all processes together, or of each")
     coverage: Coverage = Field("all", description="all: every target once an epoch; newest: the last window alone")
     overlap: int = Field(0, ge=0, description="events a window shows for context before its first target")

@@ -91,6 +91,9 @@ def prepare(tables: RawTables, source: Mapping[str, Any], config: Prepare, split
         with _locked(folder):
             if not folder.is_dir():
                 card = {"format": FORMAT, "key": key, "source": {**source, "files": files, "terms": tables.terms}}
+                if tables.features:  # what is ranked does not depend on them: values with and without may stand in one table
+                    bare = replace(tables, features={})
+                    card["events_key"] = store_key(bare, files[: -_feature_files(tables)], config, split)
                 _make(tables, config, split, folder, card)
     open_store(folder, verify=False)
     return folder
@@ -139,6 +142,11 @@ def _file_facts(tables: RawTables) -> list[dict[str, Any]]:
         if not path.is_file():
             raise UserError(f"The file {path} does not exist: the source should have named a file of raw rows.")
     return [{"name": name, "bytes": path.stat().st_size, "sha256": sha256(path)} for path, name in files]
+
+
+def _feature_files(tables: RawTables) -> int:
+    """How many of the files, the last ones, are those of features."""
+    return sum(len(table.files) for table in tables.features.values())
 
 
 def _make(tables: RawTables, config: Prepare, split: Split, folder: Path, card: dict[str, Any]) -> None:

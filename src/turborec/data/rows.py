@@ -16,7 +16,7 @@ from turborec.data import chunks
 from turborec.data.chunks import LINE, Fault, Run
 from turborec.data.json_lines import object_names, object_runs
 from turborec.data.schema import Columnar, Layout, Text
-from turborec.errors import UserError, closest
+from turborec.errors import UserError, near
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,7 +44,7 @@ def column_names(path: Path, layout: Layout, needed: Iterable[str]) -> tuple[str
         raise UserError(f"{path} has more than one column called {_list(twice)}: rename all but one.")
     for name in needed:
         if name not in names:
-            raise UserError(f"{path} has no column {name!r}{closest(name, names)}; it has {_list(names)}.")
+            raise UserError(f"{path} has no column {name!r}{near(name, names)}; it has {_list(names)}.")
     return names
 
 

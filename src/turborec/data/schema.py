@@ -23,6 +23,9 @@ def moment(text: str) -> datetime:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
+BY_PLACE = "by place in the files"
+"""What a card says of histories that nothing but their files orders."""
+
 UNKNOWN_TIME = -(2**63)
 """The time of an event whose time nobody knows. Never zero: zero is the first of January 1970."""
 

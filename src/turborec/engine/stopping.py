@@ -53,7 +53,7 @@ class EarlyStopping(Config):
     def due(self, state: StopperState, epoch: int, epochs: int) -> bool:
         """Whether to validate when `epoch` of a stage's `epochs` are done.
 
-        Where patience would run out it is, so that a training whose validations are rarer ends in the same epoch.
+        Where patience would run out it is, so that rarer validations alone do not prolong a training.
         """
         waited = self.patience_epochs is not None and epoch - state.reference_epoch >= self.patience_epochs
         return epoch % self.every == 0 or epoch >= epochs or waited

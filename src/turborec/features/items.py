@@ -77,12 +77,13 @@ def count(path: Path) -> int | None:
 
 
 def _file(path: Path) -> Found[bytes]:
+    name = path.name.encode(errors="backslashreplace").decode()  # a name of a file may be no text
     try:
         if path.stat().st_size > LARGEST_FILE:
-            return Found(path.name, b"", f"it has more than {LARGEST_FILE >> 20} MB")
-        return _checked(path.name, path.stem, path.read_bytes())
+            return Found(name, b"", f"it has more than {LARGEST_FILE >> 20} MB")
+        return _checked(name, path.stem, path.read_bytes())
     except OSError as error:
-        return Found(path.name, b"", f"it cannot be read: {error.strerror}")
+        return Found(name, b"", f"it cannot be read: {error.strerror}")
 
 
 def _checked(place: str, raw: str | None, content: C) -> Found[C]:
@@ -93,7 +94,7 @@ def _checked(place: str, raw: str | None, content: C) -> Found[C]:
         return Found(place, content, f"its item id {raw[:80]!r} holds a line end")
     try:
         raw.encode()
-    except UnicodeEncodeError:  # a name of a file may be no text
+    except UnicodeEncodeError:
         return Found(place, content, f"its item id {raw[:80]!r} is not UTF-8")
     return Found(raw, content)
 

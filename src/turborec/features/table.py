@@ -54,11 +54,12 @@ class Table:
             os.fsync(file.fileno())
             with Path(file.name).open("rb") as written:
                 hashes[path.name] = hashlib.file_digest(written, "sha256").hexdigest()
+        facts = {"rows": self.rows, "width": self.width, **card, "files": hashes}
+        told = (json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode().decode()
         card_of(self._stem).unlink(missing_ok=True)  # an old card must not stand beside new files
         Path(self._ids.name).replace(ids_of(self._stem))
         Path(self._rows.name).replace(matrix_of(self._stem))
-        told = {"rows": self.rows, "width": self.width, **card, "files": hashes}
-        write_whole(card_of(self._stem), json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_whole(card_of(self._stem), told)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from turborec.contract import DotProduct, Loss, Model
 from turborec.data.batch import DataSpec, PairBatch
 from turborec.models._pairs import Pairs, graph_of
 from turborec.nn.graph import Both, distinct, symmetric
-from turborec.nn.modality import Modalities, shares
+from turborec.nn.modality import Modalities, part_of, shares
 from turborec.nn.neighbours import item_graph, user_graph
 from turborec.recipe import Config as BaseConfig
 
@@ -56,8 +56,8 @@ class Dragon(Model):
         self.config = config
         self.tables = Modalities(spec.features, config.features)
         names = self.tables.names
-        self.preferences = nn.ParameterDict({name: _xavier(spec.users, config.width) for name in names})
-        self.readers = nn.ModuleDict({name: self._reader(self.tables[name].width) for name in names})
+        self.preferences = nn.ParameterDict({part_of(name): _xavier(spec.users, config.width) for name in names})
+        self.readers = nn.ModuleDict({part_of(name): self._reader(self.tables[name].width) for name in names})
         self.attention = nn.Parameter(_xavier(spec.users, len(names)).softmax(1))
         graph, sizes = graph_of(spec), (spec.users, spec.items)
         self.graph = symmetric(graph.users, graph.items, sizes)
@@ -79,7 +79,7 @@ class Dragon(Model):
         who, (user,) = distinct([batch.users])
         what, (liked, other) = distinct([batch.items, batch.negatives])
         users, items = self._users(spread, who), self._items(spread, what)
-        read = [self.preferences[name][batch.users] for name in self.tables.names] + [self.attention[batch.users]]
+        read = [self.preferences[part_of(name)][batch.users] for name in self.tables.names] + [self.attention[batch.users]]
         penalty = torch.stack([part.float().square().mean(1) for part in read]).sum(0)
         penalties = {"l2": (penalty, self.config.regularisation)}
         loss: Loss = self.pairs.loss(batch, users[user], items[liked], items[other], penalties, scale=1 / math.log(2))
@@ -95,8 +95,8 @@ class Dragon(Model):
         """Users and items on the graph, the modalities side by side, so that one product does for all: [n, M D]."""
         parts = []
         for name, table in self.tables.each():
-            read = self.readers[name](table.values).float() * table.there[:, None]
-            parts.append(F.normalize(torch.cat([self.preferences[name], read]), dim=1))
+            read = self.readers[part_of(name)](table.values).float() * table.there[:, None]
+            parts.append(F.normalize(torch.cat([self.preferences[part_of(name)], read]), dim=1))
         return self.graph.sums(torch.cat(parts, dim=1), self.config.layers)
 
     def _users(self, spread: Tensor, rows: Tensor | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from turborec.data.batch import DataSpec, PairBatch
 from turborec.losses import preference
 from turborec.models._pairs import Pairs, graph_of, squares, vectors
 from turborec.nn.graph import Both, distinct, symmetric
-from turborec.nn.modality import Modalities, shares
+from turborec.nn.modality import Modalities, part_of, shares
 from turborec.nn.neighbours import item_graph
 from turborec.recipe import Config as BaseConfig
 
@@ -70,11 +70,13 @@ class Freedom(Model):
                 [table for _, table in self.tables.each()], shares(config.modality_weights, names), config.neighbours, spec.kept
             )
         )
-        self.projections = nn.ModuleDict({name: nn.Linear(self.tables[name].width, config.width, bias=False) for name in names})
+        self.projections = nn.ModuleDict(
+            {part_of(name): nn.Linear(table.width, config.width, bias=False) for name, table in self.tables.each()}
+        )
         self.copies = nn.ModuleDict()
         if config.train_features:
             for name, table in self.tables.each():
-                self.copies[name] = nn.Embedding(len(table.values), table.width, _weight=table.values.clone())
+                self.copies[part_of(name)] = nn.Embedding(len(table.values), table.width, _weight=table.values.clone())
         graph = graph_of(spec)
         self.register_buffer("users_of", graph.users, persistent=False)
         self.register_buffer("items_of", graph.items, persistent=False)
@@ -128,7 +130,7 @@ class Freedom(Model):
     def _by(self, name: str, users: Tensor, batch: PairBatch) -> Tensor:
         """The loss of the pairs by one modality's features: [B]."""
         table = self.tables[name]
-        values = dict(self.copies.named_parameters()).get(f"{name}.weight", table.values)
-        liked, other = (self.projections[name](F.embedding(ids, values)) for ids in (batch.items, batch.negatives))
+        values = dict(self.copies.named_parameters()).get(f"{part_of(name)}.weight", table.values)
+        liked, other = (self.projections[part_of(name)](F.embedding(ids, values)) for ids in (batch.items, batch.negatives))
         both = table.there[batch.items] & table.there[batch.negatives]
         return preference(users, liked, other) * both

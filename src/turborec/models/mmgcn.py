@@ -3,7 +3,7 @@
 Letters: B rows, D width, U users, V items, n nodes, N distinct nodes of a batch, M modalities, F width of a modality.
 """
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from turborec.contract import DotProduct, Loss, Model, Term
 from turborec.data.batch import DataSpec, PairBatch
+from turborec.errors import UserError, closest
 from turborec.models._pairs import Pairs, graph_of
 from turborec.nn.graph import Both, distinct, means
-from turborec.nn.modality import Modalities, Modality
+from turborec.nn.modality import Modalities, Modality, part_of
 from turborec.recipe import Config as BaseConfig
 
 LAYERS = 3
@@ -26,9 +27,10 @@ class Config(BaseConfig):
 
     Faithful, with `trainable_ids: false`: the vectors of users and items, and the users' preferences, are drawn once and
     never trained, as in the authors' code and in MMRec, where they are no parameters; so what is known of users never
-    changes, and the penalty on these vectors is a constant, which is left out. With `true` both are trained and penalised.
-    The loss is the softplus of the difference of scores, which is what published code computes by a product, a sigmoid and
-    a logarithm. Deliberate deviation: a modality that an item lacks is zero where it enters, and does not count in the mean.
+    changes, and the penalty on these vectors is a constant, which is left out. With `true` both are trained; vectors are
+    penalised, and, as published, the preferences of the table called image, if there is one. The loss is the softplus of
+    the difference of scores, which is what published code computes by a product, a sigmoid and a logarithm. Deliberate
+    deviation: a modality that an item lacks is zero where it enters, and does not count in the mean.
     """
 
     kind: Literal["mmgcn"] = "mmgcn"
@@ -37,8 +39,10 @@ class Config(BaseConfig):
 
     width: int = Field(64, ge=1)
     features: tuple[str, ...] | None = Field(None, min_length=1, description="which tables; all when null")
-    reduced: dict[str, int] = Field(
-        {"image": 256}, description="tables that pass a linear layer to this width first; others keep theirs"
+    reduced: dict[str, Annotated[int, Field(ge=1)]] | None = Field(
+        None,
+        description="tables that pass a linear layer to this width first, by name; others keep theirs. When null, as "
+        "published: a table called image passes one to 256",
     )
     trainable_ids: bool = Field(False, description="train the vectors that published code draws and leaves as they are")
     regularisation: float = Field(1e-3, ge=0.0, description="with trainable_ids: weight of the mean squares of those vectors")
@@ -46,6 +50,14 @@ class Config(BaseConfig):
     def build(self, spec: DataSpec) -> "MMGCN":
         """The model for data of this shape, with freshly drawn weights. A UserError where it has no such features."""
         return MMGCN(self, spec)
+
+    def reductions(self, tables: Modalities) -> dict[str, int]:
+        """Which tables pass a layer first, and to which width; a UserError where one is named that there is not."""
+        if self.reduced is None:
+            return {"image": 256}
+        if strange := next((name for name in self.reduced if name not in tables.names), None):
+            raise UserError(f"model.reduced names {strange!r}, no table of this model{closest(strange, tables.names)}.")
+        return self.reduced
 
 
 class MMGCN(Model):
@@ -61,7 +73,10 @@ class MMGCN(Model):
         graph = graph_of(spec)
         self.graph = means(graph.users, graph.items, (spec.users, spec.items))
         _hold(self, "ids", spec.users + spec.items + 1, config.width, config.trainable_ids)
-        self.networks = nn.ModuleDict({name: Network(config, name, table, spec.users) for name, table in self.tables.each()})
+        reduced = config.reductions(self.tables)
+        self.networks = nn.ModuleDict(
+            {part_of(name): Network(config, reduced.get(name), table, spec.users) for name, table in self.tables.each()}
+        )
         there = torch.stack([table.there for _, table in self.tables.each()], dim=1)
         # Users have every modality; of an item that has none, all networks say what its users are like.
         there = torch.cat([there.new_ones(spec.users, there.shape[1]), there | ~there.any(1, keepdim=True)])
@@ -75,7 +90,7 @@ class MMGCN(Model):
             self._network(name).settle(table, self.graph)
 
     def _network(self, name: str) -> "Network":
-        network = self.networks[name]
+        network = self.networks[part_of(name)]
         assert isinstance(network, Network)
         return network
 
@@ -85,10 +100,11 @@ class MMGCN(Model):
         x = self._encode(nodes)
         weight, penalties = self.config.regularisation * self.config.trainable_ids, {}
         if weight:
-            read = [F.embedding(at, self.ids).float() for at in (batch.users, batch.items + self.first)]
-            penalties["ids"] = (torch.stack([part.square().mean(1) for part in read]).sum(0), weight)
+            read = [(1.0, batch.users), (0.5, batch.items + self.first), (0.5, batch.negatives + self.first)]
+            own = [share * F.embedding(at, self.ids).float().square().mean(1) for share, at in read]
+            penalties["ids"] = (torch.stack(own).sum(0), weight)  # of users, and of both items on the mean, as MMRec has it
         loss: Loss = self.pairs.loss(batch, x[user], x[liked], x[other], penalties)
-        if weight and "image" in self.networks:
+        if weight and "image" in self.tables.names:
             # As published: all the visual preferences and no others, whatever the batch.
             whole, count = self._network("image").preferences.float().square().mean(), batch.num_targets()
             loss = Loss({**loss.terms, "preferences": Term(whole * count, count, weight)})
@@ -121,11 +137,12 @@ class Network(nn.Module):
     entering: Tensor | None  # float32 [n, F] or [U, F]: what enters, of all nodes or of users, where it is constant
     around: Tensor | None  # float32 [n, F] or [V + 1, F]: the mean of what enters at neighbours, of all nodes or of items
 
-    def __init__(self, config: Config, name: str, table: Modality, users: int) -> None:
+    def __init__(self, config: Config, reduced: int | None, table: Modality, users: int) -> None:
+        """`reduced`: the width of a layer that features pass first, if any."""
         super().__init__()
-        first = config.reduced.get(name, table.width)
+        first = reduced or table.width
         sizes = (first, *[config.width] * (LAYERS - 1))
-        self.reduce = nn.Linear(table.width, first) if name in config.reduced else None
+        self.reduce = nn.Linear(table.width, first) if reduced else None
         _hold(self, "preferences", users, first, config.trainable_ids)
         self.spread = nn.ModuleList(nn.Linear(size, size, bias=False) for size in sizes)
         self.own = nn.ModuleList(nn.Linear(size, config.width) for size in sizes)

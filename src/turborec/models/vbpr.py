@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from turborec.contract import DotProduct, Loss, Model, rows_of
 from turborec.data.batch import DataSpec, PairBatch
 from turborec.models._pairs import Pairs, squares, vectors, with_bias
-from turborec.nn.modality import Modalities
+from turborec.nn.modality import Modalities, part_of
 from turborec.recipe import Config as BaseConfig
 
 
@@ -49,7 +49,7 @@ class VBPR(Model):
         self.users, self.items = vectors(spec.users, 2 * config.width), vectors(spec.items + 1, config.width)
         self.tables = Modalities(spec.features, config.features, centred=True)
         self.projections = nn.ModuleDict(
-            {name: nn.Linear(table.width, config.width, bias=False) for name, table in self.tables.each()}
+            {part_of(name): nn.Linear(table.width, config.width, bias=False) for name, table in self.tables.each()}
         )
         for weight in self.projections.parameters():
             nn.init.xavier_normal_(weight)
@@ -78,5 +78,5 @@ class VBPR(Model):
         parts = []
         for name, table in self.tables.each():
             values = table.values if ids is None else F.embedding(ids, table.values)
-            parts.append(self.projections[name](values).float())
+            parts.append(self.projections[part_of(name)](values).float())
         return torch.stack(parts).sum(0)

@@ -3,6 +3,7 @@
 Letters: V items, F width of a table, D width, M modalities.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -47,17 +48,14 @@ class Modalities(nn.Module):
             )
         for name in wanted or ():
             if name not in features:
-                known = ", ".join(features)
-                raise UserError(f"There are no features {name!r}{closest(name, list(features))}: there are {known}.")
-        self.by_name = nn.ModuleDict({name: Modality(features[name], centred) for name in wanted or features})
-
-    @property
-    def names(self) -> list[str]:
-        """In their order."""
-        return list(self.by_name)
+                raise UserError(f"There are no features {name!r}{closest(name, list(features))}.")
+        if wanted and len(set(wanted)) < len(wanted):
+            raise UserError(f"Each table is to be named once in model.features: got {', '.join(wanted)}.")
+        self.names = list(wanted or features)
+        self.tables = nn.ModuleDict({part_of(name): Modality(features[name], centred) for name in self.names})
 
     def __getitem__(self, name: str) -> Modality:
-        table = self.by_name[name]
+        table = self.tables[part_of(name)]
         assert isinstance(table, Modality)
         return table
 
@@ -66,10 +64,18 @@ class Modalities(nn.Module):
         return [(name, self[name]) for name in self.names]
 
 
+def part_of(name: str) -> str:
+    """How a module calls its part for a modality, whose own name may be one that `nn.ModuleDict` has, such as `type`."""
+    return f"of_{name}"
+
+
 def shares(weights: Mapping[str, float], names: Sequence[str]) -> Tensor:
     """What each modality counts, together 1: [M]; all the same where nothing is said."""
     strange = [name for name in weights if name not in names]
     if strange or (weights and len(weights) < len(names)):
         raise UserError(f"modality_weights must name {', '.join(names)}, each once: got {', '.join(weights)}.")
+    if weights and (min(weights.values()) < 0 or not 0 < sum(weights.values()) < math.inf):
+        told = ", ".join(f"{name}: {weight:g}" for name, weight in weights.items())
+        raise UserError(f"modality_weights are shares, at least 0 each and more than 0 together: got {told}.")
     stated = torch.tensor([weights.get(name, 1.0) for name in names], dtype=torch.float64)
     return (stated / stated.sum()).float()

@@ -3,6 +3,7 @@
 Letters: V items, F width of a table, k neighbours, E entries, U users.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -24,7 +25,7 @@ logger = logging.getLogger("turborec")
 CELLS = 2**24
 """Similarities, or counts, that are held at a time."""
 
-VERSION = 1
+VERSION = 2
 """Raised when the same tables would give another graph."""
 
 Entries = tuple[Tensor, Tensor, Tensor]
@@ -34,10 +35,13 @@ Entries = tuple[Tensor, Tensor, Tensor]
 def nearest(table: Modality, k: int) -> tuple[Tensor, Tensor]:
     """The k items most alike to each item by the cosine of their features, itself among them: int64 [E] twice.
 
-    An item without features has no neighbours and is nobody's. Of items that are exactly alike any may be taken.
+    An item without features, or with nothing but zeros, has no neighbours and is nobody's. Of items that are exactly alike
+    any may be taken.
     """
-    known = table.there.nonzero().squeeze(1)
-    unit = torch.nn.functional.normalize(table.values.index_select(0, known), dim=1)
+    largest = table.values.abs().amax(1)
+    known = (table.there & (largest > 0)).nonzero().squeeze(1)
+    # Squares of what is at most 1 neither overflow nor vanish, whatever the unit of a table.
+    unit = torch.nn.functional.normalize(table.values.index_select(0, known) / largest[known, None], dim=1)
     k = min(k, len(known))
     found = [
         (unit[start : start + step] @ unit.T).topk(k).indices
@@ -57,9 +61,10 @@ def item_graph(tables: Sequence[Modality], weights: Tensor, k: int, folder: Path
     size = len(tables[0].there)
 
     def make() -> Entries:
-        parts = [nearest(table, k) for table in tables]
+        counting = [(table, float(weight)) for table, weight in zip(tables, weights, strict=True) if weight]
+        parts = [nearest(table, k) for table, _ in counting]
         rows, columns = (torch.cat(part) for part in zip(*parts, strict=True))
-        each = torch.cat([torch.full((len(part[0]),), float(w)) for part, w in zip(parts, weights, strict=True)])
+        each = torch.cat([torch.full((len(part[0]),), weight) for part, (_, weight) in zip(parts, counting, strict=True)])
         codes, place = torch.unique(rows * size + columns, return_inverse=True)
         values = torch.zeros(len(codes), dtype=torch.float64).index_add_(0, place, each.double())
         total = torch.zeros(size, dtype=torch.float64).index_add_(0, codes // size, values)
@@ -135,12 +140,17 @@ def _kept(folder: Path | None, words: list[str], arrays: list[NDArray[Any]], mak
         return rows, columns, weights
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, LookupError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         logger.warning(f"{path} cannot be read ({error}) and is made anew.")
     found = make()
-    folder.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        np.savez(file, rows=found[0].numpy(), columns=found[1].numpy(), weights=found[2].numpy())
-    temporary.replace(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            np.savez(file, rows=found[0].numpy(), columns=found[1].numpy(), weights=found[2].numpy())
+        temporary.replace(path)
+    except OSError as error:
+        logger.warning(f"{path} cannot be written ({error.strerror}), so that this graph will be found again the next time.")
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return found

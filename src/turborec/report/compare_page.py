@@ -26,6 +26,7 @@ def compare_page(found: Comparison) -> str:
         "part": baseline.card["part"],
         "users": len(baseline.users),
         "history": found.history,
+        "ranked": baseline.card["candidates"],
         "names": [one.name for one in found.contestants],
         "values": [(metric, [found.value(one, metric) for one in found.contestants]) for metric in found.metrics],
         "differences": [(f"{one.metric}, {one.contestant}", one) for one in found.differences],

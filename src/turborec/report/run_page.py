@@ -111,6 +111,8 @@ def _results(folder: Path, recipe: Tree) -> dict[str, Any] | None:
         "own": own,
         "card": card,
         "history": card["history"],
+        "masks": "of training" if "masks" in card else "of the history",
+        "ranked": card["candidates"],
         "users": len(everybody[0].users),
         "resamples": RESAMPLES,
         "tables": tables,

@@ -30,7 +30,7 @@ def study_page(found: dict[str, Any]) -> str:
         "plan": found["plan"],
         "select": found["select"],
         "tested": tested,
-        "warning": found["warning"],
+        "warnings": [*filter(None, [found["warning"]]), *found["cautions"]],
         "generated": terms.partition(":")[0] if terms.startswith("Generated") else "",
         "clock": "processor seconds" if clock == "cpu_seconds" else "seconds",
         "rows": [_shown(row, rows[0], clock, tested) for row in rows],
