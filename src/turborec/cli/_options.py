@@ -36,3 +36,9 @@ def periods_of(every: str) -> "Every | int":
     if every not in ("day", "week", "month", "year"):
         raise UserError(f"--every is day, week, month, year or a number of periods, got {every!r}.")
     return every  # type: ignore[return-value]
+
+
+def stem_of(name: str) -> str:
+    """What a run of a recipe is called: `ml-1m/sasrec` makes `ml-1m-sasrec`, a file its own name alone."""
+    path = Path(name)
+    return path.stem if path.suffix in (".yaml", ".yml") else path.as_posix().strip("./").replace("/", "-")

@@ -49,6 +49,7 @@ def list_data(home: Home = DEFAULT_HOME) -> None:
             console.print(f"  {card_file.parent.name}  damaged, or of another version: delete the folder")
             continue
         described = ", ".join(f"{count} {noun}" for noun, count in counts.items())
+        described += f", split {card.get('split', {}).get('kind')}" + "".join(f", {name}" for name in card.get("features", {}))
         made = datetime.fromtimestamp(card_file.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
         console.print(f"  {card_file.parent.name}  {made}  {source} ({escape(files)}): {described}")
 

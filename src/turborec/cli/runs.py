@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from turborec.cli._options import DEFAULT_HOME, AsJson, Device, Home, Overrides, Project, Raw, RunFolder, StoreFolder, Track
+from turborec.cli._options import (
+    DEFAULT_HOME,
+    AsJson,
+    Device,
+    Home,
+    Overrides,
+    Project,
+    Raw,
+    RunFolder,
+    StoreFolder,
+    Track,
+    stem_of,
+)
 from turborec.cli._show import console, counted, escape, example_list, results_table
 from turborec.cli.reports import report_or_warn
 from turborec.errors import InterruptedRunError, UserError
@@ -181,7 +193,7 @@ def remove_unbegun(folder: Path) -> None:
 
 def new_folder(name: str) -> Path:
     """A run folder nobody has yet."""
-    stem = Path(name).with_suffix("").as_posix().strip("./").replace("/", "-")
+    stem = stem_of(name)
     for number in range(1, 10**6):
         folder = Path("runs") / f"{stem}-{number}"
         try:

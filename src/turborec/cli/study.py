@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from turborec.cli._options import DEFAULT_HOME, AsJson, Device, Home, Overrides, Raw, RecipeName, StoreFolder
+from turborec.cli._options import DEFAULT_HOME, AsJson, Device, Home, Overrides, Raw, RecipeName, StoreFolder, stem_of
 from turborec.cli._show import console, escape, study_tables
 
 app = typer.Typer()
@@ -51,7 +51,7 @@ def study(
         require_writable(path)
     chosen = recipes.load(recipe, overrides or ())
     plan = studies.Plan(studies.named(levers), tuple(variant or ()), share, seeds)
-    folder = runs or Path("runs") / f"study-{Path(recipe).with_suffix('').as_posix().strip('./').replace('/', '-')}"
+    folder = runs or Path("runs") / f"study-{stem_of(recipe)}"
     found = {"recipe": recipe, **studies.run(chosen, stores.of_recipe(chosen, Places(home, raw, store)), plan, folder, device)}
     if as_json:
         print(json.dumps(found))
