@@ -8,6 +8,7 @@ from pathlib import Path
 from drift_tables import drift_section
 from rows import Row, read_all
 from speed_tables import speed_sections, summary
+from study_tables import study_section
 
 ROOT = Path(__file__).parent.parent
 SPEED_BEGIN, SPEED_END = "<!-- speed: written by benchmarks/tables.py -->", "<!-- end of speed -->"
@@ -105,6 +106,7 @@ def results_page(rows: list[Row]) -> str:
             "of bfloat16 where products ran in it, half of float32's on processors that are not fast at it. The time to",
             "a peer's quality is of one run of one seed. Every row's file has the load of the machine when it began.",
             *speed_sections(rows),
+            *study_section(rows),
             *drift_section(rows),
             "",
             f"Commits measured: {', '.join(commits) or 'none'}.",
