@@ -64,7 +64,10 @@ def ablation_table(rows: list[Row]) -> list[str]:
 def _split(row: Row) -> str:
     """How the data of a row are split, and what is masked where that is MMRec's rule."""
     card = row["protocol"]
-    return str(card["split"]["kind"]) + (", training masked" if "training part alone" in card.get("masks", "") else "")
+    told = [str(card["split"]["kind"])]
+    told += ["training masked"] * ("training part alone" in card.get("masks", ""))
+    told += ["among new items"] * ("no event of" in card["candidates"])
+    return ", ".join(told)
 
 
 def _metrics(row: Row) -> tuple[str, ...]:
