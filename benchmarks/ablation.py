@@ -88,9 +88,9 @@ def trained(recipe: AnyRecipe, folder: Path, home: Path, store: Store) -> Path:
     return folder
 
 
-def store_of(recipe: AnyRecipe, base: Store, given: Path | None) -> Store:
+def store_of(recipe: AnyRecipe, base: Store, places: stores.Places) -> Store:
     """The store of a recipe, which may have feature tables that others lack, but the same events."""
-    store = stores.of_recipe(recipe, stores.Places(Path(os.environ.get("TURBOREC_HOME", DEFAULT_HOME)), None, given))
+    store = stores.of_recipe(recipe, places)
     keys = {one.card.get("events_key", one.key) for one in (base, store)}
     if len(keys) > 1:
         raise UserError(f"{store.folder} and {base.folder} hold other events: only recipes for the same data can be compared.")
@@ -173,13 +173,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     chosen = chosen_by(parser)
     _, store = prepared(chosen)
-    home = Path(os.environ.get("TURBOREC_HOME", DEFAULT_HOME))
+    places = stores.Places(Path(os.environ.get("TURBOREC_HOME", DEFAULT_HOME)), None, chosen.store)
     found: dict[str, tuple[str, list[Path]]] = {}
     for variant, recipe in variants_of(chosen).items():
-        used = shuffled(store, chosen.out / "shuffled") if variant == SHUFFLED else store_of(recipe, store, chosen.store)
+        used = shuffled(store, chosen.out / "shuffled") if variant == SHUFFLED else store_of(recipe, store, places)
         for seed in range(1, chosen.seeds + 1):
             folder = chosen.out / f"{re.sub('[^A-Za-z0-9._]+', '-', variant)}-{seed}"
-            one = trained(recipe.model_copy(update={"seed": seed}), folder, home, used)
+            one = trained(recipe.model_copy(update={"seed": seed}), folder, places.home, used)
             found.setdefault(variant, (recipe.model.kind, []))[1].append(one)
     if all((one / "evaluation" / "test" / ANCHOR).is_dir() for one in found[WHOLE][1]):
         found[ANCHOR] = (ANCHOR, found[WHOLE][1])

@@ -1,6 +1,7 @@
 """`turborec data features`, from files to tables."""
 
 import json
+import os
 from io import BytesIO
 from pathlib import Path
 
@@ -134,6 +135,17 @@ def test_a_folder_of_images_is_read_by_name(run, tmp_path):
     assert "2 rows of 416 numbers in out.npy: 2 encoded, 0 reused, 0 without content." in out
     assert "1 rows tell an item again" in err
     assert list(table(tmp_path / "out")) == ["10", "a b"]
+
+
+def test_a_file_whose_name_is_no_text_is_named_and_left_out(run, tmp_path):
+    (tmp_path / "posters").mkdir()
+    for number in range(30):
+        (tmp_path / "posters" / f"{number}.jpg").write_bytes(jpeg((number, 0, 0)))
+    (tmp_path / "posters" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(jpeg("red"))
+    code, _, err = run("data", "features", "image", "posters", "out")
+    assert code == 0 and "is not UTF-8" in err
+    card = json.loads((tmp_path / "out.json").read_text())
+    assert card["rows"] == 30 and list(card["broken"]) == ["caf\\udce9.jpg"]
 
 
 @pytest.mark.parametrize(("sound", "fine"), [(19, True), (18, False)])

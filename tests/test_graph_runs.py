@@ -14,6 +14,7 @@ from turborec import apply, recipes, run, stores
 from turborec.assembly import assemble, measure
 from turborec.compare import Terms, compare
 from turborec.engine import checkpoint
+from turborec.errors import UserError
 from turborec.launch.verify import verify
 from turborec.recommend import Lists
 from turborec.stores import Places
@@ -124,6 +125,11 @@ def test_graphs_are_kept_beside_the_stores_and_not_among_data(raw, places):
     assert len(kept) == 2 and {path.name for path in (places.home / "graphs").iterdir()} == kept
     assert sorted(path.name for path in raw.iterdir()) == before
     assert not any("graph" in path.name for path in store.folder.iterdir())
+
+
+def test_a_folder_of_raw_files_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"There is no folder .*nowhere"):
+        stores.of_recipe(recipe_of("lightgcn"), Places(home=tmp_path, raw=tmp_path / "nowhere"))
 
 
 def test_the_order_of_files_is_no_anchor(places, tmp_path):

@@ -71,7 +71,7 @@ def fit(run: Run, steps: int | None, interruption: Interruption, tracking: Track
                     break
                 _epoch(job, state)
     if world.leads():
-        _warn_if_rising(run, state)
+        _warn_of_selection(run, state)
     newest = _newest(run)
     if newest is not None:
         load_best(run, newest)
@@ -103,8 +103,8 @@ def _refuse_other_batches(run: Run, tokens: int) -> None:
         )
 
 
-def _warn_if_rising(run: Run, state: TrainState) -> None:
-    """A model that would have learned more is no measure of what it can do, so the run says so."""
+def _warn_of_selection(run: Run, state: TrainState) -> None:
+    """A model that would have learned more, or that nothing chose, is no measure of what it can do, so the run says so."""
     epochs = [record for record in log.read_metrics(run.folder) if record["kind"] == "epoch"][-state.position.epoch :]
     values = [record[run.recipe.select] or 0.0 for record in epochs if run.recipe.select in record]
     if len(values) > 1 and not any(values):

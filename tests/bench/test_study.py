@@ -121,6 +121,14 @@ def test_claims_are_told_with_what_was_measured(found):
     assert levers["amp"]["variants"][1]["told"].startswith("not trained: float16")
 
 
+def test_what_keeps_the_numbers_from_saying_more_is_told(found):
+    seeds, short, *_ = found["cautions"]
+    assert "one seed" in seeds and "less than 1 s" in short
+    assert any("At their best when the epochs were over" in caution for caution in found["cautions"]) == any(
+        row["values"].get("best_epoch") == 3 for row in found["rows"]
+    )
+
+
 def test_a_second_call_trains_nothing(found, recipe, store, place, monkeypatch):
     monkeypatch.setattr(study, "_carried_out", lambda *_: pytest.fail("trained again"))
     again = study.run(recipe, store, PLAN, place / "runs", "cpu")

@@ -62,6 +62,13 @@ def test_the_unit_of_a_table_changes_no_neighbour(unit):
     assert all(torch.equal(a, b) for a, b in zip(nearest(plain, 5), nearest(scaled, 5), strict=True))
 
 
+def test_a_graph_that_cannot_be_kept_is_found_all_the_same(tmp_path, caplog):
+    (tmp_path / "graphs").write_text("a file where the folder should be")
+    found = item_graph([table()], torch.ones(1), 2, tmp_path / "graphs")
+    assert torch.equal(dense(found), dense(item_graph([table()], torch.ones(1), 2, None)))
+    assert "cannot be written" in caplog.text
+
+
 def test_an_item_of_zeros_is_nobody_s_neighbour():
     one = table()
     one.values[4] = 0.0

@@ -55,6 +55,7 @@ class Table:
             with Path(file.name).open("rb") as written:
                 hashes[path.name] = hashlib.file_digest(written, "sha256").hexdigest()
         facts = {"rows": self.rows, "width": self.width, **card, "files": hashes}
+        # Whatever cannot be written is found out before the old card goes.
         told = (json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode().decode()
         card_of(self._stem).unlink(missing_ok=True)  # an old card must not stand beside new files
         Path(self._ids.name).replace(ids_of(self._stem))

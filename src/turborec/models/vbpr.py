@@ -22,8 +22,8 @@ class Config(BaseConfig):
 
     As in MMRec: all tables side by side, and one projection; the paper has a bias of the items, too. The penalty is on what
     is read off features as well, else the projection grows as the users' halves shrink. What an item lacks adds nothing.
-    Tables are centred and brought to one scale, which the projection could undo and no comparison of two items would notice,
-    but without which training hardly moves where a table has a large mean.
+    Tables are centred and brought to one scale, which the projection could undo and no comparison of two items that have them
+    would notice, but without which training hardly moves where a table has a large mean.
     """
 
     kind: Literal["vbpr"] = "vbpr"
