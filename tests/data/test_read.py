@@ -314,7 +314,8 @@ def test_labels_are_places_and_nothing_else_is_one(tmp_path: Path) -> None:
     select = {"user": "user", "item": "item", "label": "time"}
     taken = take(tmp_path / "e.tsv", b"u\ti\ttest\nu\tj\ttrain\nu\tk\tvalid\nu\tl\tTest\nu\tm\t\n", select=select)
     assert [label for *_, label in taken.rows] == [2, 0, 1]
-    assert taken.bad == [(4, "label is none of train, valid, test"), (5, "label is none of train, valid, test")]
+    told = "label is none of train, valid, test, which atomic files call 0, 1, 2"
+    assert taken.bad == [(4, told), (5, told)]
 
 
 def test_order_may_not_be_missing(tmp_path: Path) -> None:

@@ -128,6 +128,13 @@ def test_tracks_without_their_information_have_what_the_other_files_tell(tmp_pat
     assert prepared(config(layout="base"), folder, tmp_path).num_items == 5
 
 
+def test_a_list_whose_column_is_missing_is_named(tmp_path: Path) -> None:
+    folder = shutil.copytree(FIXTURES / "base", tmp_path / "raw")
+    (folder / "id_tags.csv").write_text("id\ttag\n0009fFIM1eYThaPg\tindie\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"id_tags\.csv has no column 'tags' \(did you mean 'tag'\?\): expected it beside id"):
+        config(layout="base").parse(folder)
+
+
 def test_features_are_called_as_their_files_and_read_only_when_named() -> None:
     onion = FIXTURES / "onion"
     assert config().parse(onion).features == {}

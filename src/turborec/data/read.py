@@ -83,7 +83,7 @@ VALUE = Check(
 LABEL = Check(
     "TINYINT",
     f"CAST(CASE {{x}} {' '.join(f'WHEN {label!r} THEN {place}' for place, label in enumerate(LABELS))} END AS TINYINT)",
-    ((f"coalesce({{x}}, '') NOT IN {LABELS}", f"is none of {', '.join(LABELS)}"),),
+    ((f"coalesce({{x}}, '') NOT IN {LABELS}", f"is none of {', '.join(LABELS)}, which atomic files call 0, 1, 2"),),
 )
 
 

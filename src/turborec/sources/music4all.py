@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from turborec import recipe
 from turborec.data.schema import FeatureTable, Lookup, RawTable, RawTables, Text
 from turborec.errors import UserError, closest
+from turborec.sources._atomic import columns_of
 from turborec.sources._local import HINT, places, plain_or_packed
 
 TERMS = (
@@ -168,6 +169,10 @@ def _items(home: Path) -> RawTable | None:
     there = [(path, told) for told in DESCRIBED if (path := plain_or_packed(home / told.name))]
     if not there:
         return None
+    for path, told in there:
+        header = columns_of(path, "\t")
+        if missing := next((column for column in told.lists.values() if column not in header), None):
+            raise UserError(f"{path} has no column {missing!r}{closest(missing, list(header))}: expected it beside id.")
     (path, first), *others = there
     lookups: dict[str, Lookup] = {}
     for other, told in others:
