@@ -46,7 +46,7 @@ def main() -> None:
                 "cautions": [*filter(None, [found["warning"]]), *found["cautions"]],
             },
             "lever": told_of.get(row["name"]),
-            "values": row["values"],
+            "values": {name: float(value) for name, value in row["values"].items() if value is not None},
             "provenance": provenance,
         }
         for row in found["rows"]
