@@ -21,13 +21,15 @@ def store_of(
     times: Sequence[Sequence[int]] | None = None,
     cuts: Sequence[tuple[int, int]] | None = None,
     parts: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Store:
     """The store whose user u has the item ids `histories[u]` (1..V), oldest first; `folder` must be new or empty.
 
     `items`: V, by default the greatest id. `times`: by default unknown. `cuts`: where each user's validation and test
     parts begin, counted from the start of the history; by default the last event is the test part and the one before
     it the validation part, and a history of fewer than three events is training alone. `parts`: the bits of
-    `parts.npy`; by default every part that has an event. Raw ids are `user_id(u)` and `item_id(i)`.
+    `parts.npy`; by default every part that has an event. Raw ids are `user_id(u)` and `item_id(i)`, or
+    `names` of the items, in byte order.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lengths = np.asarray([len(history) for history in histories], dtype=np.int64)
@@ -51,7 +53,7 @@ def store_of(
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     Ids.write(folder / "user_ids", [user_id(u).encode() for u in range(len(histories))])
-    Ids.write(folder / "item_ids", [item_id(i).encode() for i in range(1, count + 1)])
+    Ids.write(folder / "item_ids", [name.encode() for name in names or map(item_id, range(1, count + 1))])
     files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
     card = {
         "format": FORMAT,

@@ -39,6 +39,20 @@ def test_tiled_cross_entropy_equals_the_plain_one_at_any_tile(monkeypatch, tile)
         assert torch.allclose(got, expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("tile", [2**10, 2**24])
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
+def test_a_frozen_table_costs_no_gradient_and_may_be_kept_in_less(monkeypatch, tile, kept):
+    monkeypatch.setattr(head, "TILE_BYTES", {2: tile, 4: tile})
+    monkeypatch.setattr(head, "_MIN_ROWS", 4)
+    states, table, targets = inputs(torch.float32)
+    frozen = table.detach().to(kept)
+    total = TiledCrossEntropy.apply(states, frozen, None, targets)
+    plain = F.cross_entropy(states @ frozen[1:].float().T, targets - 1, reduction="sum")
+    assert total.dtype == torch.float32 and total.item() == pytest.approx(plain.item(), rel=1e-6)
+    got, expected = (torch.autograd.grad(one, states)[0] for one in (total, plain))
+    assert torch.allclose(got, expected, atol=1e-5)
+
+
 def test_tiled_cross_entropy_passes_gradcheck():
     states, table, targets = inputs()
     assert torch.autograd.gradcheck(lambda s, t: TiledCrossEntropy.apply(s, t, None, targets), (states, table))

@@ -1,4 +1,4 @@
-"""Models of other libraries as runs of ours: a checkpoint, and a recipe that says on what data and how it is evaluated."""
+"""Weights from elsewhere as runs of ours: checkpoints of other libraries, and adapters merged into their base."""
 
 import importlib
 import json
@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from turborec.data.store import Store, sha256
 from turborec.errors import UserError, closest
 from turborec.evaluate import Result
 from turborec.files import write_whole
+from turborec.nn import lora
 from turborec.recipe import override, read
 from turborec.recipes import AnyRecipe
 from turborec.stores import Places
@@ -104,6 +106,34 @@ def adopt(
         write_whole(folder / "imported.json", json.dumps(facts, indent=1))
 
     return run.carry_out(recipe, folder, replace(places, store=store.folder), device, take)
+
+
+def merge(adapted: Path, folder: Path, places: Places, device: str = "auto") -> tuple[Run, dict[str, Result]]:
+    """Leave a run's base and the adapters that it has learnt as one model, a finished run in `folder`; and its results.
+
+    A UserError where the run has no adapters, or such as each sequence weighs in its own way.
+    """
+    if (folder / "recipe.yaml").exists():
+        raise UserError(f"{folder} holds a run already. Name another folder.")
+    recipe = run.recipe_of(adapted)
+    if recipe.adapters is None:
+        raise UserError(f"{adapted} has no adapters: its model is whole already.")
+    opened = run.reopen(adapted, places, device, recipe.model_copy(update={"adapters": _in_full(recipe.adapters)}))
+    lora.merge(opened.model)
+    weights = {name: tensor for name, tensor in opened.model.state_dict().items() if name != "base"}
+
+    def take(merged: Run) -> None:
+        facts = {"adapters": str(adapted.resolve()), "base": recipe.base}
+        training.adopt(merged, weights)
+        write_whole(folder / "merged.json", json.dumps(facts, indent=1))
+
+    whole = recipe.model_copy(update={"adapters": None, "base": None})
+    return run.carry_out(whole, folder, replace(places, store=opened.store.folder), device, take)
+
+
+def _in_full(adapters: Any) -> Any:
+    """The adapters beside a base that is not rounded: what is added to it would be."""
+    return adapters.model_copy(update={"frozen": "float32"})
 
 
 def _recipe(imported: Imported, name: str, overrides: Iterable[str]) -> AnyRecipe:

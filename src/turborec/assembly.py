@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from turborec import stores
+from turborec import base, stores
 from turborec.contract import Counted, Model
 from turborec.data.batch import SequenceBatch
 from turborec.data.loader import evaluation_batches
@@ -50,6 +50,8 @@ def assemble(recipe: AnyRecipe, store: Store, device: str = "auto") -> Assembly:
     chosen = hardware.device_of(world.local_device(device))
     torch.manual_seed(recipe.seed)  # the one draw from a global generator: the initial weights
     model = recipe.model.build(stores.spec_of(store, recipe))
+    if recipe.adapters is not None:
+        base.put_on(model, recipe, store)
     if isinstance(model, Counted):
         chosen = torch.device("cpu")  # counting is sparse work in float64, nothing for an accelerator
     recipe.train.exchange.apply(model)  # before it goes to a device, which may have no room for all of it

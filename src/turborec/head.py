@@ -85,13 +85,14 @@ class TiledCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         """[N, D], [V + 1, D], [V + 1], [N], the cells' values [P] -> scalar in float32 (float64 for float64 inputs)."""
         device = states.device.type
-        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else table.dtype
+        wide = torch.promote_types(table.dtype, torch.float32)  # a frozen table may be kept in less
+        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else wide
         needs_gradient = any(ctx.needs_input_grad)
         if cells is not None and values is not None:
-            cells = replace(cells, values=values.to(table.dtype))
+            cells = replace(cells, values=values.to(wide))
         with torch.autocast(device, enabled=False):
-            head = Head(states.to(table.dtype), table, bias, cells)
-            total, *gradients = _cross_entropy(head, targets, low, needs_gradient)
+            head = Head(states.to(wide), table, bias, cells)
+            total, *gradients = _cross_entropy(head, targets, low, needs_gradient, frozen=not ctx.needs_input_grad[1])
         if needs_gradient:
             ctx.save_for_backward(*gradients)
         ctx.dtype, ctx.biased, ctx.extra = states.dtype, bias is not None, cells is not None
@@ -101,30 +102,34 @@ class TiledCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         """Scalar -> gradients of states [N, D], of the table [V + 1, D], of the bias [V + 1] and of the cells' values [P]."""
         states, table, bias, values = ctx.saved_tensors
-        given = (states * scale).to(ctx.dtype), table * scale, bias * scale if ctx.biased else None
+        learnt = table * scale if ctx.needs_input_grad[1] else None
+        given = (states * scale).to(ctx.dtype), learnt, bias * scale if ctx.biased else None
         return *given, None, values * scale if ctx.extra else None, None
 
 
-def _cross_entropy(head: Head, targets: Tensor, low: torch.dtype, needs_gradient: bool) -> tuple[Tensor, ...]:
+def _cross_entropy(
+    head: Head, targets: Tensor, low: torch.dtype, needs_gradient: bool, frozen: bool = False
+) -> tuple[Tensor, ...]:
     """The value and, where asked for, the gradients of states, table, bias and cells, a block of rows at a time.
 
-    A process that holds some rows of the table takes the states of all processes against them. What goes between them is
-    states, a sum for each state and the states' gradients, never the table or its gradient.
+    That of a frozen table, a third of the work, is left out and empty. A process that holds some rows of the table takes the
+    states of all processes against them. What goes between them is states, a sum for each state and the states' gradients,
+    never the table or its gradient.
     """
     parts, table = parts_of(head.table), head.table
     states, targets = parts.together(head.states, targets)
     head = replace(head, states=states)
     tiles = _Tiles(head, low)
-    losses = table.new_empty(len(states))
-    state_gradient, table_gradient = torch.empty_like(states), torch.zeros_like(table)
-    bias_gradient, cell_gradient = table.new_zeros(parts.total), table.new_zeros(tiles.added)
+    wide, losses = states.dtype, states.new_empty(len(states))
+    state_gradient, table_gradient = torch.empty_like(states), states.new_zeros((0,) if frozen else table.shape)
+    bias_gradient, cell_gradient = states.new_zeros(parts.total), states.new_zeros(tiles.added)
     peaked = low == torch.float16 or not _largest(head) <= HARMLESS
     for number, start in enumerate(range(0, len(states), tiles.rows)):
         block = states[start : start + tiles.rows]
         low_block = block.to(low)
-        peak, mass, kept = _normaliser(low_block, tiles, number, table.dtype, peaked)
+        peak, mass, kept = _normaliser(low_block, tiles, number, wide, peaked)
         if peaked and (top := parts.greatest(peak)) is not peak:
-            shift = (peak - top).to(table.dtype).exp()
+            shift = (peak - top).to(wide).exp()
             kept, peak, mass = kept if kept is None else (kept * shift).to(low), top, mass * shift.squeeze(1)
         mass = parts.summed(mass)
         losses[start : start + tiles.rows] = peak.squeeze(1) + mass.log()
@@ -136,20 +141,22 @@ def _cross_entropy(head: Head, targets: Tensor, low: torch.dtype, needs_gradient
         for at, (lo, tile, bias) in enumerate(tiles):
             share = kept if kept is not None else _exponentials(tiles.logits(low_block, number, at), peak if peaked else None)
             _accumulate(gradient, share, tile)
-            _accumulate(table_gradient[lo : lo + len(tile)], share.T, scaled)
+            if not frozen:
+                _accumulate(table_gradient[lo : lo + len(tile)], share.T, scaled)
             if bias is not None:
                 bias_gradient[parts.first + lo :][: len(tile)] += share.T @ (1 / mass).to(low)
             if tiles.added:
                 placed = tiles.cells[number][at]
-                found = share.view(-1).index_select(0, placed.places).to(table.dtype)
+                found = share.view(-1).index_select(0, placed.places).to(wide)
                 cell_gradient[placed.which] = found / mass.index_select(0, placed.rows)
         state_gradient[start : start + tiles.rows] = gradient.div_(mass[:, None])
     here = parts.held(targets)
     local, correct = targets[here] - parts.first, losses.new_zeros(len(losses))
-    embedded = table[local]
+    embedded = table[local].to(wide)
     correct[here] = (states[here] * embedded).sum(1)
     state_gradient[here] -= embedded
-    table_gradient.index_add_(0, local, states[here], alpha=-1)
+    if not frozen:
+        table_gradient.index_add_(0, local, states[here], alpha=-1)
     if head.bias is not None:
         correct[here] += head.bias[targets[here]]
         bias_gradient.index_add_(0, targets[here], bias_gradient.new_ones(len(local)), alpha=-1)

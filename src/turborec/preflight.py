@@ -150,6 +150,8 @@ def _kernels(assembly: Assembly) -> Check:
 def _gradients(assembly: Assembly) -> Check:
     """The loss of the first batch and its gradients, computed as the run will."""
     recipe, model, device = assembly.recipe, assembly.model, assembly.device
+    if recipe.adapters is not None and recipe.base is None:
+        return Check("gradients", "problem", "adapters are added to what another run has learnt: name its folder, base=RUN.")
     if recipe.train.exchange.shard == "parameters":
         return Check("gradients", "note", "not tried: no process could hold all of them")
     epoch = training_batches(recipe, assembly.store, (world.rank(), world.size())).epoch(0)
@@ -178,6 +180,12 @@ def _gradients(assembly: Assembly) -> Check:
         )
     if strange:
         return Check("gradients", "problem", f"the first batch's are not finite in {', '.join(strange[:5])}.")
+    if idle := [name for name, p in model.named_parameters() if name.endswith(".adapter.b") and name not in gradients]:
+        return Check(
+            "gradients",
+            "problem",
+            f"the loss does not depend on what is added to {idle[0].removesuffix('.adapter.b')}: leave it out of the targets.",
+        )
     says = f"loss {loss:.4f} on the first batch, all of {len(gradients)} gradients finite"
     return Check("gradients", "ok", says, {"loss": loss})
 

@@ -121,9 +121,12 @@ def _write_status(folder: Path, state: log.Status, reason: str = "", code: int =
         log.write_status(folder, state, f"{reason} (process {world.rank()})", code)
 
 
-def reopen(folder: Path, places: Places, device: str = "auto") -> Run:
-    """A run whose model holds the weights that validation chose, ready to evaluate and to recommend."""
-    recipe = recipe_of(folder)
+def reopen(folder: Path, places: Places, device: str = "auto", recipe: AnyRecipe | None = None) -> Run:
+    """A run whose model holds the weights that validation chose, ready to evaluate and to recommend.
+
+    `recipe`: its own, but for what changes no weight that it has learnt.
+    """
+    recipe = recipe or recipe_of(folder)
     # A training must have the kernels that it names; its weights are good on any machine.
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"kernels": "auto"})})
     run = _open(folder, recipe, places, device)
@@ -174,8 +177,10 @@ def _describe(run: Run) -> None:
     if isinstance(run.model, Counted):
         return
     parameters = parameters_of(run.model)
+    trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    adapted = f", {trained:,} ({trained / parameters:.2%}) of them trained" if run.recipe.adapters is not None else ""
     dtype = str(hardware.compute_dtype(run.recipe.train.precision, run.device)).removeprefix("torch.")
-    logger.info(f"Model: {run.recipe.model.kind} with {parameters:,} parameters, products in {dtype} on {run.device}")
+    logger.info(f"Model: {run.recipe.model.kind} with {parameters:,} parameters{adapted}, products in {dtype} on {run.device}")
     if told := lowered(run.model):
         logger.info(told)
 

@@ -25,6 +25,9 @@ logger = logging.getLogger("turborec")
 ADDED = "added_features"
 """Where the card of a store says which feature tables came from a recipe and not from its source."""
 
+FACTS = "data.json"
+"""In a run folder: on what data the run began."""
+
 YEAR_1980 = 315_532_800
 """Seconds at its beginning."""
 
@@ -147,17 +150,9 @@ def _tell_untested(store: Store) -> None:
 
 def of_run(folder: Path, recipe: AnyRecipe, places: Places) -> Store:
     """The store that the run in `folder` began with, or the recipe's where it has not begun."""
-    facts_file = folder / "data.json"
-    if not facts_file.is_file():
+    if not (folder / FACTS).is_file():
         return of_recipe(recipe, places)
-    try:
-        facts = json.loads(facts_file.read_text(encoding="utf-8"))
-        known, key = Path(facts["store"]), str(facts["key"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{facts_file}, which says on what data the run began, cannot be read ({error}). Write it anew: "
-            '{"store": "<folder of the store>", "key": "<key on its card>"}.'
-        ) from error
+    known, key = facts_of(folder)
     store = open_store(known) if places.store is None and known.is_dir() else of_recipe(recipe, places)
     if store.key != key:
         raise UserError(
@@ -165,6 +160,19 @@ def of_run(folder: Path, recipe: AnyRecipe, places: Places) -> Store:
             f"{key[:16]}). Name the right store with --store, or train again in a new folder."
         )
     return store
+
+
+def facts_of(folder: Path) -> tuple[Path, str]:
+    """The folder and the key of the store that the run in `folder` began with."""
+    facts_file = folder / FACTS
+    try:
+        facts = json.loads(facts_file.read_text(encoding="utf-8"))
+        return Path(facts["store"]), str(facts["key"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{facts_file}, which says on what data the run began, cannot be read ({error}). Write it anew: "
+            '{"store": "<folder of the store>", "key": "<key on its card>"}.'
+        ) from error
 
 
 def spec_of(store: Store, recipe: AnyRecipe) -> DataSpec:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from turborec import base
 from turborec.assembly import Run, measure
 from turborec.contract import Counted
 from turborec.data.loader import Epoch, Some, TrainingBatches
@@ -51,6 +52,9 @@ def fit(run: Run, steps: int | None, interruption: Interruption, tracking: Track
         world.wait()
         return
     state = loop.start(run.model, run.recipe.stages[saved.state["position"]["stage"] if saved else 0], run.device)
+    if saved is None and run.recipe.base is not None and run.recipe.adapters is None:
+        base.begin(run.model, run.recipe, run.store)
+        logger.info("Beginning with the weights of %s", run.recipe.base)
     if saved:
         _refuse_other_batches(run, saved.state.get("tokens", run.recipe.batches.tokens))
         state.restore(saved.tensors, saved.state)

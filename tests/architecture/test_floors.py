@@ -16,6 +16,7 @@ FLOORS = (
     {"evaluate", "models", "recommend"},
     {"recipes"},
     {"stores"},
+    {"base"},
     {"assembly", "worlds"},
     {"cutting", "preflight", "training"},
     {"bench", "launch", "plan", "run"},

@@ -1,4 +1,4 @@
-"""The command that takes models from other libraries."""
+"""The commands that make runs of weights from elsewhere: of other libraries, and of adapters with their base."""
 
 from pathlib import Path
 from typing import Annotated
@@ -41,3 +41,27 @@ def import_model(
             remove_unbegun(folder)
         raise
     tell(folder, run, results, as_json)
+
+
+@app.command("merge")
+def merge_adapters(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a finished run with adapters")],
+    out: Annotated[Path | None, typer.Option(help="the run folder; by default a new one below runs/")] = None,
+    home: Home = DEFAULT_HOME,
+    raw: Raw = None,
+    store: StoreFolder = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Make one model of a run's base and the plain adapters that it has learnt: a run that needs neither."""
+    from turborec.adopt import merge
+    from turborec.stores import Places
+
+    folder = out or new_folder(f"merged-{run.name}")
+    try:
+        merged, results = merge(run, folder, Places(home, raw, store), device)
+    except UserError:
+        if out is None:
+            remove_unbegun(folder)
+        raise
+    tell(folder, merged, results, as_json)

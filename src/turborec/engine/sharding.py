@@ -204,15 +204,28 @@ def part_of(tensor: Tensor, parameter: Any) -> Tensor:
 
 
 def whole_state(model: Model) -> dict[str, Tensor]:
-    """The model's state with every tensor whole; every process must ask."""
-    parameters = dict(model.named_parameters())
-    return {name: whole(tensor, parameters.get(name, tensor)) for name, tensor in model.state_dict().items()}
+    """The model's state with every tensor whole, but for what is another run's; every process must ask."""
+    parameters, others = dict(model.named_parameters()), borrowed(model)
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in others}
+    return {name: whole(tensor, parameters.get(name, tensor)) for name, tensor in state.items()}
+
+
+def borrowed(model: Model) -> set[str]:
+    """The names of the frozen parameters that are another run's, to which this one adds adapters."""
+    return {name for name, parameter in model.named_parameters() if getattr(parameter, "_of_base", False)}
 
 
 def load_whole(model: Model, state: Mapping[str, Tensor]) -> None:
-    """Take from a whole state what this process holds of it."""
-    parameters = dict(model.named_parameters())
-    model.load_state_dict({n: part_of(t, parameters[n]) if n in parameters else t for n, t in state.items()}, strict=True)
+    """Take from a whole state what this process holds of it. A UserError where it is of adapters to another base."""
+    parameters, others = dict(model.named_parameters()), borrowed(model)
+    if others and "base" in state and not torch.equal(state["base"], model.state_dict()["base"].cpu()):
+        raise UserError(
+            "These adapters were trained beside other weights than those of `base` as it is now: they mean nothing to these. "
+            "Name the run that they were trained on, as it was."
+        )
+    own = {name: tensor for name, tensor in model.state_dict().items() if name in others}
+    found = {n: part_of(t, parameters[n]) if n in parameters else t for n, t in state.items()}
+    model.load_state_dict({**own, **found}, strict=True)
 
 
 def whole_model(model: Model, build: Callable[[], Model]) -> Model:

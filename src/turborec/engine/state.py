@@ -92,7 +92,7 @@ class TrainState:
 
         Early on the decay is lowered to (1 + steps) / (10 + steps), so that the random start is soon forgotten.
         """
-        parameters = dict(self.model.named_parameters())
+        parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         if self.average is None:
             self.average = {name: p.detach().clone() for name, p in parameters.items()}
             return

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from turborec.contract import DotProduct, Loss, Model, Term, read_whole
 from turborec.data.batch import DataSpec, SequenceBatch
 from turborec.losses import CatalogueLoss, CrossEntropy
+from turborec.models._gate import Gate
 from turborec.nn.attention import Attention, Block, Shape
 from turborec.nn.keyed import Dropout, uniform
 from turborec.nn.linear import Context, Linear
@@ -91,6 +92,7 @@ class BERT4Rec(Model):
         self.output = None if config.tied else nn.Embedding(spec.items + 1, width)  # row 0: unused
         self.bias = nn.Parameter(torch.zeros(spec.items + 1))
         self.criterion = config.loss.build(spec.item_counts())
+        self.gate: Gate | None = None  # of instance-wise adapters
         self._initialise()
 
     def _initialise(self) -> None:
@@ -118,9 +120,10 @@ class BERT4Rec(Model):
     def forward(self, batch: SequenceBatch) -> Loss:
         """The loss of naming every masked event of the batch."""
         events, masked = sequence(batch), self.masked(batch)
-        context = Context(keys=batch.keys)
+        shown, lengths = events.masked_fill(masked, MASK), batch.lengths + 1
+        context = self._context(batch, shown, lengths)
         at, real = places(masked)
-        states = self._encode(events.masked_fill(masked, MASK), batch.lengths + 1, context, at)
+        states = self._encode(shown, lengths, context, at)
         rows = real.nonzero(as_tuple=True)[0]
         chosen = self._projected(states[real], context.of(rows))
         total = self.criterion(chosen, self._output(), events[masked], batch.key, self.bias)
@@ -149,14 +152,22 @@ class BERT4Rec(Model):
     def _next_state(self, batch: SequenceBatch) -> Tensor:
         """[B, D]."""
         # Padding holds the number of the mask, so one more column puts a mask behind every history.
-        context, events, shown = Context(keys=batch.keys), F.pad(batch.items, (0, 1)), batch.lengths
+        events, shown = F.pad(batch.items, (0, 1)), batch.lengths
         if self.config.skip_first:
             events, shown = events[:, 1:], (shown - 1).clamp(min=0)
+        context = self._context(batch, events, shown + 1)
         states = self._encode(events, shown + 1, context, shown[:, None])
         return self._projected(states[:, 0], context)
 
-    def _encode(self, events: Tensor, lengths: Tensor, context: Context, at: Tensor) -> Tensor:
-        """[B, L + 1] -> [B, M, D]: the states at the places `at` [B, M]."""
+    def _context(self, batch: SequenceBatch, events: Tensor, lengths: Tensor) -> Context:
+        """What travels with the states of these sequences [B, L + 1], whose masked events are 0."""
+        if self.gate is None:
+            return Context(batch.keys)
+        frozen = Context(keys=None, adapted=False)
+        return Context(batch.keys, self.gate(batch, events, lambda: self._encode(events, lengths, frozen)))
+
+    def _encode(self, events: Tensor, lengths: Tensor, context: Context, at: Tensor | None = None) -> Tensor:
+        """[B, L + 1] -> [B, L + 1, D], or [B, M, D]: the states at the places `at` [B, M]."""
         place = torch.arange(events.shape[1], device=events.device)
         counted = lengths[:, None] - 1 - place if self.config.count_from == "end" else place
         positions = self.positions(counted.clamp(0, self.length - 1))

@@ -71,9 +71,12 @@ class Dropout(nn.Module):
         if not 0 <= self.threshold < 256:
             raise ValueError(f"expected a dropout rate in [0, 1), got {rate}")
 
-    def forward(self, x: Tensor, keys: Tensor, at: Tensor | None = None) -> Tensor:
-        """[B, L, D], [B] -> [B, L, D]; the identity outside training. `at` [B, L]: which places x holds, if not the first L."""
-        if not self.training or self.threshold == 0:
+    def forward(self, x: Tensor, keys: Tensor | None, at: Tensor | None = None) -> Tensor:
+        """[B, L, D], [B] -> [B, L, D]; `at` [B, L]: which places x holds, if not the first L.
+
+        The identity outside training, and where there are no keys.
+        """
+        if not self.training or self.threshold == 0 or keys is None:
             return x
         _, length, width = x.shape
         places = torch.arange(length, device=x.device) if at is None else at

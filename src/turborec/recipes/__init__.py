@@ -16,6 +16,7 @@ from turborec.engine.loop import Stage
 from turborec.engine.stopping import EarlyStopping
 from turborec.errors import UserError, closest
 from turborec.evaluate import Evaluation
+from turborec.nn.lora import Adapters
 from turborec.recipe import Anything, Config, MistakesError, Tree, open_kind, override, read, validate
 
 SourceConfig = TypeVar("SourceConfig", bound=Config)
@@ -70,6 +71,10 @@ class Recipe(Config, Generic[SourceConfig, ModelConfig]):
     data: Data[SourceConfig]
     batches: Batches = Batches()
     model: SerializeAsAny[ModelConfig]
+    base: str | None = Field(
+        None, min_length=1, description="the folder of a run whose weights training begins with; items are matched by raw id"
+    )
+    adapters: Adapters | None = Field(None, description="freeze the base, and train a small map beside each of its projections")
     train: Stage = Stage()
     then: tuple[Stage, ...] = Field((), description="further stages, each from the weights of the one before")
     stopping: EarlyStopping = EarlyStopping()
@@ -97,6 +102,12 @@ class Recipe(Config, Generic[SourceConfig, ModelConfig]):
     def _sharded_once(self) -> "AnyRecipe":
         if any(stage.exchange.shard != self.train.exchange.shard for stage in self.then):
             raise ValueError("then: exchange.shard must be that of train: a model is shared out once for a run")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_are_whole(self) -> "AnyRecipe":
+        if self.adapters is not None and self.train.exchange.shard != "none":
+            raise ValueError("adapters: what they are added to must lie whole in every process: leave out train.exchange.shard")
         return self
 
     @property
