@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from turborec import head
 from turborec.contract import Cells
 from turborec.head import TiledCrossEntropy
-from turborec.losses import BPR, GBCE, Auto, CrossEntropy, SampledSoftmax, preference
+from turborec.losses import BPR, GBCE, Auto, CrossEntropy, Focal, SampledSoftmax, preference
 
 N, V, D = 37, 53, 8
 
@@ -51,6 +51,40 @@ def test_a_frozen_table_costs_no_gradient_and_may_be_kept_in_less(monkeypatch, t
     assert total.dtype == torch.float32 and total.item() == pytest.approx(plain.item(), rel=1e-6)
     got, expected = (torch.autograd.grad(one, states)[0] for one in (total, plain))
     assert torch.allclose(got, expected, atol=1e-5)
+
+
+def focal(logits, targets, gamma):
+    """Written from the definition: -(1 - p)^gamma log p."""
+    p = logits.softmax(1)[torch.arange(len(targets)), targets]
+    return (-((1 - p) ** gamma) * p.log()).sum()
+
+
+@pytest.mark.parametrize("tile", [2**10, 2**24])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_focal_loss_is_what_its_definition_says(monkeypatch, tile, gamma):
+    monkeypatch.setattr(head, "TILE_BYTES", {8: tile})
+    monkeypatch.setattr(head, "_MIN_ROWS", 4)
+    states, table, targets = inputs()
+    bias = torch.linspace(-1, 1, V + 1, dtype=torch.float64).requires_grad_()
+    cells = Cells(torch.tensor([0, 2, 2]), torch.tensor([int(targets[0]), 3, 9]), torch.randn(3, dtype=torch.float64))
+    values = cells.values.requires_grad_()
+    total = Focal(gamma=gamma).build(counts())(states, table, targets, 0, bias, cells)
+    logits = states @ table[1:].T + bias[1:]
+    logits = logits.index_put((cells.rows, cells.items - 1), values, accumulate=True)
+    plain = focal(logits, targets - 1, gamma)
+    assert total.item() == pytest.approx(plain.item(), rel=1e-10)
+    wanted = [states, table, bias, values]
+    for got, expected in zip(torch.autograd.grad(total, wanted), torch.autograd.grad(plain, wanted), strict=True):
+        assert torch.allclose(got, expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_focal_loss_of_what_is_certain_is_nothing_and_finite(gamma):
+    states = torch.full((1, D), 30.0, requires_grad=True)
+    table = torch.stack([torch.zeros(D), torch.ones(D), -torch.ones(D)])
+    total = Focal(gamma=gamma).build(counts(2))(states, table, torch.tensor([1]), 0)
+    total.backward()
+    assert total.item() == 0.0 and not states.grad.any()
 
 
 def test_tiled_cross_entropy_passes_gradcheck():

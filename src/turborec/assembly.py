@@ -1,12 +1,14 @@
 """What a recipe describes, put together: data, model and device side by side, and how well the model ranks."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from turborec import base, stores
 from turborec.contract import Counted, Model
@@ -16,6 +18,7 @@ from turborec.data.store import Part, Store
 from turborec.engine import hardware, world
 from turborec.engine.loop import Stage
 from turborec.engine.sharding import whole_model
+from turborec.errors import UserError
 from turborec.evaluate import Evaluation, Result, evaluate
 from turborec.losses import Criterion
 from turborec.nn.ssm import lower
@@ -57,8 +60,28 @@ def assemble(recipe: AnyRecipe, store: Store, device: str = "auto") -> Assembly:
     recipe.train.exchange.apply(model)  # before it goes to a device, which may have no room for all of it
     model = model.to(chosen)
     lower(model, recipe.train.kernels, chosen)
+    if recipe.train.recompute:
+        recompute_layers(model)
     compile_parts(model, recipe.train)
     return Assembly(recipe, store, model, chosen)
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The layers of the model's stacks."""
+    return [layer for module in model.modules() if isinstance(module, nn.ModuleList) for layer in module]
+
+
+def recompute_layers(model: nn.Module) -> None:
+    """Let every layer forget what it computed until gradients ask for it (Chen et al. 2016, arXiv 1604.06174), in place.
+
+    Dropout goes by the keys of the rows, so it is the same both times. A UserError where there are no layers.
+    """
+    layers = layers_of(model)
+    if not layers:
+        raise UserError("train.recompute: this model has no stack of layers whose activations could be computed again.")
+    for layer in layers:
+        plain = layer.forward
+        layer.forward = partial(checkpoint, plain, use_reentrant=False, preserve_rng_state=False)
 
 
 def compile_parts(model: nn.Module, stage: Stage) -> None:
@@ -70,8 +93,7 @@ def compile_parts(model: nn.Module, stage: Stage) -> None:
     for module in model.modules() if stage.compile == "model" else ():
         if isinstance(module, Criterion):
             module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign, no-untyped-call]
-    layers = [layer for module in model.modules() if isinstance(module, nn.ModuleList) for layer in module]
-    for part in {"none": [], "layers": layers, "model": [model]}[stage.compile]:
+    for part in {"none": [], "layers": layers_of(model), "model": [model]}[stage.compile]:
         part.compile(dynamic=True, mode=stage.compile_mode)
 
 

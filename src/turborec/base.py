@@ -43,7 +43,7 @@ class Weights:
         for name in sorted(self.tensors):
             tensor = self.tensors[name].contiguous()
             whole.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            whole.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            whole.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
         return whole.digest()
 
 

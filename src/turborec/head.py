@@ -68,6 +68,8 @@ class Head:
 class TiledCrossEntropy(torch.autograd.Function):
     """Sum of logsumexp(states @ table[1:].T) - target logit, whose gradients are formed tile by tile in the forward pass.
 
+    With a `focus` g each of these, c, counts (1 - exp(-c))^g times: the focal loss.
+
     The sum's gradient is known up to the scalar that arrives in `backward`, so each tile of logits is used at once for
     the value and for both gradients and then forgotten. Under bf16 autocast the three products of a tile run in bf16;
     the normaliser and the targets' own terms stay in float32, because 1 - p of a good prediction would drown in bf16.
@@ -82,6 +84,7 @@ class TiledCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         values: Tensor | None = None,
         cells: Cells | None = None,
+        focus: float = 0.0,
     ) -> Tensor:
         """[N, D], [V + 1, D], [V + 1], [N], the cells' values [P] -> scalar in float32 (float64 for float64 inputs)."""
         device = states.device.type
@@ -92,7 +95,8 @@ class TiledCrossEntropy(torch.autograd.Function):
             cells = replace(cells, values=values.to(wide))
         with torch.autocast(device, enabled=False):
             head = Head(states.to(wide), table, bias, cells)
-            total, *gradients = _cross_entropy(head, targets, low, needs_gradient, frozen=not ctx.needs_input_grad[1])
+            wanted = Wanted(focus, needs_gradient, ctx.needs_input_grad[1])
+            total, *gradients = _cross_entropy(head, targets, low, wanted)
         if needs_gradient:
             ctx.save_for_backward(*gradients)
         ctx.dtype, ctx.biased, ctx.extra = states.dtype, bias is not None, cells is not None
@@ -104,68 +108,105 @@ class TiledCrossEntropy(torch.autograd.Function):
         states, table, bias, values = ctx.saved_tensors
         learnt = table * scale if ctx.needs_input_grad[1] else None
         given = (states * scale).to(ctx.dtype), learnt, bias * scale if ctx.biased else None
-        return *given, None, values * scale if ctx.extra else None, None
+        return *given, None, values * scale if ctx.extra else None, None, None
 
 
-def _cross_entropy(
-    head: Head, targets: Tensor, low: torch.dtype, needs_gradient: bool, frozen: bool = False
-) -> tuple[Tensor, ...]:
+@dataclass(frozen=True)
+class Wanted:
+    """What is computed of a cross-entropy."""
+
+    focus: float = 0.0  # g of the focal loss
+    gradient: bool = True
+    of_table: bool = True  # a frozen table wants none, which is a third of the work
+
+
+def _cross_entropy(head: Head, targets: Tensor, low: torch.dtype, wanted: Wanted) -> tuple[Tensor, ...]:
     """The value and, where asked for, the gradients of states, table, bias and cells, a block of rows at a time.
 
-    That of a frozen table, a third of the work, is left out and empty. A process that holds some rows of the table takes the
-    states of all processes against them. What goes between them is states, a sum for each state and the states' gradients,
-    never the table or its gradient.
+    A process that holds some rows of the table takes the states of all processes against them. What goes between them is
+    states, a sum for each state and the states' gradients, never the table or its gradient.
     """
     parts, table = parts_of(head.table), head.table
     states, targets = parts.together(head.states, targets)
     head = replace(head, states=states)
-    tiles = _Tiles(head, low)
-    wide, losses = states.dtype, states.new_empty(len(states))
-    state_gradient, table_gradient = torch.empty_like(states), states.new_zeros((0,) if frozen else table.shape)
+    tiles, correct = _Tiles(head, low), _correct(head, targets)
+    wide, losses, counted = states.dtype, states.new_empty(len(states)), states.new_ones(len(states))
+    state_gradient, table_gradient = torch.empty_like(states), states.new_zeros(table.shape if wanted.of_table else (0,))
     bias_gradient, cell_gradient = states.new_zeros(parts.total), states.new_zeros(tiles.added)
     peaked = low == torch.float16 or not _largest(head) <= HARMLESS
     for number, start in enumerate(range(0, len(states), tiles.rows)):
-        block = states[start : start + tiles.rows]
+        here = slice(start, start + tiles.rows)
+        block = states[here]
         low_block = block.to(low)
         peak, mass, kept = _normaliser(low_block, tiles, number, wide, peaked)
         if peaked and (top := parts.greatest(peak)) is not peak:
             shift = (peak - top).to(wide).exp()
             kept, peak, mass = kept if kept is None else (kept * shift).to(low), top, mass * shift.squeeze(1)
         mass = parts.summed(mass)
-        losses[start : start + tiles.rows] = peak.squeeze(1) + mass.log()
-        if not needs_gradient:
+        losses[here] = peak.squeeze(1) + mass.log() - correct[here]
+        if wanted.focus:
+            losses[here], counted[here] = _focused(losses[here], wanted.focus)
+        if not wanted.gradient:
             continue
-        # Dividing the thin products by the mass spares a pass over the tile.
-        scaled = (block / mass[:, None]).to(low)
+        # Weighting the thin products spares a pass over the tile.
+        weight = counted[here] / mass
+        scaled = (block * weight[:, None]).to(low)
         gradient = torch.zeros_like(block)
         for at, (lo, tile, bias) in enumerate(tiles):
             share = kept if kept is not None else _exponentials(tiles.logits(low_block, number, at), peak if peaked else None)
             _accumulate(gradient, share, tile)
-            if not frozen:
+            if wanted.of_table:
                 _accumulate(table_gradient[lo : lo + len(tile)], share.T, scaled)
             if bias is not None:
-                bias_gradient[parts.first + lo :][: len(tile)] += share.T @ (1 / mass).to(low)
+                bias_gradient[parts.first + lo :][: len(tile)] += share.T @ weight.to(low)
             if tiles.added:
                 placed = tiles.cells[number][at]
                 found = share.view(-1).index_select(0, placed.places).to(wide)
-                cell_gradient[placed.which] = found / mass.index_select(0, placed.rows)
-        state_gradient[start : start + tiles.rows] = gradient.div_(mass[:, None])
+                cell_gradient[placed.which] = found * weight.index_select(0, placed.rows)
+        state_gradient[here] = gradient.mul_(weight[:, None])
+    _take_off_targets(head, targets, counted, (state_gradient, table_gradient, bias_gradient, cell_gradient))
+    total = parts.own(losses).sum()
+    return total, parts.returned(state_gradient), table_gradient, bias_gradient, cell_gradient
+
+
+def _correct(head: Head, targets: Tensor) -> Tensor:
+    """The logit of each state's target, in the states' own type: [N]."""
+    parts = parts_of(head.table)
     here = parts.held(targets)
-    local, correct = targets[here] - parts.first, losses.new_zeros(len(losses))
-    embedded = table[local].to(wide)
-    correct[here] = (states[here] * embedded).sum(1)
-    state_gradient[here] -= embedded
-    if not frozen:
-        table_gradient.index_add_(0, local, states[here], alpha=-1)
+    found = head.states.new_zeros(len(head.states))
+    found[here] = (head.states[here] * head.table[targets[here] - parts.first].to(found.dtype)).sum(1)
     if head.bias is not None:
-        correct[here] += head.bias[targets[here]]
-        bias_gradient.index_add_(0, targets[here], bias_gradient.new_ones(len(local)), alpha=-1)
+        found[here] += head.bias[targets[here]]
     if head.cells is not None:
         hit = head.cells.items == targets[head.cells.rows]
-        correct.index_add_(0, head.cells.rows[hit], head.cells.values[hit])
-        cell_gradient -= hit.to(cell_gradient.dtype)
-    total = parts.own(losses - parts.summed(correct)).sum()
-    return total, parts.returned(state_gradient), table_gradient, bias_gradient, cell_gradient
+        found.index_add_(0, head.cells.rows[hit], head.cells.values[hit])
+    return parts.summed(found)
+
+
+def _take_off_targets(head: Head, targets: Tensor, counted: Tensor, gradients: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    """Subtract from gradients, in place, what comes of the targets' own logits."""
+    states, table, bias, cells = gradients
+    parts = parts_of(head.table)
+    here = parts.held(targets)
+    local, counts = targets[here] - parts.first, counted[here]
+    states[here] -= head.table[local].to(states.dtype) * counts[:, None]
+    if len(table):
+        table.index_add_(0, local, head.states[here] * counts[:, None], alpha=-1)
+    if head.bias is not None:
+        bias.index_add_(0, targets[here], counts, alpha=-1)
+    if head.cells is not None:
+        hit = head.cells.items == targets[head.cells.rows]
+        cells -= hit.to(cells.dtype) * counted[head.cells.rows]
+
+
+def _focused(losses: Tensor, focus: float) -> tuple[Tensor, Tensor]:
+    """(1 - p)^g c of each cross-entropy c = -log p, and its derivative by c: [R] -> [R], [R]."""
+    missed = -torch.expm1(-losses)  # 1 - p, exact where p is near to one
+    missed = missed.clamp(min=0)
+    power = missed**focus
+    # g (1 - p)^(g - 1) p c, with c / (1 - p) -> 1 where p goes to one, and no power of a negative number.
+    ratio = torch.where(missed > 0, losses / missed.clamp(min=torch.finfo(missed.dtype).tiny), 1.0)
+    return power * losses, power * (1 + focus * (-losses).exp() * ratio)
 
 
 class _Tiles:

@@ -32,11 +32,25 @@ class CrossEntropy(Config):
 
     def value(self, head: "Head", targets: Tensor, negatives: Tensor, share: Tensor) -> Tensor:
         """[N] -> scalar."""
-        values = None if head.cells is None else head.cells.values
-        total: Tensor = TiledCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            head.states, head.table, head.bias, targets, values, head.cells
-        )
-        return total
+        return _exact(head, targets, 0.0)
+
+
+class Focal(Config):
+    """Exact softmax cross-entropy c, each counted (1 - exp(-c))^gamma times (Lin et al., ICCV 2017, arXiv 1708.02002).
+
+    What is predicted well already counts little; gamma 0 is cross-entropy.
+    """
+
+    kind: Literal["focal"] = "focal"
+    gamma: float = Field(1.0, ge=0.0)
+
+    def build(self, counts: Tensor) -> "Criterion":
+        """`counts` [V + 1]: training events of each item (not needed here)."""
+        return Criterion(self, counts)
+
+    def value(self, head: "Head", targets: Tensor, negatives: Tensor, share: Tensor) -> Tensor:
+        """[N] -> scalar."""
+        return _exact(head, targets, self.gamma)
 
 
 class SampledSoftmax(Config):
@@ -128,7 +142,15 @@ class Auto(Config):
         return chosen.build(counts)
 
 
-CatalogueLoss = Annotated[CrossEntropy | SampledSoftmax | GBCE | BPR | Auto, Field(discriminator="kind")]
+CatalogueLoss = Annotated[CrossEntropy | Focal | SampledSoftmax | GBCE | BPR | Auto, Field(discriminator="kind")]
+
+
+def _exact(head: Head, targets: Tensor, focus: float) -> Tensor:
+    values = None if head.cells is None else head.cells.values
+    total: Tensor = TiledCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        head.states, head.table, head.bias, targets, values, head.cells, focus
+    )
+    return total
 
 
 def preference(users: Tensor, liked: Tensor, other: Tensor) -> Tensor:
@@ -148,7 +170,7 @@ class Criterion(nn.Module):
     share: Tensor
     cumulative: Tensor
 
-    def __init__(self, config: CrossEntropy | SampledSoftmax | GBCE | BPR, counts: Tensor) -> None:
+    def __init__(self, config: CrossEntropy | Focal | SampledSoftmax | GBCE | BPR, counts: Tensor) -> None:
         """`counts` [V + 1]: training events of each item; row 0 is ignored."""
         super().__init__()
         self.config = config

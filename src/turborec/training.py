@@ -14,7 +14,7 @@ from turborec.assembly import Run, measure
 from turborec.contract import Counted
 from turborec.data.loader import Epoch, Some, TrainingBatches
 from turborec.data.pairs import PairBatches
-from turborec.engine import checkpoint, log, loop, monitor, world
+from turborec.engine import checkpoint, hardware, log, loop, monitor, world
 from turborec.engine.interrupt import Interruption, heed
 from turborec.engine.sharding import load_whole
 from turborec.engine.state import Position, Tensors, TrainState
@@ -174,6 +174,8 @@ def _epoch(job: _Job, state: TrainState) -> None:
         f"loss {values['loss']:.4f}, {told}, {speed:,.0f} targets/s"
     )
     _save(run, state)
+    if stage.collect_garbage:
+        hardware.collect_garbage(run.device)
     heed(int(world.greatest([int(job.interruption.signal or 0)])[0]), position.global_step, _to_go_on(run))
 
 

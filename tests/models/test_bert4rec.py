@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from scored import catalogue_scores
 from turborec.data.batch import DataSpec, SequenceBatch
 from turborec.models.bert4rec import Config, sequence
+from turborec.nn.linear import Context
 
 SPEC = DataSpec(users=5, items=11, max_length=7)
 VARIANTS = {
@@ -182,3 +183,18 @@ def test_with_identity_maps_a_mask_begins_as_the_mean_of_what_it_sees():
         expected = F.layer_norm(shown.mean(0), (16,)) @ model.items.weight[1:].T
         scorer = model.eval().scorer()
         torch.testing.assert_close(scorer.score(scorer.users(batch), 1, 41)[0], expected, atol=1e-4, rtol=1e-3)
+
+
+def test_the_loss_may_be_of_every_event_under_a_name_that_says_so():
+    torch.manual_seed(0)
+    masked, every = (Config(width=8, hidden=16, dropout=0.0, loss_on=name).build(SPEC) for name in ("masked", "every_event"))
+    every.load_state_dict(masked.state_dict())
+    batch = SequenceBatch.example(SPEC, 4, torch.Generator().manual_seed(0))
+    shown = sequence(batch)
+    assert every.counts(batch)["masked_item"] == int((shown != 0).sum()) > masked.counts(batch)["masked_item"]
+    got = every(batch).terms["masked_item"]
+    assert got.count == int((shown != 0).sum())
+    states = every._encode(shown.masked_fill(every.masked(batch), 0), batch.lengths + 1, Context(batch.keys))
+    at = shown != 0
+    logits = every._projected(states[at], Context(batch.keys)) @ every.items.weight[1:].T + every.bias[1:]
+    assert torch.allclose(got.sum, F.cross_entropy(logits, shown[at] - 1, reduction="sum"), rtol=1e-5)

@@ -1,6 +1,7 @@
 """What the machine does fast, found out rather than assumed."""
 
 import ctypes
+import gc
 import os
 import subprocess
 import sys
@@ -72,6 +73,13 @@ def keep_freed_memory() -> bool:
     # Before 2.35 glibc allows no threshold above 32 MiB, and refuses a larger one.
     kept = any(mallopt(mmap_threshold, limit) for limit in (2**31 - 1, 32 * 2**20))
     return bool(kept and mallopt(trim_threshold, 2**31 - 1) and mallopt(top_pad, 64 * 2**20))
+
+
+def collect_garbage(device: torch.device) -> None:
+    """Free what only cycles of references keep, and give an accelerator's cached memory back to it."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def free_memory(device: torch.device) -> int:

@@ -32,6 +32,8 @@ class Stage(Config):
     schedule: Schedule = Constant()
     clip_norm: float | None = Field(None, gt=0.0, description="largest norm of the whole gradient")
     accumulate: int = Field(1, ge=1, description="parts a global batch is computed in, to save memory")
+    recompute: bool = Field(False, description="keep what enters each layer alone, and compute the rest again going backward")
+    collect_garbage: bool = Field(False, description="after each epoch collect garbage and give cached memory back")
     average: float | None = Field(None, gt=0.0, lt=1.0, description="decay per step of the weights' moving average (EMA)")
     precision: Precision = "auto"
     compile: Literal["none", "layers", "model"] = Field(

@@ -57,6 +57,9 @@ class Config(BaseConfig):
     mask_share: float = Field(0.2, gt=0.0, lt=1.0, description="chance of an event to be masked")
     last_share: float = Field(0.1, ge=0.0, le=1.0, description="share of the rows in which the last event alone is masked")
     loss: CatalogueLoss = CrossEntropy()
+    loss_on: Literal["masked", "every_event"] = Field(
+        "masked", description="every_event: also of events that are seen, as a public study trained it: mostly to copy"
+    )
 
     @model_validator(mode="after")
     def _widths_fit(self) -> "Config":
@@ -118,20 +121,21 @@ class BERT4Rec(Model):
                 nn.init.eye_(module.o.weight)
 
     def forward(self, batch: SequenceBatch) -> Loss:
-        """The loss of naming every masked event of the batch."""
+        """The loss of naming every masked event of the batch, or every event."""
         events, masked = sequence(batch), self.masked(batch)
         shown, lengths = events.masked_fill(masked, MASK), batch.lengths + 1
         context = self._context(batch, shown, lengths)
-        at, real = places(masked)
+        asked = self._asked(batch, masked)
+        at, real = places(asked)
         states = self._encode(shown, lengths, context, at)
         rows = real.nonzero(as_tuple=True)[0]
         chosen = self._projected(states[real], context.of(rows))
-        total = self.criterion(chosen, self._output(), events[masked], batch.key, self.bias)
+        total = self.criterion(chosen, self._output(), events[asked], batch.key, self.bias)
         return Loss({"masked_item": Term(total, len(rows))})
 
     def counts(self, batch: SequenceBatch) -> dict[str, int]:  # type: ignore[override]
-        """How many events are masked."""
-        return {"masked_item": int(self.masked(batch).sum())}
+        """How many events are masked, or have to be named all the same."""
+        return {"masked_item": int(self._asked(batch, self.masked(batch)).sum())}
 
     def scorer(self) -> DotProduct:
         """Scores by the state of a mask after the last event."""
@@ -148,6 +152,10 @@ class BERT4Rec(Model):
         last = torch.arange(length, device=batch.items.device) == batch.lengths[:, None]
         last_only = uniform(batch.keys, site + 1, 1) < config.last_share
         return torch.where(last_only & (last & may).any(1, keepdim=True), last, chosen) & may
+
+    def _asked(self, batch: SequenceBatch, masked: Tensor) -> Tensor:
+        """Which positions of the sequences the loss is of: bool [B, L + 1]."""
+        return masked if self.config.loss_on == "masked" else sequence(batch) != 0
 
     def _next_state(self, batch: SequenceBatch) -> Tensor:
         """[B, D]."""
