@@ -32,7 +32,7 @@ from turborec.nn.ssm import lowered
 from turborec.recipe import dump, read
 from turborec.recipes import AnyRecipe, from_tree, load
 from turborec.stores import Places
-from turborec.training import fit, load_best
+from turborec.training import Watch, fit, load_best
 
 logger = logging.getLogger("turborec")
 
@@ -44,11 +44,12 @@ def train(
     device: str = "auto",
     steps: int | None = None,
     tracking: Tracking | None = None,
+    watch: Watch | None = None,
 ) -> tuple[Run, dict[str, Result]]:
     """Carry out the run in `folder`, or go on with it: the run, and the test results of its model and of the anchors.
 
     `steps` limits the steps of an epoch, for a trial. `tracking` names who else is told the metrics; where it is None,
-    those who were told before.
+    those who were told before. A training that somebody watches is one of many, and its test part stays closed.
     """
     tracking = tracking or remembered(folder)
     if tracking:
@@ -58,13 +59,13 @@ def train(
     def learn(run: Run) -> None:
         _preflight(run)
         with interruptible() as interruption:
-            fit(run, steps, interruption, tracking)
+            fit(run, steps, interruption, tracking, watch)
 
-    return carry_out(recipe, folder, places, device, learn)
+    return carry_out(recipe, folder, places, device, learn, tested=watch is None)
 
 
 def carry_out(
-    recipe: AnyRecipe, folder: Path, places: Places, device: str, learn: Callable[[Run], None]
+    recipe: AnyRecipe, folder: Path, places: Places, device: str, learn: Callable[[Run], None], tested: bool = True
 ) -> tuple[Run, dict[str, Result]]:
     """Hold the run's folder, open its data, let its model `learn` and evaluate it; the folder says how that ended."""
     with _held(folder):
@@ -88,7 +89,7 @@ def carry_out(
                     told = ", ".join(f"{count:,} by {name}" for name, count in sorted(proof.items()))
                     logger.info(f"Recurrences computed so far, forward and backward: {told}")
                 run = replace(run, model=whole(run))
-                results = evaluate(run, "test")
+                results = evaluate(run, "test") if tested else {}
         except (InterruptedRunError, KeyboardInterrupt) as error:
             code = error.code if isinstance(error, InterruptedRunError) else 130
             _write_status(folder, "interrupted", str(error), code)

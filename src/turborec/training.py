@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,9 @@ from turborec.stores import training_batches
 
 logger = logging.getLogger("turborec")
 
+Watch = Callable[[int, Mapping[str, float]], None]
+"""(epochs of all stages so far, what the last one came to)."""
+
 WORTH = 0.25
 """Share of a step that the exchange between processes may take before the run says that it does not pay."""
 
@@ -39,11 +42,15 @@ class _Job:
     metrics: log.MetricsLog | None  # None where another process keeps it
     interruption: Interruption
     steps: int | None  # of an epoch at most
+    watch: Watch | None
     pace: Pace  # over optimizer steps
 
 
-def fit(run: Run, steps: int | None, interruption: Interruption, tracking: Tracking | None) -> None:
-    """Leave the weights that validation chooses in the run's model, from the newest checkpoint on if there is one."""
+def fit(run: Run, steps: int | None, interruption: Interruption, tracking: Tracking | None, watch: Watch | None = None) -> None:
+    """Leave the weights that validation chooses in the run's model, from the newest checkpoint on if there is one.
+
+    `watch` is told what each epoch came to, when it is saved, and may raise to end the training.
+    """
     saved = _newest(run)
     if isinstance(run.model, Counted):
         run.model.count(run.store.training())
@@ -61,7 +68,7 @@ def fit(run: Run, steps: int | None, interruption: Interruption, tracking: Track
         logger.info("Going on after step %d", state.position.global_step)
     batches = training_batches(run.recipe, run.store, (world.rank(), world.size()))
     with _metrics(run, state, tracking) as metrics:
-        job = _Job(run, batches, metrics, interruption, steps, Pace(state.position.global_step))
+        job = _Job(run, batches, metrics, interruption, steps, watch, Pace(state.position.global_step))
         for number, stage in enumerate(run.recipe.stages):
             if number > state.position.stage:
                 state = _next_stage(run, state, number)
@@ -176,6 +183,8 @@ def _epoch(job: _Job, state: TrainState) -> None:
     _save(run, state)
     if stage.collect_garbage:
         hardware.collect_garbage(run.device)
+    if job.watch is not None:
+        job.watch(number + 1, values)
     heed(int(world.greatest([int(job.interruption.signal or 0)])[0]), position.global_step, _to_go_on(run))
 
 

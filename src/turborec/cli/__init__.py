@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from turborec import __version__
-from turborec.cli import bench, bridges, data, drift, launch, recbole, recipes, reports, runs, study
+from turborec.cli import bench, bridges, data, drift, launch, recbole, recipes, reports, runs, search, study
 from turborec.cli._show import console
 from turborec.errors import InterruptedRunError, UserError
 from turborec.shown import visible
@@ -25,6 +25,7 @@ app.add_typer(reports.app)
 app.add_typer(bridges.app)
 app.add_typer(bench.app)
 app.add_typer(study.app)
+app.add_typer(search.app)
 app.add_typer(launch.app, name="launch")
 app.add_typer(launch.verifying)
 app.add_typer(data.app, name="data")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from turborec.compare import Comparison, Difference
     from turborec.evaluate import Result
     from turborec.plan import Forecast
+    from turborec.search import Trial
 
 # In a file or a pipe nothing is cut off; a terminal has its own width.
 WIDE = 200
@@ -151,6 +152,23 @@ def bench_tables(found: "dict[str, Any]") -> None:
     for name, limit in found["limits"].items():
         product, copy = limit["flops"] / 1e9, limit["bandwidth"] / 1e9
         console.print(f"The machine at its best: {product:,.0f} GFLOP/s of {name} products, copies at {copy:.1f} GB/s")
+
+
+def trials_table(found: "list[Trial]", select: str) -> None:
+    """The trials of a search, the best first."""
+    names = list(dict.fromkeys(name for one in found for name in one.settings))
+    table = Table(title=f"{counted(len(found), 'trial')}, by validation {select}")
+    for name in ("trial", "state", "value", "epochs", *names):
+        table.add_column(name, justify="right", overflow="fold")
+    for one in found:
+        value = "" if one.value is None else f"{one.value:.4f}"
+        settings = (_short(one.settings.get(name, "")) for name in names)
+        table.add_row(str(one.number), one.state, value, str(one.epochs), *settings)
+    console.print(table)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
 
 
 def study_tables(found: "dict[str, Any]") -> None:

@@ -1,0 +1,271 @@
+"""A search for settings: whole trainings chosen by Optuna, each judged and cut short by its validation alone.
+
+Every trial is a run folder that never opens its test part. What is stopped goes on where it was, and several processes may
+search one folder at a time.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from turborec import run
+from turborec.engine.lock import lock
+from turborec.errors import InterruptedRunError, UserError
+from turborec.files import write_whole
+from turborec.recipe import Config, Tree, dump, override, read, validate
+from turborec.recipes import AnyRecipe, from_tree
+from turborec.stores import Places
+
+if TYPE_CHECKING:
+    import optuna
+
+logger = logging.getLogger("turborec")
+
+JOURNAL, BEST, MADE_OF = "trials.journal", "best.yaml", "search.json"
+NAME = "search"
+
+
+class Span(Config):
+    """Numbers from `low` to `high`, both included."""
+
+    low: int | float
+    high: int | float
+    log: bool = Field(False, description="as likely between 1 and 10 as between 10 and 100")
+    step: int | float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _is_a_span(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low} must be below high {self.high}")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("with log, low must be above 0 and there is no step")
+        return self
+
+    @property
+    def example(self) -> int | float:
+        """A value that it may take."""
+        return self.low
+
+    def drawn(self, trial: "optuna.Trial", name: str) -> int | float:
+        """A trial's value."""
+        if all(isinstance(number, int) for number in (self.low, self.high, self.step or 1)):
+            return trial.suggest_int(name, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
+        return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
+
+
+class Choice(Config):
+    """One of several values of any kind."""
+
+    choices: tuple[Any, ...] = Field(min_length=1)
+
+    @property
+    def example(self) -> Any:
+        """A value that it may take."""
+        return self.choices[0]
+
+    def drawn(self, trial: "optuna.Trial", name: str) -> Any:
+        """A trial's value; Optuna knows it as the text that YAML has for it."""
+        return json.loads(trial.suggest_categorical(name, [json.dumps(one) for one in self.choices]))
+
+
+Space = Mapping[str, Span | Choice]
+
+
+class _Read(Config):
+    space: dict[str, Annotated[Span | Choice, Field()]] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long is searched, and how."""
+
+    trials: int = 20  # of all processes together
+    sampler: Literal["tpe", "random"] = "tpe"
+    prune: bool = True  # end a trial whose validation is below the median of the others' at its epoch
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of one training."""
+
+    number: int
+    state: str  # complete, pruned, failed, running
+    value: float | None  # the best validation value so far
+    epochs: int
+    settings: Mapping[str, Any]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the trials of one process share."""
+
+    study: "optuna.Study"
+    recipe: AnyRecipe
+    space: Space
+    folder: Path
+    places: Places
+    device: str
+
+
+def space_of(path: Path, recipe: AnyRecipe) -> Space:
+    """The space in a YAML file: a recipe's keys and what they may be. A UserError where the recipe has no such key."""
+    tree = read(path)
+    space = validate(_Read, {"space": tree}, str(path)).space
+    for name, one in space.items():
+        if name.split(".")[0] == "data":
+            raise UserError(f"{path}: {name} would need data of its own for each trial: search those of one store.")
+        values = one.choices if isinstance(one, Choice) else (one.low, one.high)
+        for value in values:
+            _changed(recipe, {name: value})
+    return space
+
+
+def search(recipe: AnyRecipe, space: Space, plan: Plan, folder: Path, places: Places, device: str = "auto") -> list[Trial]:
+    """Train until there are as many trials as planned, and say what came of all in `folder`; the best first.
+
+    The best settings are left there as a recipe. A UserError where the folder holds a search of something else.
+    """
+    optuna = _optuna()
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder, recipe, space)
+    study = optuna.create_study(
+        study_name=NAME, storage=_storage(folder), direction="maximize", load_if_exists=True, pruner=_pruner(plan)
+    )
+    job = _Job(study, recipe, space, folder, places, device)
+    for left in [one for one in study.get_trials(deepcopy=False) if one.state == optuna.trial.TrialState.RUNNING]:
+        _carry_out(job, optuna.Trial(study, left._trial_id))
+    while len(study.get_trials(deepcopy=False)) < plan.trials:
+        trial = study.ask()
+        if trial.number >= plan.trials:  # another process was faster
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            break
+        # By the trial's number, so that processes side by side do not draw alike.
+        study.sampler = _sampler(plan, trial.number)
+        _carry_out(job, trial)
+    found = trials_of(study, folder)
+    if found and found[0].value is not None:
+        best = _changed(recipe, found[0].settings)
+        told = f"# Trial {found[0].number} of {len(found)}: validation {recipe.select} {found[0].value:.4f}.\n"
+        write_whole(folder / BEST, told + dump(best))
+    return found
+
+
+def trials_of(study: "optuna.Study", folder: Path) -> list[Trial]:
+    """What came of every trial, the best first, those without a value last."""
+    found = []
+    for one in study.get_trials(deepcopy=False):
+        if not one.params:
+            continue
+        values = one.intermediate_values
+        state = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}.get(one.state.name, "running")
+        settings = {name: json.loads(value) if isinstance(value, str) else value for name, value in one.params.items()}
+        value = max(values.values()) if values else None
+        found.append(Trial(one.number, state, value, max(values, default=0), settings, _place(folder, one.number)))
+    return sorted(found, key=lambda trial: (trial.value is None, -(trial.value or 0.0), trial.number))
+
+
+def _carry_out(job: _Job, trial: "optuna.Trial") -> None:
+    """Train a trial, or go on with it, and tell the study what it came to; nothing where another process is about it."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock(job.folder / "held" / f"{trial.number:04d}"))
+        except UserError:
+            return
+        _train(job, trial)
+
+
+def _train(job: _Job, trial: "optuna.Trial") -> None:
+    import optuna
+
+    settings, select = {name: one.drawn(trial, name) for name, one in job.space.items()}, job.recipe.select
+    known = dict(job.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+    pruned = False
+
+    def watch(epoch: int, values: Mapping[str, float]) -> None:
+        nonlocal pruned
+        if select not in values or epoch in known:
+            return
+        known[epoch] = values[select]
+        trial.report(values[select], epoch)
+        if trial.should_prune():
+            pruned = True
+            raise InterruptedRunError(f"Pruned: its validation {select} is below what is usual after {epoch} epochs.", 0)
+
+    told = ", ".join(f"{name}={value}" for name, value in settings.items())
+    logger.info(f"Trial {trial.number}: {told}")
+    state, why = optuna.trial.TrialState.COMPLETE, ""
+    try:
+        run.train(_changed(job.recipe, settings), _place(job.folder, trial.number), job.places, job.device, watch=watch)
+    except InterruptedRunError:
+        if not pruned:
+            raise  # the trial stays as it is, for whoever goes on
+        state = optuna.trial.TrialState.PRUNED
+    except UserError as error:  # such as a training that diverged
+        state, why = optuna.trial.TrialState.FAIL, str(error)
+    if state == optuna.trial.TrialState.COMPLETE and not known:
+        state, why = optuna.trial.TrialState.FAIL, f"it was never validated by {select}"
+    if why:
+        logger.warning(f"Trial {trial.number} failed: {why}")
+    job.study.tell(trial, max(known.values()) if state == optuna.trial.TrialState.COMPLETE else None, state)
+
+
+def _claim(folder: Path, recipe: AnyRecipe, space: Space) -> None:
+    """Write down what is searched, and refuse a folder where something else was."""
+    path, made_of = (
+        folder / MADE_OF,
+        {
+            "recipe": recipe.model_dump(mode="json"),
+            "space": {name: one.model_dump(mode="json") for name, one in space.items()},
+        },
+    )
+    if not path.is_file():
+        write_whole(path, json.dumps(made_of, indent=1))
+    elif json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(made_of)):
+        raise UserError(f"{folder} holds a search of another recipe or space. Give this one another --out.")
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError("A search needs Optuna: pip install 'turborec[search]'.") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _storage(folder: Path) -> "optuna.storages.JournalStorage":
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+
+
+def _sampler(plan: Plan, number: int) -> "optuna.samplers.BaseSampler":
+    from optuna.samplers import RandomSampler, TPESampler
+
+    seed = (plan.seed * 1_000_003 + number) % 2**32
+    return TPESampler(seed=seed) if plan.sampler == "tpe" else RandomSampler(seed=seed)
+
+
+def _pruner(plan: Plan) -> "optuna.pruners.BasePruner":
+    from optuna.pruners import MedianPruner, NopPruner
+
+    return MedianPruner() if plan.prune else NopPruner()
+
+
+def _place(folder: Path, number: int) -> Path:
+    return folder / f"trial-{number:04d}"
+
+
+def _changed(recipe: AnyRecipe, settings: Mapping[str, Any]) -> AnyRecipe:
+    tree: Tree = recipe.model_dump(mode="json")
+    assignments = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
+    return from_tree(override(tree, assignments), "The recipe of a trial")
