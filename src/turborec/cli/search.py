@@ -45,12 +45,14 @@ def search(
         subprocess.Popen([sys.executable, "-m", "turborec", *_alone(sys.argv[1:])], stdout=subprocess.DEVNULL)
         for _ in range(jobs - 1)
     ]
+    places = Places(home, store=prepared.folder)
     try:
-        found = searches.search(chosen, wanted, plan, folder, Places(home, store=prepared.folder), device)
+        found = searches.search(chosen, wanted, plan, folder, places, device)
     finally:
-        codes = [other.wait() for other in others]
-    if any(codes):
-        found = searches.search(chosen, wanted, plan, folder, Places(home, store=prepared.folder), device)  # what they left
+        for other in others:
+            other.wait()
+    if others:
+        found = searches.search(chosen, wanted, plan, folder, places, device)  # with what they did, and what they left
     if as_json:
         print(json.dumps([{**vars(one), "folder": str(one.folder)} for one in found]))
         return
