@@ -26,7 +26,7 @@ def test_a_forecast_counts_what_can_be_counted(store, tmp_path):
     assembly = assemble(recipes.from_tree(TREE, "the test"), store)
     found = plan.forecast(assembly, tmp_path / "not" / "there")
     parameters = sum(p.numel() for p in assembly.model.parameters())
-    assert found.sizes.tables == 31 * 16 and found.sizes.body + found.sizes.tables == parameters
+    assert found.sizes.parameters.tables == 31 * 16 and found.sizes.parameters.total == parameters
     assert found.sizes.weights == found.sizes.gradients == 4 * parameters
     assert found.sizes.optimizer >= 3 * 4 * parameters  # two moments and the average
     assert found.sizes.activations > 0 and found.problems == ()

@@ -12,12 +12,12 @@ from torch.utils.checkpoint import checkpoint
 
 from turborec import base, stores
 from turborec.contract import Counted, Model
-from turborec.data.batch import SequenceBatch
+from turborec.data.batch import DataSpec, SequenceBatch
 from turborec.data.loader import evaluation_batches
 from turborec.data.store import Part, Store
 from turborec.engine import hardware, world
 from turborec.engine.loop import Stage
-from turborec.engine.sharding import whole_model
+from turborec.engine.sharding import numbers_of, whole_model
 from turborec.errors import UserError
 from turborec.evaluate import Evaluation, Result, evaluate
 from turborec.losses import Criterion
@@ -46,6 +46,36 @@ class Run(Assembly):
     def checkpoints(self) -> Path:
         """Where the checkpoints lie."""
         return self.folder / "checkpoints"
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How many numbers a model has."""
+
+    total: int
+    body: int  # all that does not grow with the catalogue
+    tables: int  # what has a row, or a number, for every item
+    trained: int
+
+
+def parameters(model: Model, items: int) -> Parameters:
+    """Of a model for so many items, those that other processes hold among them."""
+    numbers = {name: numbers_of(parameter) for name, parameter in model.named_parameters()}
+    tables = sum(numbers[name] for name in base.item_rows(model, items))
+    total = sum(numbers.values())
+    trained = sum(numbers[name] for name, parameter in model.named_parameters() if parameter.requires_grad)
+    return Parameters(total, total - tables, tables, trained)
+
+
+def without_data(recipe: AnyRecipe, items: int) -> Parameters:
+    """Of the recipe's model for so many items, built without memory or data. A UserError where it needs to see them."""
+    if recipe.model.batch is not SequenceBatch:
+        raise UserError(f"{recipe.model.kind} is built from who has what: its parameters are known with its data.")
+    with torch.device("meta"):
+        model = recipe.model.build(DataSpec(1, items, recipe.batches.max_length))
+        if recipe.adapters is not None:
+            base.add_adapters(model, recipe)
+    return parameters(model, items)
 
 
 def assemble(recipe: AnyRecipe, store: Store, device: str = "auto") -> Assembly:

@@ -94,10 +94,16 @@ def item_rows(model: Model, items: int) -> list[str]:
     tables = [
         f"{name}.weight"
         for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and len(module.weight) == items + 1 and not getattr(module, "_read_whole", False)
+        if isinstance(module, nn.Embedding) and rows(module.weight) == items + 1 and not getattr(module, "_read_whole", False)
     ]
-    own = [name for name, tensor in model.named_parameters(recurse=False) if tensor.shape == (items + 1,)]
+    own = [name for name, tensor in model.named_parameters(recurse=False) if tensor.ndim == 1 and rows(tensor) == items + 1]
     return tables + own
+
+
+def rows(table: Tensor) -> int:
+    """Of all of a table, where other processes hold some of it."""
+    parts = getattr(table, "_parts", None)
+    return len(table) if parts is None else int(parts.total)
 
 
 def _item_files(store: Store) -> dict[str, Any]:
@@ -145,6 +151,11 @@ def put_on(model: Model, recipe: AnyRecipe, store: Store) -> None:
         load_whole(model, fitted(weights, model, store))
         digest = weights.digest
     model.register_buffer("base", torch.frombuffer(bytearray(digest), dtype=torch.uint8))
+    add_adapters(model, recipe, store)
+
+
+def add_adapters(model: Model, recipe: AnyRecipe, store: Store | None = None) -> None:
+    """Freeze a model as it is, and give it the recipe's adapters; without a store their gate has no other run to look at."""
     config = recipe.adapters
     assert config is not None
     adapt(model, config)
@@ -158,8 +169,8 @@ def put_on(model: Model, recipe: AnyRecipe, store: Store) -> None:
         model.gate = _gate(config, recipe, store)
 
 
-def _gate(config: ILoRA, recipe: AnyRecipe, store: Store) -> Gate:
-    if config.gate == "base":
+def _gate(config: ILoRA, recipe: AnyRecipe, store: Store | None) -> Gate:
+    if config.gate == "base" or store is None:
         return Gate(recipe.model.width, config.experts, config.rank)
     weights = weights_of(Path(config.gate))
     model: Model = weights.recipe.model.build(stores.spec_of(store, _shown_alike(recipe, weights.recipe)))

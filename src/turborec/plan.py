@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from turborec.assembly import Assembly, measure
+from turborec.assembly import Assembly, Parameters, measure, parameters
 from turborec.contract import Counted
 from turborec.data.loader import Epoch, Some
 from turborec.engine import hardware, log, loop
@@ -33,10 +33,9 @@ SCORES = 2 * 10**9
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes, and numbers of parameters."""
+    """Numbers of parameters, and bytes."""
 
-    body: int  # parameters of everything but tables
-    tables: int  # parameters of tables with a row for every item
+    parameters: Parameters
     weights: int  # bytes
     gradients: int
     optimizer: int  # what the optimizer remembers, the moving average included
@@ -151,15 +150,13 @@ def _validation(assembly: Assembly) -> float:
 def _sizes(assembly: Assembly, optimizer: torch.optim.Optimizer, activations: int) -> Sizes:
     model, items = assembly.model, assembly.store.num_items
     trainable = [p for p in model.parameters() if p.requires_grad]
-    tables = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding) and len(m.weight) > items)
     remembered = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
     weights, gradients = sum(p.nbytes for p in model.parameters()), sum(p.nbytes for p in trainable)
     average = weights if assembly.recipe.train.average is not None else 0
     dtype = hardware.compute_dtype(assembly.recipe.train.precision, assembly.device)
     cuda = assembly.device.type == "cuda"
     return Sizes(
-        body=sum(p.numel() for p in model.parameters()) - tables,
-        tables=tables,
+        parameters=parameters(model, items),
         weights=weights,
         gradients=gradients,
         optimizer=remembered + average,

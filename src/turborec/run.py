@@ -1,6 +1,7 @@
 """A run, from store to result: data, models, engine and evaluation, and the folder that holds what came of them.
 
-A run folder holds recipe.yaml, environment.json, status.json, metrics.jsonl, log.txt, checkpoints/ and evaluation/.
+A run folder holds recipe.yaml, environment.json, data.json, model.json, status.json, metrics.jsonl, log.txt, checkpoints/
+and evaluation/.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from turborec import preflight, stores
-from turborec.assembly import Run, anchor, assemble, measure, whole
+from turborec.assembly import Run, anchor, assemble, measure, parameters, whole
 from turborec.contract import Counted, Model
 from turborec.data.batch import PairBatch
 from turborec.data.schema import BY_PLACE
@@ -22,7 +23,6 @@ from turborec.data.store import Part
 from turborec.engine import checkpoint, hardware, log, world
 from turborec.engine.interrupt import interruptible, leaving_at_once
 from turborec.engine.lock import lock
-from turborec.engine.sharding import parameters_of
 from turborec.engine.trackers import KINDS, Tracking, remembered
 from turborec.errors import InterruptedRunError, UserError
 from turborec.evaluate import Result
@@ -35,6 +35,9 @@ from turborec.stores import Places
 from turborec.training import Watch, fit, load_best
 
 logger = logging.getLogger("turborec")
+
+MODEL = "model.json"
+"""In a run folder: how large its model is."""
 
 
 def train(
@@ -177,11 +180,15 @@ def _describe(run: Run) -> None:
     logger.info(f"Data: {counts['users']:,} users, {counts['items']:,} items, {counts['events']:,} events")
     if isinstance(run.model, Counted):
         return
-    parameters = parameters_of(run.model)
-    trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
-    adapted = f", {trained:,} ({trained / parameters:.2%}) of them trained" if run.recipe.adapters is not None else ""
+    sizes = parameters(run.model, run.store.num_items)
+    if not (run.folder / MODEL).is_file():
+        write_whole(run.folder / MODEL, json.dumps({"kind": run.recipe.model.kind, "parameters": vars(sizes)}, indent=1))
+    adapted = f", {sizes.trained:,} ({sizes.trained / sizes.total:.2%}) of them trained" * (run.recipe.adapters is not None)
     dtype = str(hardware.compute_dtype(run.recipe.train.precision, run.device)).removeprefix("torch.")
-    logger.info(f"Model: {run.recipe.model.kind} with {parameters:,} parameters{adapted}, products in {dtype} on {run.device}")
+    logger.info(
+        f"Model: {run.recipe.model.kind} with {sizes.total:,} parameters, {sizes.body:,} in the body and {sizes.tables:,} in "
+        f"tables{adapted}; products in {dtype} on {run.device}"
+    )
     if told := lowered(run.model):
         logger.info(told)
 

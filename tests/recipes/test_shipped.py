@@ -9,6 +9,7 @@ import torch
 
 from stores import described, store_of
 from turborec import recipes
+from turborec.assembly import without_data
 from turborec.contract import Counted
 from turborec.data.batch import DataSpec, PairBatch
 from turborec.data.loader import TrainingBatches
@@ -93,17 +94,34 @@ SIZES = {
     "85m": (159_749, 85_178_118),
     "130m": (159_749, 130_095_750),
     "430m": (159_749, 429_153_286),
+    "85m-tied": (159_749, 84_002_950),
+    "130m-tied": (159_749, 132_354_950),
+    "430m-tied": (159_749, 442_416_390),
 }
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_studies_sizes_have_their_parameters_to_the_digit(size):
-    """From 85m on 2 h N + N + L (12 h^2 + 13 h) + h^2 + h + 6 h for N rows, the one of padding and mask included."""
+    """From 85m on 2 h N + N + L (12 h^2 + 13 h) + h^2 + h + 6 h for N rows, the one of padding and mask included.
+
+    With one table for both ends h N in the place of 2 h N.
+    """
     items, expected = SIZES[size]
     recipe = recipes.load(f"amazon-electronics/bert4rec-{size}")
-    with torch.device("meta"):
-        model = recipe.model.build(DataSpec(1, items, recipe.batches.max_length))
-    assert sum(p.numel() for p in model.parameters()) == expected
+    found, width = without_data(recipe, items), recipe.model.width
+    assert found.total == found.trained == expected and found.body + found.tables == expected
+    assert found.tables == (items + 1) * ((1 if recipe.model.tied else 2) * width + 1)
+
+
+def test_what_adapters_train_is_counted_without_data():
+    """As the study counted: 2 R D for each square map, with those of the head and the router."""
+    for rank, kind in ((8, "lora"), (16, "ilora")):
+        recipe = recipes.load("amazon-electronics/bert4rec-430m", [f"adapters={{kind: {kind}, rank: {rank}}}"])
+        width, layers = recipe.model.width, recipe.model.layers
+        maps = layers * (4 * 2 * width + 2 * 5 * width) + 2 * width
+        router = 4 * (width + 1) if kind == "ilora" else 0
+        found = without_data(recipe, 159_749)
+        assert found.trained == rank * maps + router and found.total == 429_153_286 + found.trained
 
 
 @pytest.mark.parametrize(

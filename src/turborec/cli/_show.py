@@ -2,7 +2,6 @@
 
 import os
 import sys
-from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from turborec.shown import visible
 
 if TYPE_CHECKING:
     from turborec.apply import Example
+    from turborec.assembly import Parameters
     from turborec.bench.profile import Profile
     from turborec.compare import Comparison, Difference
     from turborec.evaluate import Result
@@ -266,12 +266,18 @@ def profile_tables(found: "Profile") -> None:
     console.print(table)
 
 
+def parameters_line(found: "Parameters") -> str:
+    """How many there are, and where."""
+    trained = "" if found.trained == found.total else f"; {found.trained:,} ({found.trained / found.total:.2%}) trained"
+    return f"{found.total:,}: {found.body:,} in the body, {found.tables:,} in tables{trained}"
+
+
 def forecast_lines(found: "Forecast") -> None:
     """What a run will need."""
     sizes, times = found.sizes, found.times
-    mib = {name: f"{value / 2**20:,.1f} MiB" for name, value in asdict(sizes).items()}
+    mib = {name: f"{value / 2**20:,.1f} MiB" for name, value in vars(sizes).items() if isinstance(value, int)}
     lines = {
-        "parameters": f"{sizes.body + sizes.tables:,}: {sizes.body:,} in the body, {sizes.tables:,} in tables",
+        "parameters": parameters_line(sizes.parameters),
         "memory": f"weights {mib['weights']}, gradients {mib['gradients']}, optimizer {mib['optimizer']}, "
         f"activations {mib['activations']}, logits {mib['logits']}",
         "at most": f"{mib['peak']} held while trying, of {found.free_memory / 2**20:,.0f} MiB that can be had",

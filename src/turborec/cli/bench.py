@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from turborec.cli._options import DEFAULT_HOME, AsJson, Device, Home, Overrides, Raw, RecipeName, StoreFolder
-from turborec.cli._show import bench_tables, console, forecast_lines, profile_tables, scaling_table
+from turborec.cli._show import bench_tables, console, escape, forecast_lines, parameters_line, profile_tables, scaling_table
 from turborec.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def plan(
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="the folder that the run would be written to")] = Path("runs"),
     largest_batch: Annotated[bool, typer.Option("--largest-batch", help="find the largest batches.tokens that fits")] = False,
+    items: Annotated[int | None, typer.Option(min=1, help="only count the parameters for so many items, without data")] = None,
     home: Home = DEFAULT_HOME,
     raw: Raw = None,
     store: StoreFolder = None,
@@ -31,10 +32,21 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Try a few steps and say what a run will need: parameters, memory, disk, time. Exit code 2 if it cannot work."""
+    from turborec import recipes
     from turborec.assembly import assemble
     from turborec.plan import forecast
 
-    chosen, opened = _opened(recipe, overrides, home, raw, store)
+    if items is not None:
+        _parameters(recipes.load(recipe, overrides or ()), items, "", as_json)
+        return
+    try:
+        chosen, opened = _opened(recipe, overrides, home, raw, store)
+    except UserError as error:
+        chosen = recipes.load(recipe, overrides or ())
+        if not (known := getattr(chosen.data.source, "known_items", None)) or store is not None:
+            raise
+        _parameters(chosen, known, f"The data are not here, so nothing was tried. {error}", as_json)
+        return
     if largest_batch:
         _largest_batch(chosen, opened, device, home, as_json)
         return
@@ -164,6 +176,20 @@ def _largest_batch(recipe: "AnyRecipe", store: "Store", device: str, home: Path,
         f"The recipe has {stated:,}. Another size changes what is learnt, and the rate follows it by a rule"
         f"{'' if rule else ', which the recipe has'}:\n  batches.tokens={found.tokens}{rule}"
     )
+
+
+def _parameters(recipe: "AnyRecipe", items: int, why: str, as_json: bool) -> None:
+    """Print what is known of a model without its data."""
+    from turborec.assembly import without_data
+
+    found = without_data(recipe, items)
+    if as_json:
+        print(json.dumps({"items": items, "parameters": asdict(found), "warning": why or None}))
+        return
+    console.print(f"items       {items:,}")
+    console.print(f"parameters  {parameters_line(found)}")
+    if why:
+        console.print(escape(why))
 
 
 def _opened(

@@ -164,10 +164,10 @@ def is_fully_sharded(model: Model) -> bool:
     return hasattr(model, "set_requires_gradient_sync")
 
 
-def parameters_of(model: Model) -> int:
-    """How many numbers the model learns, those that other processes hold among them."""
-    learnt: list[Any] = list(model.parameters())
-    return sum(p._parts.total * p[0].numel() if hasattr(p, "_parts") else p.numel() for p in learnt)
+def numbers_of(parameter: Any) -> int:
+    """How many numbers a parameter has, those that other processes hold among them."""
+    parts: Part | None = getattr(parameter, "_parts", None)
+    return parameter.numel() if parts is None else parts.total * parameter[0].numel()  # type: ignore[no-any-return]
 
 
 def held(tensor: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def run_page(folder: Path, run: Run | None = None, missing: str = "") -> str:
         "name": folder.resolve().name,
         "status": _json(folder / "status.json"),
         "select": recipe["select"],
-        "keys": [*_keys(results, recipe, epochs, chosen), *_usage(usage)],
+        "keys": [*_keys(results, recipe, epochs, chosen), *_sizes(folder), *_usage(usage)],
         "results": results,
         "figures": _figures(recipe, epochs, steps, chosen),
         "epochs": epochs,
@@ -152,6 +152,18 @@ def _keys(
         speed = np.median([one["targets_per_second"] for one in epochs])
         keys.append(("training", f"{speed:,.0f}", "targets per second"))
     return keys
+
+
+def _sizes(folder: Path) -> list[tuple[str, str, str]]:
+    """How large the model is, where the run says so: name, value, remark."""
+    if not (folder / "model.json").is_file():
+        return []
+    sizes = _json(folder / "model.json")["parameters"]
+    remark = f"{sizes['body']:,} in the body, {sizes['tables']:,} in tables"
+    trained = [("trained", f"{sizes['trained'] / sizes['total']:.2%}", "of the parameters")] * (
+        sizes["trained"] < sizes["total"]
+    )
+    return [("parameters", f"{sizes['total']:,}", remark), *trained]
 
 
 def _usage(records: list[dict[str, Any]]) -> list[tuple[str, str, str]]:

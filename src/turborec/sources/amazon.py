@@ -94,6 +94,11 @@ class Config(recipe.Config):
             raise ValueError(f"category: the edition of {self.edition} has no {self.category!r}{closest(self.category, known)}")
         return self
 
+    @property
+    def known_items(self) -> int | None:
+        """How many items there are, where that is known without the data: Electronics of 2018, as a study of sizes had it."""
+        return 159_749 if (self.edition, self.category, self.reviews) == (2018, "Electronics", "5-core") else None
+
     def download(self, folder: Path) -> None:
         """Fetch what does not lie in `folder` yet; nobody states checksums, so the first that comes is trusted."""
         missing = [name for name in self._names() if not self._find(name, folder)]
