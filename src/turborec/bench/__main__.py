@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--levers", default="", help=f"comma-separated: {', '.join(one.name for one in levers.LEVERS)}; or all")
     parser.add_argument("--against", default="", help=f"comma-separated: {', '.join(matrix.EAGER)}")
+    parser.add_argument("--eight", action="store_true", help="also the eight configurations of a study")
     parser.add_argument("--rounds", type=int, default=matrix.Plan.rounds, help="turns of each contestant (%(default)s)")
     parser.add_argument("--seconds", type=float, default=matrix.Plan.seconds, help="length of a turn (%(default)s)")
     parser.add_argument(
@@ -55,7 +56,8 @@ def main() -> None:
             parser.error("rounds and seeds must be at least 1, seconds and gate at least 0")
         recipe = recipes.load(chosen.recipe, chosen.overrides)
         levers_, against = matrix.named(chosen.levers, recipe), matrix.opponents(chosen.against)
-        plan = matrix.Plan(levers_, against, chosen.rounds, chosen.seconds, gate=promise.Gate(chosen.gate, chosen.seeds))
+        gate = promise.Gate(chosen.gate, chosen.seeds)
+        plan = matrix.Plan(levers_, against, chosen.rounds, chosen.seconds, gate=gate, eight=chosen.eight)
         found = matrix.run(recipe, store, plan, chosen.device)
         print(json.dumps({"recipe": chosen.recipe, **found}))
     except UserError as error:

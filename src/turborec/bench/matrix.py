@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from turborec.assembly import Assembly, assemble
-from turborec.bench import eager, flops, levers, limits, step
+from turborec.assembly import Assembly, assemble, without_data
+from turborec.bench import configurations, eager, flops, levers, limits, step
 from turborec.bench.evidence import Evidence, observe
 from turborec.bench.levers import Lever
 from turborec.bench.promise import Gate, Verdict, judge
 from turborec.bench.step import Contestant, Measurement, Work
 from turborec.contract import Counted
+from turborec.data.batch import SequenceBatch
 from turborec.data.store import Store
 from turborec.engine import hardware, log
 from turborec.errors import UserError, closest
@@ -51,6 +52,7 @@ class Plan:
     seconds: float = 2.0
     memory: bool = True  # also the peak memory of each contestant, in a process of its own
     gate: Gate = UNJUDGED
+    eight: bool = False  # the configurations of `configurations`, too
 
 
 def run(recipe: AnyRecipe, store: Store, plan: Plan, device: str = "auto") -> dict[str, Any]:
@@ -62,14 +64,19 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, device: str = "auto") -> di
     if unfit := next(filter(None, (levers.why_not(one, recipe) for one in chosen)), None):
         raise UserError(unfit)
     variants = _variants(recipe, store, chosen, plan.against, hardware.device_of(device))
+    possible, unfit = configurations.possible(recipe, hardware.device_of(device)) if plan.eight else ({}, {})
+    variants |= possible
     warning, before = hardware.busy(), log.environment()
     contestants = [contestant(name, variant, store, device) for name, variant in variants.items()]
     if warning:
         logger.warning(warning)
     evidence = {one.name: observe(one) for one in contestants}
+    sizes = {name: _parameters(name, variants[name], store) for name in variants}
     measured = {m.name: m for m in step.compete(contestants, plan.rounds, plan.seconds)}
     ceilings = _ceilings(recipe, store, {seen.main_type() for seen in evidence.values()}, contestants[0].device)
-    rows = [_row(name, variants[name], store, measured, evidence[name], ceilings) for name in variants]
+    rows = [
+        _row(name, variants[name], store, measured, evidence[name], ceilings) | {"parameters": sizes[name]} for name in variants
+    ]
     if plan.memory:
         for row in rows:
             row["peak_mib"] = _peak(row["name"], variants[row["name"]], store, device)
@@ -85,8 +92,29 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, device: str = "auto") -> di
         "warning": warning,
         "rows": rows,
         "levers": verdicts,
+        "configurations": _configured(possible, unfit, evidence, sizes),
         "provenance": before,
     }
+
+
+def _parameters(name: str, recipe: AnyRecipe, store: Store) -> dict[str, int] | None:
+    """How many numbers a contestant of ours has, where that is known without its data."""
+    if name in EAGER or recipe.model.batch is not SequenceBatch:
+        return None
+    return asdict(without_data(recipe, store.num_items))
+
+
+def _configured(
+    possible: dict[str, AnyRecipe], unfit: dict[str, str], evidence: dict[str, Evidence], sizes: dict[str, Any]
+) -> list[dict[str, str | None]]:
+    """Of each of the eight configurations why it is not one of the rows, or not what it is called; None where it is."""
+    found = []
+    for one in configurations.EIGHT if possible or unfit else ():
+        failed = unfit.get(one.name)
+        if failed is None:
+            failed = one.shown(evidence[one.name], sizes[one.name]["trained"] / sizes[one.name]["total"])
+        found.append({"name": one.name, "failed": failed})
+    return found
 
 
 def named(text: str, recipe: AnyRecipe) -> tuple[str, ...]:

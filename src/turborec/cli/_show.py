@@ -135,6 +135,9 @@ def bench_tables(found: "dict[str, Any]") -> None:
             f"{row['cold_start_seconds']:.1f} s",
         )
     console.print(table)
+    for one in found.get("configurations", ()):
+        if one["failed"]:
+            console.print(f"[bold]{escape(one['name'])}[/bold]: not measured: {escape(one['failed'])}")
     if found["levers"]:
         table = Table("lever", "gain", "promise", "proof that it was on", "kept")
         for one in found["levers"]:

@@ -73,6 +73,9 @@ def bench(
     against: Annotated[
         str, typer.Option(help="plain PyTorch beside it, comma-separated: eager, eager_all_logits, eager_bf16, eager_tf32")
     ] = "",
+    eight: Annotated[
+        bool, typer.Option("--eight", help="also whole training and instance-wise adapters, plain, lowered, compiled, both")
+    ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="turns of each contestant; six give a 95 % interval")] = 6,
     seconds: Annotated[float, typer.Option(min=0.0, help="length of a turn")] = 2.0,
     gate: Annotated[int, typer.Option(min=0, help="epochs after which levers that change the mathematics are compared")] = 0,
@@ -94,11 +97,11 @@ def bench(
         require_writable(path)
     chosen, opened = _opened(recipe, overrides, home, raw, store)
     if processes:
-        numbers = _numbers(processes, unfit=bool(levers or against or gate or page))
+        numbers = _numbers(processes, unfit=bool(levers or against or eight or gate or page))
         measured = scaling.measure(chosen, opened, numbers, rounds, seconds, device)
     else:
         named, others = matrix.named(levers, chosen), matrix.opponents(against)
-        plan = matrix.Plan(named, others, rounds, seconds, gate=promise.Gate(gate, seeds))
+        plan = matrix.Plan(named, others, rounds, seconds, gate=promise.Gate(gate, seeds), eight=eight)
         measured = matrix.run(chosen, opened, plan, device)
     found = {"recipe": recipe, **measured}
     if as_json:
