@@ -64,7 +64,7 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, device: str = "auto") -> di
     if unfit := next(filter(None, (levers.why_not(one, recipe) for one in chosen)), None):
         raise UserError(unfit)
     variants = _variants(recipe, store, chosen, plan.against, hardware.device_of(device))
-    possible, unfit = configurations.possible(recipe, hardware.device_of(device)) if plan.eight else ({}, {})
+    possible, missing = configurations.possible(recipe, hardware.device_of(device)) if plan.eight else ({}, {})
     variants |= possible
     warning, before = hardware.busy(), log.environment()
     contestants = [contestant(name, variant, store, device) for name, variant in variants.items()]
@@ -92,7 +92,7 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, device: str = "auto") -> di
         "warning": warning,
         "rows": rows,
         "levers": verdicts,
-        "configurations": _configured(possible, unfit, evidence, sizes),
+        "configurations": _configured(possible, missing, evidence, sizes),
         "provenance": before,
     }
 
