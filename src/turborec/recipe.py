@@ -169,6 +169,16 @@ def dump(config: Config) -> str:
     return stream.getvalue()
 
 
+def differences(one: Any, other: Any, path: str = "") -> list[str]:
+    """Where two trees of plain data differ, as `a.b: what the first says -> what the second says`."""
+    if one == other:
+        return []
+    if isinstance(one, dict) and isinstance(other, dict) and one.get("kind") == other.get("kind"):
+        names = dict.fromkeys([*one, *other])
+        return [line for name in names for line in differences(one.get(name), other.get(name), f"{path}.{name}".lstrip("."))]
+    return [f"{path}: {_shown(one)} -> {_shown(other)}"]
+
+
 @dataclass(frozen=True)
 class Key:
     """A key of a recipe, for its reader."""

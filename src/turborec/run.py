@@ -29,7 +29,7 @@ from turborec.evaluate import Result
 from turborec.files import write_whole
 from turborec.nn.scan_loops import ran
 from turborec.nn.ssm import lowered
-from turborec.recipe import dump, read
+from turborec.recipe import differences, dump, read
 from turborec.recipes import AnyRecipe, from_tree, load
 from turborec.stores import Places
 from turborec.training import Watch, fit, load_best
@@ -164,8 +164,9 @@ def _claim(folder: Path, recipe: AnyRecipe) -> None:
     text, path = dump(recipe), folder / "recipe.yaml"
     begun = (folder / "data.json").is_file()  # a start that failed before it had data leaves nothing worth keeping
     # Read again, so that a setting which was not there when the run began has its default on both sides.
-    if begun and path.is_file() and dump(recipe_of(folder)) != text:
-        raise UserError(f"{folder} holds a run of another recipe. Give this one a folder of its own.")
+    if begun and path.is_file() and dump(before := recipe_of(folder)) != text:
+        told = "\n".join(f"  {line}" for line in differences(before.model_dump(mode="json"), recipe.model_dump(mode="json")))
+        raise UserError(f"{folder} holds a run of another recipe. Give this one a folder of its own. They differ in\n{told}")
     if not begun or not path.is_file():
         write_whole(path, text)
 
