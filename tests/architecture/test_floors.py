@@ -20,7 +20,7 @@ FLOORS = (
     {"assembly", "worlds"},
     {"cutting", "preflight", "training"},
     {"bench", "launch", "plan", "run"},
-    {"adopt", "apply", "checkup", "contestants", "recbole", "search"},
+    {"adopt", "apply", "checkup", "contestants", "exporting", "recbole", "search"},
     {"backtest", "compare"},
     {"report"},
     {"cli"},
