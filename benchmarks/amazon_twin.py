@@ -17,10 +17,10 @@ USERS, ITEMS, REVIEWS = 728_719, 160_052, 6_739_590
 FIRST, LAST = 946_684_800, 1_538_524_800
 """2000-01-01 and 2018-10-03, in seconds: reviews are of whole days."""
 
-WORDS = (
+TEXT = (
     "works great with my camera and the battery lasts all day but the cable is short so I bought another one for the car "
     "sound is clear picture is sharp setup took five minutes would buy again returned the first because it was broken"
-).split()
+)
 BLOCK = 100_000
 
 
@@ -47,16 +47,17 @@ def write(folder: Path, users: int, items: int, reviews: int, seed: int) -> Path
     path = folder / "2018" / "Electronics_5.json.gz"
     path.parent.mkdir(parents=True, exist_ok=True)
     owner, item, day = draw(users, items, reviews, seed)
+    words = 2 * TEXT.split()
     generator = np.random.default_rng(seed + 1)
     with gzip.open(path.with_suffix(".part"), "wt", compresslevel=1, encoding="utf-8", newline="\n") as file:
         for begin in range(0, reviews, BLOCK):
             rows = slice(begin, begin + BLOCK)
             stars = generator.integers(1, 6, len(owner[rows]))
-            starts = generator.integers(0, len(WORDS), (len(owner[rows]), 2))
+            starts = generator.integers(0, len(words) // 2, (len(owner[rows]), 2))
             for user, product, when, rating, (first, length) in zip(
                 owner[rows].tolist(), item[rows].tolist(), day[rows].tolist(), stars.tolist(), starts.tolist(), strict=True
             ):
-                text = " ".join((WORDS + WORDS)[first : first + 8 + length])
+                text = " ".join(words[first : first + 8 + length])
                 file.write(
                     f'{{"overall": {rating}.0, "verified": true, "reviewerID": "A{user:013d}", "asin": "B{product:09d}", '
                     f'"reviewText": {json.dumps(text)}, "summary": "as described", "unixReviewTime": {when}}}\n'
