@@ -1,4 +1,4 @@
-"""The eight configurations of a public study of BERT4Rec, measured warm and in turns: python benchmarks/eight.py RECIPE --name NAME.
+"""The eight configurations of a study of BERT4Rec, warm and in turns: python benchmarks/eight.py RECIPE --name NAME.
 
 Whole training and instance-wise adapters, each plain, in reduced precision, compiled, and compiled with recordings where there
 are any. Beside the time of a step: what the profiler says of it, the most memory of a process of its own, and the proof that
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--against", default="eager_all_logits", help="plain PyTorch beside them, or nothing")
     chosen = chosen_by(parser)
-    busy, environment = surroundings(parser)
+    _, environment = surroundings(parser)
     recipe, store = prepared(chosen)
     plan = matrix.Plan((), matrix.opponents(chosen.against), chosen.rounds, chosen.seconds, eight=True)
     try:
@@ -53,8 +53,9 @@ def main() -> None:
     possible, _ = configurations.possible(recipe, hardware.device_of("auto"))
     measured = {row["name"]: row for row in found["rows"]}
     rows: list[Row] = []
+    provenance = environment | {"command": command(parser.prog)}
     for one in found["configurations"]:
-        rows.append(
+        rows.append(row_of(chosen, one, measured.get(one["name"]), found, provenance))
             row_of(chosen, one, measured.get(one["name"]), found, environment | {"command": command(parser.prog)}, busy)
         )
         if one["name"] in possible:
@@ -62,17 +63,12 @@ def main() -> None:
             rows[-1]["protocol"]["top_operation"] = looks.pop("top_operation")
             rows[-1]["values"] |= looks
     for name in plan.against:
-        rows.append(row_of(chosen, {"name": name, "failed": None}, measured[name], found, rows[0]["provenance"], busy))
+        rows.append(row_of(chosen, {"name": name, "failed": None}, measured[name], found, provenance))
     print(write(f"configurations/{chosen.name}", rows))
 
 
 def row_of(
-    chosen: Any,
-    one: dict[str, Any],
-    row: dict[str, Any] | None,
-    found: dict[str, Any],
-    provenance: dict[str, Any],
-    busy: str | None,
+    chosen: Any, one: dict[str, Any], row: dict[str, Any] | None, found: dict[str, Any], provenance: dict[str, Any]
 ) -> Row:
     """What is told of a configuration; no values where it was not measured."""
     data, model = chosen.recipe.rsplit("/", 1)
@@ -104,7 +100,7 @@ def row_of(
             "device": found["device"],
             "rounds": chosen.rounds,
             "seconds": chosen.seconds,
-            "busy": busy,
+            "busy": found["warning"],
         },
         "values": values,
         "provenance": provenance,

@@ -67,7 +67,9 @@ def program_of(run: Run, rows: int = 8) -> torch.export.ExportedProgram:
     """
     kind, length = run.recipe.model.kind, run.recipe.batches.max_length
     if isinstance(run.model, Counted) or run.recipe.model.batch is not SequenceBatch:
-        raise UserError(f"{kind} does not rank by histories alone, so there is no such program of it. `turborec recommend` ranks.")
+        raise UserError(
+            f"{kind} does not rank by histories alone, so there is no such program of it. `turborec recommend` ranks."
+        )
     example = examples(run, rows)
     dynamic = ({0: torch.export.Dim("rows"), 1: torch.export.Dim("events", max=length)}, {0: torch.export.Dim("rows")})
     try:
@@ -106,7 +108,9 @@ def export(run: Run, folder: Path) -> Exported:
         theirs = torch.export.load(folder / PROGRAM).module()(*given)
     difference = float((ours - theirs).abs().max())
     if not difference <= NEAR * max(1.0, float(ours.abs().max())):
-        raise UserError(f"The program's scores differ from the model's by {difference:.3g}: torch has not written down what it is.")
+        raise UserError(
+            f"The program's scores differ from the model's by {difference:.3g}: torch has not written down what it is."
+        )
     values = {
         "turborec": __version__,
         "torch": torch.__version__,

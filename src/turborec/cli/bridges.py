@@ -1,11 +1,13 @@
-"""The commands that make runs of weights from elsewhere: of other libraries, and of adapters with their base."""
+"""The commands that take models over: from other libraries, from adapters with their base, and out of here as programs."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from turborec.cli._options import DEFAULT_HOME, AsJson, Device, Home, Overrides, Raw, RecipeName, StoreFolder
+from turborec.cli._show import console, escape
 from turborec.cli.runs import new_folder, remove_unbegun, tell
 from turborec.errors import UserError
 
@@ -65,3 +67,28 @@ def merge_adapters(
             remove_unbegun(folder)
         raise
     tell(folder, merged, results, as_json)
+
+
+@app.command("export")
+def export_model(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a finished run of a model of sequences", exists=True)],
+    out: Annotated[Path, typer.Option(help="the folder that the program is written to")],
+    home: Home = DEFAULT_HOME,
+    raw: Raw = None,
+    store: StoreFolder = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's model as a program of torch.export: histories in, scores of every item out, without turborec."""
+    from turborec import exporting
+    from turborec.run import reopen
+    from turborec.stores import Places
+
+    found = exporting.export(reopen(run, Places(home, raw, store), device), out)
+    if as_json:
+        print(json.dumps(found.values))
+        return
+    console.print(
+        f"[bold]{escape(str(out / exporting.PROGRAM))}[/bold]: its scores differ from the model's by {found.difference:.2g} at most"
+    )
+    console.print(f"Histories of at most {found.values['max_length']} events; {exporting.ITEMS} has the raw id of each column.")
