@@ -56,8 +56,6 @@ def main() -> None:
     provenance = environment | {"command": command(parser.prog)}
     for one in found["configurations"]:
         rows.append(row_of(chosen, one, measured.get(one["name"]), found, provenance))
-            row_of(chosen, one, measured.get(one["name"]), found, environment | {"command": command(parser.prog)}, busy)
-        )
         if one["name"] in possible:
             looks = looked_at(possible[one["name"]], store)
             rows[-1]["protocol"]["top_operation"] = looks.pop("top_operation")

@@ -88,7 +88,6 @@ def export_model(
     if as_json:
         print(json.dumps(found.values))
         return
-    console.print(
-        f"[bold]{escape(str(out / exporting.PROGRAM))}[/bold]: its scores differ from the model's by {found.difference:.2g} at most"
-    )
+    program = f"[bold]{escape(str(out / exporting.PROGRAM))}[/bold]"
+    console.print(f"{program}: its scores differ from the model's by {found.difference:.2g} at most")
     console.print(f"Histories of at most {found.values['max_length']} events; {exporting.ITEMS} has the raw id of each column.")
