@@ -18,7 +18,7 @@ import duckdb
 
 from ablation import trained, values_of
 from measured import command, told
-from rows import Row, write
+from rows import Row, numbers, write
 from turborec import recipes, run, stores
 from turborec.cli._options import DEFAULT_HOME
 from turborec.engine.log import environment, read_metrics
@@ -216,7 +216,7 @@ def rows_of(
                     "recipe": run.recipe_of(runs[0]).model_dump(mode="json", exclude={"data", "base"}),
                     "interval": f"{LEVEL:.0%}, {RESAMPLES:,} resamples of users, values of seeds averaged user by user",
                 },
-                "values": {metric: own[:, i].mean() for i, metric in enumerate(METRICS)} | difference | means,
+                "values": numbers({metric: own[:, i].mean() for i, metric in enumerate(METRICS)} | difference | means),
                 "intervals": {f"{m}_difference": [low[i], high[i]] for i, m in enumerate(METRICS) if way != FROZEN},
                 "provenance": provenance,
             }

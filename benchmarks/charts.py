@@ -40,7 +40,7 @@ def by_size(rows: list[Row], value: str, label: str) -> Drawing:
             x, y = [row["values"]["parameters"] for row in members], [row["values"][value] for row in members]
             axes.plot(x, y, marker="o", label=f"{data}, {machine}")
             for row, across in zip(members, x, strict=True):
-                spread = row["values"].get(f"{value}_by_seed")
+                spread = row["by_seed"].get(value)
                 if spread:
                     axes.vlines(across, min(spread), max(spread), alpha=0.4)
         axes.set_xscale("log")

@@ -9,7 +9,7 @@ to results/configurations/NAME.json.
 from typing import Any
 
 from measured import arguments, chosen_by, command, prepared, surroundings, told
-from rows import Row, write
+from rows import Row, numbers, write
 from turborec.assembly import assemble
 from turborec.bench import configurations, matrix
 from turborec.bench.profile import Profile, take
@@ -59,7 +59,7 @@ def main() -> None:
         if one["name"] in possible:
             looks = looked_at(possible[one["name"]], store)
             rows[-1]["protocol"]["top_operation"] = looks.pop("top_operation")
-            rows[-1]["values"] |= looks
+            rows[-1]["values"] |= numbers(looks)
     for name in plan.against:
         rows.append(row_of(chosen, {"name": name, "failed": None}, measured[name], found, provenance))
     print(write(f"configurations/{chosen.name}", rows))
@@ -100,7 +100,7 @@ def row_of(
             "seconds": chosen.seconds,
             "busy": found["warning"],
         },
-        "values": values,
+        "values": numbers(values),
         "provenance": provenance,
     }
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from measured import arguments, chosen_by, surroundings, told
-from rows import Row, write
+from rows import Row, numbers, write
 from turborec.engine import hardware
 
 PREPARE = (
@@ -59,14 +59,16 @@ def main() -> None:
         "variant": "default",
         "seed": 1,
         "protocol": {"overrides": chosen.overrides, "counts": counts, "source": terms, "busy": busy},
-        "values": {
-            "raw_mib": sum(path.stat().st_size for path in files) / 2**20,
-            "store_mib": size / 2**20,
-            "seconds": seconds,
-            "found_again_seconds": again,
-            "events_per_second": counts["events"] / seconds,
-            "peak_mib": peak,
-        },
+        "values": numbers(
+            {
+                "raw_mib": sum(path.stat().st_size for path in files) / 2**20,
+                "store_mib": size / 2**20,
+                "seconds": seconds,
+                "found_again_seconds": again,
+                "events_per_second": counts["events"] / seconds,
+                "peak_mib": peak,
+            }
+        ),
         "provenance": environment,
     }
     print(write(f"preparation/{chosen.name}", [row]))

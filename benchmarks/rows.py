@@ -52,6 +52,11 @@ def seed_of(run: Path) -> int:
     raise ValueError(f"{run}/recipe.yaml has no seed")
 
 
+def numbers(values: dict[str, Any]) -> dict[str, float]:
+    """What a row may hold: those that are known, as floats."""
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
 def write(name: str, rows: list[Row]) -> Path:
     """Write rows to results/<name>.json."""
     path = RESULTS / f"{name}.json"

@@ -14,7 +14,7 @@ from typing import Any
 from ablation import trained
 from adapt import best_validation, cost
 from measured import arguments, chosen_by, command, prepared, surroundings, told
-from rows import Row, write
+from rows import Row, numbers, write
 from turborec import recipes
 from turborec.assembly import assemble, without_data
 from turborec.bench import matrix, step
@@ -101,7 +101,6 @@ def row_of(
     seen = measured(recipe, store, memory=True)
     costs = [cost(folder) for folder in runs]
     values = {name: sum(one[name] for one in tested) / len(tested) for name in tested[0]}
-    values |= {f"{name}_by_seed": [one[name] for one in tested] for name in tested[0]}
     values |= {"parameters": sizes.total, "body": sizes.body, "tables": sizes.tables}
     values |= {
         "targets_per_second": step.median(rate.per_second("targets")).value,
@@ -130,7 +129,8 @@ def row_of(
             "busy": busy,
             "source": store.card["source"].get("terms", ""),
         },
-        "values": values,
+        "values": numbers(values),
+        "by_seed": {name: [one[name] for one in tested] for name in tested[0]},
         "provenance": provenance,
     }
 

@@ -8,7 +8,7 @@ again. Raw files are looked for below $TURBOREC_DATA: benchmarks/music4all_twin.
 from pathlib import Path
 
 from measured import arguments, chosen_by, command, prepared, told
-from rows import Row, write
+from rows import Row, numbers, write
 from turborec.bench import study
 
 
@@ -46,7 +46,7 @@ def main() -> None:
                 "cautions": [*filter(None, [found["warning"]]), *found["cautions"]],
             },
             "lever": told_of.get(row["name"]),
-            "values": {name: float(value) for name, value in row["values"].items() if value is not None},
+            "values": numbers(row["values"]),
             "provenance": provenance,
         }
         for row in found["rows"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from drift_tables import drift_section
 from rows import Row, read_all
+from size_tables import size_section
 from speed_tables import speed_sections, summary
 from study_tables import study_section
 
@@ -109,6 +110,7 @@ def results_page(rows: list[Row]) -> str:
             "of bfloat16 where products ran in it, half of float32's on processors that are not fast at it. The time to",
             "a peer's quality is of one run of one seed. Every row's file has the load of the machine when it began.",
             *speed_sections(rows),
+            *size_section(rows),
             *study_section(rows),
             *drift_section(rows),
             "",
