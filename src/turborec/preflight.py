@@ -142,6 +142,8 @@ def _kernels(assembly: Assembly) -> Check:
         for name, (oldest, newest) in TESTED.items()
         if not _pair(oldest) <= _pair(versions[name]) <= _pair(newest)
     ]
+    if dtype == "float16" and assembly.device.type == "cpu":
+        return Check("kernels", "note", f"{says}; processors compute float16 products in software, several times as slowly")
     if strange:
         return Check("kernels", "note", f"{says}; not made for {', '.join(strange)}: run `make test`")
     return Check("kernels", "ok", f"{says}; " + ", ".join(f"{name} {version}" for name, version in versions.items()))

@@ -96,7 +96,7 @@ class Record:
 
 def start(model: Model, stage: Stage, device: torch.device) -> TrainState:
     """A fresh state for the first step of a stage."""
-    scaled = device.type == "cuda" and compute_dtype(stage.precision, device) == torch.float16
+    scaled = compute_dtype(stage.precision, device) == torch.float16
     optimizer = stage.optimizer.build(model)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]  # torch's name for the rate that a schedule takes shares of
