@@ -38,7 +38,6 @@ def trained(places, folder, model, **changes):
 MODELS = {
     "sasrec": {"kind": "sasrec", "width": 16, "hidden": 32},
     "bert4rec": {"kind": "bert4rec", "width": 16, "hidden": 32},
-    "gru4rec": {"kind": "gru4rec", "width": 16, "hidden": 16},
 }
 
 
@@ -74,6 +73,13 @@ def test_a_program_needs_nothing_of_this_package(places, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env={**os.environ})
     assert done.stdout.strip() == "(1, 30)"
+
+
+def test_what_torch_cannot_write_down_is_told(places, tmp_path):
+    """GRU4Rec's recurrence is cuDNN's and the like: torch ties it to one number of rows."""
+    done = trained(places, tmp_path / "run", {"kind": "gru4rec", "width": 8, "hidden": 8})
+    with pytest.raises(UserError, match=r"gru4rec cannot be exported by torch"):
+        exporting.export(done, tmp_path / "out")
 
 
 @pytest.mark.parametrize("model", [{"kind": "markov"}, {"kind": "bpr", "width": 8}])
