@@ -246,7 +246,7 @@ def test_a_card_that_was_changed_is_no_card(run, place):
 
 def test_a_recipe_is_planned_measured_and_profiled_without_training_it(run, place):
     code, said, _ = run("plan", "recipe.yaml", "--store", "store", "--json")
-    assert code == 0 and json.loads(said)["sizes"]["body"] > 0
+    assert code == 0 and json.loads(said)["sizes"]["parameters"]["body"] > 0
     code, said, _ = run("plan", "recipe.yaml", "--store", "store")
     assert code == 0 and "in tables" in said and "for all 1 epochs" in said
     quick = (
