@@ -152,7 +152,8 @@ def _sizes(assembly: Assembly, optimizer: torch.optim.Optimizer, activations: in
     trainable = [p for p in model.parameters() if p.requires_grad]
     remembered = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
     weights, gradients = sum(p.nbytes for p in model.parameters()), sum(p.nbytes for p in trainable)
-    average = weights if assembly.recipe.train.average is not None else 0
+    average = gradients if assembly.recipe.train.average is not None else 0
+    saved = gradients if assembly.recipe.adapters is not None else weights  # what is frozen beneath adapters is another run's
     dtype = hardware.compute_dtype(assembly.recipe.train.precision, assembly.device)
     cuda = assembly.device.type == "cuda"
     return Sizes(
@@ -163,7 +164,7 @@ def _sizes(assembly: Assembly, optimizer: torch.optim.Optimizer, activations: in
         activations=activations,
         logits=tile_bytes(assembly.device, dtype),
         peak=torch.cuda.max_memory_allocated(assembly.device) if cuda else max(hardware.peak_memory(), _run_in_small(assembly)),
-        checkpoint=weights + remembered + average,
+        checkpoint=saved + remembered + average,
     )
 
 

@@ -1,4 +1,5 @@
 import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -6,7 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from scored import catalogue_scores
+from stores import store_of
 from turborec.data.batch import DataSpec, SequenceBatch
+from turborec.data.loader import Batches, TrainingBatches
 from turborec.models.bert4rec import Config, sequence
 from turborec.nn.linear import Context
 
@@ -198,3 +201,33 @@ def test_the_loss_may_be_of_every_event_under_a_name_that_says_so():
     at = shown != 0
     logits = every._projected(states[at], Context(batch.keys)) @ every.items.weight[1:].T + every.bias[1:]
     assert torch.allclose(got.sum, F.cross_entropy(logits, shown[at] - 1, reduction="sum"), rtol=1e-5)
+
+
+@pytest.mark.parametrize("overlap", [0, 3])
+@pytest.mark.parametrize("seams", ["fixed", "all"])
+def test_of_long_histories_every_event_but_the_first_may_be_masked_once_an_epoch(overlap, seams, tmp_path):
+    """Windows that overlap show some events twice; those shown for context alone are never to be named."""
+    lengths = (3, 9, 30, 47)
+    store = store_of(tmp_path / "store", [list(range(1, length + 1)) for length in lengths], items=47)
+    settings = Batches(max_length=8, tokens=64, overlap=overlap, seams=seams)
+    model = Config(width=8, heads=2, hidden=8, mask_share=0.999999, last_share=0.0).build(DataSpec(4, 47, 8))
+    for number in range(2):
+        epoch = TrainingBatches(store, settings, seed=1).epoch(number)
+        named = Counter()
+        for step in range(len(epoch)):
+            batch = epoch.batch(step)
+            rows, at = model.masked(batch).nonzero(as_tuple=True)
+            named.update(zip(batch.users[rows].tolist(), sequence(batch)[rows, at].tolist(), strict=True))
+        # Histories hold items 1, 2, 3, … so an item is its place; the last two are validation and test.
+        assert named == Counter((user, place) for user, length in enumerate(lengths) for place in range(2, length - 1))
+
+
+def test_a_batch_without_a_masked_event_has_no_loss_and_no_gradient():
+    model = Config(width=8, heads=2, hidden=8).build(SPEC)
+    batch = SequenceBatch.example(SPEC, 4, torch.Generator().manual_seed(0))
+    for empty in (batch.nothing(), replace(batch, targets=torch.zeros_like(batch.targets), targets_count=0)):
+        assert model.counts(empty) == {"masked_item": 0}
+        term = model(empty).terms["masked_item"]
+        term.sum.backward()
+        assert term.sum.item() == 0.0 and term.count == 0
+        assert all(p.grad is None or not p.grad.any() for p in model.parameters())
