@@ -150,3 +150,17 @@ def test_processes_share_a_search_and_one_that_is_killed_loses_nothing(places, t
     assert sorted(trial["number"] for trial in found) == list(range(6))
     assert {trial["state"] for trial in found} == {"complete"} and {trial["epochs"] for trial in found} == {3}
     assert (tmp_path / "search" / "best.yaml").is_file()
+
+
+def test_a_trial_that_failed_is_never_the_best():
+    trials = [search.Trial(0, "failed", 0.9, 1, {}, None), search.Trial(1, "complete", 0.3, 3, {}, None)]
+    assert search.best_of(trials).number == 1 and search.best_of(trials[:1]) is None
+
+
+def test_more_trials_may_be_asked_for_after_a_race_for_the_last(places, tmp_path):
+    plan = Plan(trials=2, prune=False)
+    search.search(RECIPE, SPACE, plan, tmp_path, places)
+    study = search._optuna().load_study(study_name=search.NAME, storage=search._storage(tmp_path))
+    study.tell(study.ask(), state=search._optuna().trial.TrialState.FAIL)  # what a process leaves that came too late
+    found = search.search(RECIPE, SPACE, Plan(trials=3, prune=False), tmp_path, places)
+    assert [trial.number for trial in sorted(found, key=lambda trial: trial.number)] == [0, 1, 3]

@@ -6,7 +6,7 @@ search one folder at a time.
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,20 +142,32 @@ def search(recipe: AnyRecipe, space: Space, plan: Plan, folder: Path, places: Pl
     job = _Job(study, recipe, space, folder, places, device)
     for left in [one for one in study.get_trials(deepcopy=False) if one.state == optuna.trial.TrialState.RUNNING]:
         _carry_out(job, optuna.Trial(study, left._trial_id))
-    while len(study.get_trials(deepcopy=False)) < plan.trials:
+    while len(_begun(study)) < plan.trials:
         trial = study.ask()
-        if trial.number >= plan.trials:  # another process was faster
+        if trial.number not in _begun(study)[: plan.trials]:  # another process was faster
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             break
         # By the trial's number, so that processes side by side do not draw alike.
         study.sampler = _sampler(plan, trial.number)
         _carry_out(job, trial)
     found = trials_of(study, folder)
-    if found and found[0].value is not None:
-        best = _changed(recipe, found[0].settings)
-        told = f"# Trial {found[0].number} of {len(found)}: validation {recipe.select} {found[0].value:.4f}.\n"
-        write_whole(folder / BEST, told + dump(best))
+    if best := best_of(found):
+        told = f"# Trial {best.number} of {len(found)}: validation {recipe.select} {best.value:.4f}.\n"
+        write_whole(folder / BEST, told + dump(_changed(recipe, best.settings)))
     return found
+
+
+def best_of(found: Sequence[Trial]) -> Trial | None:
+    """The best of those that came to their end: one that diverged may have been better before."""
+    return next((trial for trial in found if trial.state == "complete"), None)
+
+
+def _begun(study: "optuna.Study") -> list[int]:
+    """The numbers of the trials that are trained or were; what was asked for and given back at once has no settings."""
+    import optuna
+
+    trials = study.get_trials(deepcopy=False)
+    return [one.number for one in trials if one.params or one.state == optuna.trial.TrialState.RUNNING]
 
 
 def trials_of(study: "optuna.Study", folder: Path) -> list[Trial]:

@@ -57,7 +57,7 @@ def search(
         print(json.dumps([{**vars(one), "folder": str(one.folder)} for one in found]))
         return
     trials_table(found, chosen.select)
-    if found and found[0].value is not None:
+    if searches.best_of(found):
         best = escape(str(folder / searches.BEST))
         console.print(f"\nThe best settings are in [bold]{best}[/bold]: turborec train {best} tests them.")
 
