@@ -38,6 +38,9 @@ EAGER: dict[str, tuple[eager.Logits, eager.Products]] = {
 
 UNJUDGED = Gate()
 
+VERSIONS = 8
+"""Of a layer's compiled code, that one contestant may need: with and without gradients, of all places or of some."""
+
 Measurements = dict[str, Measurement]
 Ceilings = dict[str, limits.Limits]
 
@@ -67,6 +70,8 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, device: str = "auto") -> di
     possible, missing = configurations.possible(recipe, hardware.device_of(device)) if plan.eight else ({}, {})
     variants |= possible
     warning, before = hardware.busy(), log.environment()
+    if any(variant.train.compile != "none" for variant in variants.values()):
+        _make_room(len(variants))
     contestants = [contestant(name, variant, store, device) for name, variant in variants.items()]
     if warning:
         logger.warning(warning)
@@ -95,6 +100,14 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, device: str = "auto") -> di
         "configurations": _configured(possible, missing, evidence, sizes),
         "provenance": before,
     }
+
+
+def _make_room(contestants: int) -> None:
+    """Let torch keep compiled code of so many: they share functions, and past a limit one of them would run plain code."""
+    import torch._dynamo
+
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, VERSIONS * contestants)
 
 
 def _parameters(name: str, recipe: AnyRecipe, store: Store) -> dict[str, int] | None:
