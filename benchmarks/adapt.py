@@ -10,6 +10,8 @@ are looked for below $TURBOREC_DATA. Rows go to results/adapters/NAME.json; a ru
 import argparse
 import json
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,11 @@ from measured import command, told
 from rows import Row, numbers, write
 from turborec import recipes, run, stores
 from turborec.cli._options import DEFAULT_HOME
+from turborec.data.store import Store
 from turborec.engine.log import environment, read_metrics
 from turborec.errors import UserError, closest
 from turborec.intervals import LEVEL, RESAMPLES, percentile_intervals, resampled_means
+from turborec.recipe import dump
 from turborec.recipes import AnyRecipe
 
 METRICS = ("ndcg@10", "hr@10")
@@ -116,6 +120,14 @@ def recipe_of(case: Case, events: Path, core: int, changes: list[str]) -> AnyRec
     return recipes.load("ml-1m/bert4rec", rest)
 
 
+def apart(recipe: AnyRecipe, folder: Path, store: Store) -> None:
+    """Train in a process of its own, so that the most memory it holds is its own."""
+    path = folder.with_name(f"{folder.name}.yaml")
+    path.write_text(dump(recipe), encoding="utf-8")
+    command = [sys.executable, "-m", "turborec.run", str(path), "--store", str(store.folder), "--out", str(folder)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
 def best_validation(folder: Path, select: str) -> float:
     """Of all epochs of a run."""
     return max(record[select] for record in read_metrics(folder) if record["kind"] == "epoch" and select in record)
@@ -153,8 +165,11 @@ def main() -> None:
     places = stores.Places(home)
 
     def carried_out(name: str, recipe: AnyRecipe, seed: int) -> Path:
-        own = recipe.model_copy(update={"seed": seed})
-        return trained(own, chosen.out / f"{name}-{seed}", home, stores.of_recipe(own, places))
+        own, folder = recipe.model_copy(update={"seed": seed}), chosen.out / f"{name}-{seed}"
+        store = stores.of_recipe(own, places)
+        if not run.is_finished(folder):
+            apart(own, folder, store)
+        return trained(own, folder, home, store)
 
     bases = {s: carried_out("base", recipe_of(case, files["base"], 5, []), s) for s in range(1, chosen.seeds + 1)}
 
