@@ -15,6 +15,7 @@ def size_section(rows: list[Row]) -> list[str]:
         "## Sizes, configurations and adapters of BERT4Rec",
         "",
         "`python benchmarks/charts.py FOLDER` draws these rows. Not measured on an accelerator: no row here has one.",
+        "Self device time is the profiler's, on the wall and after the turns: the profiler and other work lengthen it.",
     ]
     return [*head, *lines] if lines else []
 
