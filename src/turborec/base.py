@@ -77,9 +77,9 @@ def fitted(weights: Weights, model: Model, store: Store) -> dict[str, Tensor]:
             f"{', '.join(strange[:3])}{' …' * (len(strange) > 3)} are not in both. Give this run the model of that one."
         )
     if _item_files(weights.store) != _item_files(store):
-        order, known = _matched(weights, store)
+        order = _matched(weights, store)
         for name in item_rows(model, store.num_items):
-            tensors[name] = _ordered(tensors[name], order, known)
+            tensors[name] = _ordered(tensors[name], order)
     for name, tensor in tensors.items():
         if tensor.shape != wanted[name].shape:
             raise UserError(
@@ -111,8 +111,8 @@ def _item_files(store: Store) -> dict[str, Any]:
     return {name: facts for name, facts in store.card["files"].items() if name.startswith("item_ids")}
 
 
-def _matched(weights: Weights, store: Store) -> tuple[Tensor, Tensor]:
-    """Where the other run has each item, -1 where it has not, and which of its rows are known: int64 [V], int64 [K]."""
+def _matched(weights: Weights, store: Store) -> Tensor:
+    """The row in which the other run has each item, 0 where it has not: int64 [V]."""
     found = torch.from_numpy(weights.store.item_ids.find(store.item_ids.raw(range(store.num_items))))
     lacking = int((found < 0).sum())
     if lacking > UNKNOWN * len(found):
@@ -120,14 +120,13 @@ def _matched(weights: Weights, store: Store) -> tuple[Tensor, Tensor]:
             f"base: {weights.folder} knows {len(found) - lacking:,} of the {len(found):,} items of {store.folder}: it is of "
             "other data, or of other raw ids."
         )
-    known = torch.arange(1, weights.store.num_items + 1)
-    return torch.where(found < 0, 0, found + 1), known
+    return found + 1
 
 
-def _ordered(rows: Tensor, order: Tensor, known: Tensor) -> Tensor:
-    """The first row, then a row for each item: [W + 1, …], int64 [V], int64 [K] -> [V + 1, …]."""
+def _ordered(rows: Tensor, order: Tensor) -> Tensor:
+    """The first row, then a row for each item: [W + 1, …], int64 [V] -> [V + 1, …]."""
     taken = rows[order]
-    taken[order == 0] = rows[known].mean(0)
+    taken[order == 0] = rows[1:].mean(0)
     return torch.cat([rows[:1], taken])
 
 

@@ -43,7 +43,7 @@ def plan(
         chosen, opened = _opened(recipe, overrides, home, raw, store)
     except UserError as error:
         chosen = recipes.load(recipe, overrides or ())
-        if not (known := getattr(chosen.data.source, "known_items", None)) or store is not None:
+        if not (known := getattr(chosen.data.source, "known_items", None)) or store is not None or raw is not None:
             raise
         _parameters(chosen, known, f"The data are not here, so nothing was tried. {error}", as_json)
         return
