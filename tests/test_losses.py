@@ -12,6 +12,12 @@ from turborec.losses import BPR, GBCE, Auto, CrossEntropy, Focal, SampledSoftmax
 N, V, D = 37, 53, 8
 
 
+@pytest.fixture(params=[1, 8], autouse=True)
+def columns_are_a_multiple_of(request, monkeypatch):
+    """As on the processor, and as on an accelerator."""
+    monkeypatch.setattr(head, "ALIGNMENT", {"cpu": request.param})
+
+
 def inputs(dtype=torch.float64, items=V):
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(N, D, dtype=dtype, generator=generator).requires_grad_()

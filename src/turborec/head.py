@@ -5,12 +5,14 @@ columns of a tile. The table, and the bias of the items where there is one, have
 candidate.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from turborec.contract import Cells, Whole, parts_of, rows_of
@@ -24,6 +26,13 @@ Narrow products in bfloat16 gain more from fewer, larger tiles (docs/log.md).
 
 ACCELERATOR_TILE_BYTES = 256 * 2**20
 """The same on an accelerator, whose cache is small and whose products want to be large: a few launches a step."""
+
+ALIGNMENT = {"cpu": 1}
+"""The columns of a tile are a multiple of this, by the kind of device; of 8 elsewhere.
+
+Products over rows that begin at no multiple of 16 bytes take an accelerator's slowest kernels. Columns that are no item's have
+a logit of minus infinity.
+"""
 
 HARMLESS = 60.0
 """Logits no larger than this, either way, are exponentiated as they are: exp(60) times any catalogue is far from overflow.
@@ -131,9 +140,12 @@ def _cross_entropy(head: Head, targets: Tensor, low: torch.dtype, wanted: Wanted
     head = replace(head, states=states)
     tiles, correct = _Tiles(head, low), _correct(head, targets)
     wide, losses, counted = states.dtype, states.new_empty(len(states)), states.new_ones(len(states))
-    state_gradient, table_gradient = torch.empty_like(states), states.new_zeros(table.shape if wanted.of_table else (0,))
-    bias_gradient, cell_gradient = states.new_zeros(parts.total), states.new_zeros(tiles.added)
-    peaked = low == torch.float16 or not _largest(head) <= HARMLESS
+    rows = len(table) + tiles.spare
+    state_gradient = torch.empty_like(states)
+    table_gradient = states.new_zeros((rows, table.shape[1]) if wanted.of_table else (0,))
+    bias_gradient, cell_gradient = states.new_zeros(parts.total + tiles.spare), states.new_zeros(tiles.added)
+    # On an accelerator a pass over the tile is cheaper than to wait for the answer.
+    peaked = low == torch.float16 or states.device.type != "cpu" or not _largest(head) <= HARMLESS
     for number, start in enumerate(range(0, len(states), tiles.rows)):
         here = slice(start, start + tiles.rows)
         block = states[here]
@@ -152,18 +164,21 @@ def _cross_entropy(head: Head, targets: Tensor, low: torch.dtype, wanted: Wanted
         weight = counted[here] / mass
         scaled = (block * weight[:, None]).to(low)
         gradient = torch.zeros_like(block)
-        for at, (lo, tile, bias) in enumerate(tiles):
+        for at, (lo, tile) in enumerate(tiles):
             share = kept if kept is not None else _exponentials(tiles.logits(low_block, number, at), peak if peaked else None)
             _accumulate(gradient, share, tile)
             if wanted.of_table:
                 _accumulate(table_gradient[lo : lo + len(tile)], share.T, scaled)
-            if bias is not None:
+            if head.bias is not None:
                 bias_gradient[parts.first + lo :][: len(tile)] += share.T @ weight.to(low)
             if tiles.added:
                 placed = tiles.cells[number][at]
                 found = share.view(-1).index_select(0, placed.places).to(wide)
                 cell_gradient[placed.which] = found * weight.index_select(0, placed.rows)
         state_gradient[here] = gradient.mul_(weight[:, None])
+    if wanted.of_table:
+        table_gradient = table_gradient[: len(table)]
+    bias_gradient = bias_gradient[: parts.total]
     _take_off_targets(head, targets, counted, (state_gradient, table_gradient, bias_gradient, cell_gradient))
     total = parts.own(losses).sum()
     return total, parts.returned(state_gradient), table_gradient, bias_gradient, cell_gradient
@@ -215,13 +230,20 @@ class _Tiles:
     def __init__(self, head: Head, low: torch.dtype) -> None:
         parts, table = parts_of(head.table), head.table
         first = 1 if parts.first == 0 else 0  # of the rows that are here: row 0 of the table is padding
-        self.rows, columns = _tile(parts.most, tile_bytes(table.device, low) // low.itemsize)
-        self.tables = torch.split(table[first:].to(low), columns)
+        multiple = ALIGNMENT.get(table.device.type, 8)
+        self.rows, columns = _tile(parts.most, tile_bytes(table.device, low) // low.itemsize, multiple)
+        self.spare = -(len(table) - first) % multiple  # columns of no item, behind the others
+        bias = None if head.bias is None else head.bias[parts.first + first :][: len(table) - first].to(low)
+        if self.spare:
+            items = table[first:]
+            table = table.new_zeros(len(items) + self.spare, table.shape[1], dtype=low)
+            table[: len(items)] = items
+            bias = F.pad(table.new_zeros(len(items)) if bias is None else bias, (0, self.spare), value=-math.inf)
+        else:
+            table = table[first:].to(low)
+        self.tables = torch.split(table, columns)
         self.starts = [first + number * columns for number in range(len(self.tables))]
-        self.biases = [
-            None if head.bias is None else head.bias[parts.first + lo :][: len(t)].to(low)
-            for lo, t in zip(self.starts, self.tables, strict=True)
-        ]
+        self.biases = [None] * len(self.tables) if bias is None else torch.split(bias, columns)
         self.added = 0 if head.cells is None else len(head.cells.items)
         self.cells: list[list[_Placed]] = []  # by block and tile
         if head.cells is not None:
@@ -234,8 +256,8 @@ class _Tiles:
     def __len__(self) -> int:
         return len(self.tables)
 
-    def __iter__(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        return zip(self.starts, self.tables, self.biases, strict=True)
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        return zip(self.starts, self.tables, strict=True)
 
     def logits(self, block: Tensor, number: int, at: int) -> Tensor:
         """Of block `number` [R, D] against a tile: [R, C]."""
@@ -275,6 +297,8 @@ def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add left @ right to `total`, in one pass where they are of one type."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
+    elif total.is_cuda and total.dtype == torch.float32:
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
     else:
         total += left @ right
 
@@ -284,11 +308,12 @@ def tile_bytes(device: torch.device, dtype: torch.dtype) -> int:
     return TILE_BYTES[dtype.itemsize] if device.type == "cpu" else ACCELERATOR_TILE_BYTES
 
 
-def _tile(items: int, capacity: int) -> tuple[int, int]:
+def _tile(items: int, capacity: int, multiple: int = 1) -> tuple[int, int]:
     """Rows and columns of a tile of so many logits: all items while a block of rows of them fits, else a square-ish piece."""
+    items += -items % multiple
     if items * _MIN_ROWS <= capacity:
         return capacity // items, items
-    return 4 * _MIN_ROWS, capacity // (4 * _MIN_ROWS)
+    return 4 * _MIN_ROWS, max(multiple, capacity // (4 * _MIN_ROWS) // multiple * multiple)
 
 
 def _largest(head: Head) -> float:

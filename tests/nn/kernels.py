@@ -76,3 +76,17 @@ def test_kernels_refuse_what_they_would_read_wrongly():
     double = [torch.ones(2, 1, 3, dtype=torch.float64, device=DEVICE)] * 2
     with pytest.raises(ValueError, match="float32, got"):
         scan(*double, lowering=triton_kernels())
+
+
+@pytest.mark.parametrize("words", [1, 3, 48])
+@pytest.mark.parametrize("own", [False, True])
+def test_the_kernel_draws_the_bits_of_the_arithmetic(words, own):
+    from turborec.nn import keyed, keyed_triton
+
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randint(-(2**62), 2**62, (70,), generator=generator).to(DEVICE)
+    places = (torch.randint(0, 300, (70, 13), generator=generator) if own else torch.arange(13)).to(DEVICE)
+    constants = keyed._GOLDEN, keyed._FIRST, keyed._SECOND
+    found = keyed_triton.bits(keys, torch.tensor(5, device=DEVICE), places, words, constants)
+    assert torch.equal(found, keyed._words(keys, 5, places, words, torch.arange(words, device=DEVICE)))
+    assert keyed_triton.bits(keys[:0], torch.tensor(5, device=DEVICE), places[:0], words, constants).shape[0] == 0

@@ -60,3 +60,22 @@ def test_evaluation_and_rate_zero_change_nothing():
 def test_impossible_rates_are_refused(rate):
     with pytest.raises(ValueError, match="dropout rate"):
         Dropout(rate, site=0)
+
+
+def test_what_a_compiler_is_given_drops_the_same_channels():
+    layer, x = Dropout(0.3, site=2), torch.randn(4, 10, 13)
+    assert torch.equal(layer(x, KEYS), x * layer._kept(KEYS, torch.arange(10), 13))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_dropout_drops_the_same_channels_on_an_accelerator(dtype):
+    layer, other = Dropout(0.3, site=2).cuda(), torch.nn.Linear(24, 24).cuda().to(dtype)
+    x, keys = torch.randn(4, 10, 24, device="cuda", dtype=dtype), KEYS.cuda()
+
+    def block(x):
+        return layer(torch.nn.functional.gelu(layer(other(x), keys)), keys)
+
+    plain, compiled = block(x), torch.compile(block, dynamic=True)(x)
+    assert torch.equal(plain == 0, compiled == 0)
+    torch.testing.assert_close(compiled, plain, rtol=2e-2, atol=1e-2)

@@ -14,7 +14,7 @@ from turborec.contract import Batch, Model
 from turborec.engine import world
 from turborec.engine.ahead import Batches, ordered
 from turborec.engine.hardware import Precision, compute_dtype
-from turborec.engine.optim import AdamW, Constant, Optimizer, Schedule, clip
+from turborec.engine.optim import AdamW, Constant, Optimizer, Schedule, clip, gradient_norm
 from turborec.engine.parallel import Exchange, Shares
 from turborec.engine.scaling import Scaling, clip_rows
 from turborec.engine.state import Position, TrainState
@@ -156,7 +156,7 @@ def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.devi
     )
     counts = dict(zip(named[0], counted, strict=True))
     dtype = compute_dtype(stage.precision, device)
-    shares: dict[str, float] = {"loss": 0.0}
+    shares = {"loss": torch.zeros((), device=device)}
     predicted = asked
     for number, part in enumerate(parts, 1):
         if stage.compile_mode == "reduce-overhead":
@@ -169,22 +169,23 @@ def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.devi
             for name, term in terms.items():
                 mean = term.sum.float() / max(1, counts.get(name, asked))
                 total = total + term.weight * mean
-                shares[name] = shares.get(name, 0.0) + float(mean.detach())
-            shares["loss"] += float(total.detach())
+                shares[name] = shares.get(name, 0.0) + mean.detach()
+            shares["loss"] = shares["loss"] + total.detach()
             predicted = counts.get(next(iter(terms)), asked)
             with record_function("backward"):
                 state.shares.backward(state.scaler.scale(total))
-    losses = dict(zip(shares, world.totals(list(shares.values())), strict=True))
-    _refuse_non_finite(losses, state, asked)
     state.shares.exchange_tables()
     state.scaler.unscale_(state.optimizer)  # clipping scaled gradients would clip by the scale, not by the norm
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-    limit = stage.clip_norm if stage.clip_norm is not None else math.inf
     with record_function("clip"):
         for group in state.optimizer.param_groups:
             if group.get("clip_rows") is not None:
                 clip_rows(group["params"], group["clip_rows"])
-        norm = clip(parameters, limit)
+        # Read together: it is here, and nowhere before, that a step waits for an accelerator.
+        *own, norm = torch.stack([*shares.values(), gradient_norm(parameters).to(device)]).tolist()
+        losses = dict(zip(shares, world.totals(own), strict=True))
+        _refuse_non_finite(losses, state, asked)
+        clip(parameters, norm, stage.clip_norm if stage.clip_norm is not None else math.inf)
     if not math.isfinite(norm) and not state.scaler.is_enabled():  # a scaler leaves such a step out and lowers its scale
         _refuse_non_finite({**losses, "loss": norm, "gradient_norm": norm}, state, asked)
     state.guard.look(norm, state.model, state.position.global_step)

@@ -217,22 +217,29 @@ def reset_tables(model: nn.Module) -> None:
                 counting.remove()
 
 
-def clip(parameters: list[nn.Parameter], limit: float) -> float:
-    """Scale the gradients so that their norm together is at most `limit`: the norm before."""
+def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
+    """The norm of their gradients together, on their device: a scalar, of which nobody has to wait yet."""
     for parameter in parameters:
         if parameter.grad is not None and parameter.grad.is_sparse:
             parameter.grad = parameter.grad.coalesce()
-    values: dict[bool, list[Tensor]] = {False: [], True: []}
-    for parameter in parameters:
-        if (gradient := parameter.grad) is not None:
-            values[is_part(parameter)].append(gradient.values() if gradient.is_sparse else held(gradient).detach())
-    norm = float(torch.nn.utils.get_total_norm(values[False]))
-    if values[True]:  # of these, other processes have the rest
-        parts = float(torch.nn.utils.get_total_norm(values[True]))
-        norm = math.hypot(norm, math.sqrt(world.totals([parts**2])[0]))
-    if limit < norm:
-        torch._foreach_mul_([v.detach() for v in values[False] + values[True]], limit / (norm + 1e-6))
+    norm: Tensor = torch.nn.utils.get_total_norm(_values(parameters, part=False))
+    if any(is_part(parameter) for parameter in parameters):  # of these, other processes have the rest
+        parts = float(torch.nn.utils.get_total_norm(_values(parameters, part=True)))
+        norm = torch.hypot(norm, norm.new_tensor(math.sqrt(world.totals([parts**2])[0])))
     return norm
+
+
+def clip(parameters: list[nn.Parameter], norm: float, limit: float) -> None:
+    """Scale the gradients, whose norm together is `norm`, so that it is at most `limit`."""
+    if limit < norm:
+        values = _values(parameters, part=False) + _values(parameters, part=True)
+        torch._foreach_mul_(values, limit / (norm + 1e-6))
+
+
+def _values(parameters: list[nn.Parameter], part: bool) -> list[Tensor]:
+    """The numbers of the gradients of those that are, or are not, a process's part of a parameter."""
+    found = [(parameter, parameter.grad) for parameter in parameters if is_part(parameter) == part]
+    return [(g.values() if g.is_sparse else held(g)).detach() for _, g in found if g is not None]
 
 
 def _among(one: Tensor, some: list[Tensor] | list[nn.Parameter]) -> bool:

@@ -10,11 +10,16 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from turborec.nn.keyed import Dropout
 from turborec.nn.linear import Context, Linear
 
 Activation = Literal["gelu", "relu", "silu", "tanh", "sigmoid"]
+
+
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""What attention may be computed by on an accelerator."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,9 @@ class Attention(nn.Module):
             with torch.autocast("cpu", enabled=False):
                 mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=causal)
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=causal)
+            # Not cuDNN's, which plans anew, for ten milliseconds and more, with each shape that a batch brings (docs/log.md).
+            with sdpa_kernel(KERNELS):
+                mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=causal)
         projected: Tensor = self.o(mixed.transpose(1, 2).flatten(2), context)
         return projected
 

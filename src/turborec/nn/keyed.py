@@ -1,8 +1,12 @@
 """Randomness that belongs to a row: bits and dropout as pure functions of the row's key, a site and a position.
 
 The same row draws the same bits in any batch, at any padding, on any process and after any resume. It is also faster
-on CPU than the stock dropout: one 64-bit hash serves eight channels. Letters: B rows, L positions, D width.
+on CPU than the stock dropout: one 64-bit hash serves eight channels. On an accelerator the hash is one kernel, or part of
+those that a compiler makes. Letters: B rows, L positions, D width.
 """
+
+from functools import cache
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +40,27 @@ def bits(keys: Tensor, site: int | Tensor, places: Tensor, words: int) -> Tensor
 
 
 def _bits(keys: Tensor, site: int | Tensor, places: Tensor, words: int) -> Tensor:
+    if keys.is_cuda and (kernels := _kernels()) is not None:
+        site = site if isinstance(site, Tensor) else torch.full((), site, dtype=torch.int64, device=keys.device)
+        found: Tensor = kernels.bits(keys, site, places, words, (_GOLDEN, _FIRST, _SECOND))
+        return found
+    return _words(keys, site, places, words, torch.arange(words, device=keys.device))
+
+
+def _words(keys: Tensor, site: int | Tensor, places: Tensor, words: int, chosen: Tensor) -> Tensor:
+    """Of the `words` words at each place those that are `chosen` [W]: [B, L, W]."""
     row = mix(mix(keys) + site)
-    counter = (places[..., None] * words + torch.arange(words, device=keys.device)) * _GOLDEN
-    return mix(row[:, None, None] + counter)
+    return mix(row[:, None, None] + (places[..., None] * words + chosen) * _GOLDEN)
+
+
+@cache
+def _kernels() -> ModuleType | None:
+    """Those of Triton, where it is installed."""
+    try:
+        from turborec.nn import keyed_triton
+    except ImportError:
+        return None
+    return keyed_triton
 
 
 @torch.library.custom_op("turborec::bits", mutates_args=())
@@ -80,7 +102,19 @@ class Dropout(nn.Module):
             return x
         _, length, width = x.shape
         places = torch.arange(length, device=x.device) if at is None else at
+        if x.is_cuda and torch.compiler.is_compiling():
+            return x * self._kept(keys, places, width).to(x.dtype)
         noise = bits(keys, self.site, places, -(-width // 8)).view(torch.uint8)[..., :width]
         # Written as numbers at once: as truth values and then converted it takes five times as long (docs/log.md).
         kept = torch.ge(noise, self.threshold, out=torch.empty_like(noise, dtype=x.dtype))
         return x * kept.mul_(256 / (256 - self.threshold))
+
+    def _kept(self, keys: Tensor, places: Tensor, width: int) -> Tensor:
+        """What each channel counts, 0 or the scale, by arithmetic a compiler can make part of its kernels: [B, L, width].
+
+        Every channel computes the word it shares with seven others, which costs an accelerator less than a launch.
+        """
+        channels = torch.arange(width, device=keys.device)
+        words = _words(keys, self.site, places, -(-width // 8), channels // 8)
+        noise = (words >> (8 * (channels % 8))) & 255
+        return torch.where(noise >= self.threshold, 256 / (256 - self.threshold), 0.0)
