@@ -248,6 +248,11 @@ def _add(cells: Cells, scores: Tensor, lo: int) -> Tensor:
 class Model(nn.Module, ABC):
     """A recommender: `forward` gives the loss of a batch, `scorer` what ranks items. It knows no training."""
 
+    @property
+    def replays(self) -> bool:
+        """Whether `forward`, given what `asked` makes, is the same operations for all batches of the same shapes."""
+        return False
+
     @abstractmethod
     def forward(self, batch: Any) -> Loss:
         """The loss of a batch as sums: a pure function of the parameters and the batch, dropout included."""
@@ -259,6 +264,13 @@ class Model(nn.Module, ABC):
     # Not every model has work that belongs to an epoch, so doing nothing is the right default for both hooks.
     def begin_epoch(self, epoch: int, generator: torch.Generator) -> None:
         """Work that belongs to an epoch: re-encode the item table, prune edges, draw neighbours."""
+
+    def asked(self, batch: Any, again: bool = False) -> Any:
+        """The batch with what follows from it and the model's settings alone, worked out on the processor that makes batches.
+
+        `forward` takes either. `again` rounds sizes up, so that the shapes of a batch come again in others.
+        """
+        return batch
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """The count of each term, known before `forward`; a term that is not named has `batch.num_targets()`.

@@ -77,7 +77,7 @@ class Head:
 class TiledCrossEntropy(torch.autograd.Function):
     """Sum of logsumexp(states @ table[1:].T) - target logit, whose gradients are formed tile by tile in the forward pass.
 
-    With a `focus` g each of these, c, counts (1 - exp(-c))^g times: the focal loss.
+    States whose target is 0 count nothing. With a `focus` g each of these, c, counts (1 - exp(-c))^g times: the focal loss.
 
     The sum's gradient is known up to the scalar that arrives in `backward`, so each tile of logits is used at once for
     the value and for both gradients and then forgotten. Under bf16 autocast the three products of a tile run in bf16;
@@ -139,7 +139,8 @@ def _cross_entropy(head: Head, targets: Tensor, low: torch.dtype, wanted: Wanted
     states, targets = parts.together(head.states, targets)
     head = replace(head, states=states)
     tiles, correct = _Tiles(head, low), _correct(head, targets)
-    wide, losses, counted = states.dtype, states.new_empty(len(states)), states.new_ones(len(states))
+    wide, losses = states.dtype, states.new_empty(len(states))
+    counted = (targets != 0).to(wide)
     rows = len(table) + tiles.spare
     state_gradient = torch.empty_like(states)
     table_gradient = states.new_zeros((rows, table.shape[1]) if wanted.of_table else (0,))
@@ -155,9 +156,10 @@ def _cross_entropy(head: Head, targets: Tensor, low: torch.dtype, wanted: Wanted
             shift = (peak - top).to(wide).exp()
             kept, peak, mass = kept if kept is None else (kept * shift).to(low), top, mass * shift.squeeze(1)
         mass = parts.summed(mass)
-        losses[here] = peak.squeeze(1) + mass.log() - correct[here]
+        losses[here] = (peak.squeeze(1) + mass.log() - correct[here]) * counted[here]
         if wanted.focus:
-            losses[here], counted[here] = _focused(losses[here], wanted.focus)
+            losses[here], slope = _focused(losses[here], wanted.focus)
+            counted[here] *= slope
         if not wanted.gradient:
             continue
         # Weighting the thin products spares a pass over the tile.

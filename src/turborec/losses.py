@@ -200,6 +200,11 @@ class Criterion(nn.Module):
             negatives = self.draw(size, key) if size else targets[:0]
             return self.config.value(Head(states, table, bias, cells), targets, negatives, self.share)
 
+    @property
+    def exact(self) -> bool:
+        """Whether all items stand against each target, and none are drawn."""
+        return not getattr(self.config, "negatives", 0)
+
     def draw(self, size: int, key: int) -> Tensor:
         """`size` item ids drawn with replacement: int64 [K]."""
         generator = torch.Generator().manual_seed(key % 2**63)

@@ -24,7 +24,7 @@ def run(program: str, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-OPTIONAL = {"nn.scan_triton": "triton", "nn.scan_mamba_ssm": "mamba_ssm"}
+OPTIONAL = {"nn.keyed_triton": "triton", "nn.scan_triton": "triton", "nn.scan_mamba_ssm": "mamba_ssm"}
 """Modules that are loaded only where a package is installed, and which."""
 
 

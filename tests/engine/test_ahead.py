@@ -11,6 +11,10 @@ from turborec.engine.ahead import in_thread, ordered
 CPU = torch.device("cpu")
 
 
+def unchanged(batch):
+    return batch
+
+
 class Batches:
     key = number = 0
 
@@ -35,7 +39,7 @@ def threads():
 @pytest.mark.parametrize("first", [0, 4, 6])
 def test_they_are_the_same_in_a_thread(first):
     plain, ahead = Batches(), Batches()
-    expected, got = list(ordered(plain, first, CPU)), list(in_thread(ahead, first, CPU))
+    expected, got = list(ordered(plain, first, CPU)), list(in_thread(ahead, first, unchanged))
     assert plain.made == ahead.made == list(range(first, 6))
     assert all(torch.equal(a.items, b.items) for a, b in zip(expected, got, strict=True))
     assert set(plain.threads) <= {threading.current_thread().name}
@@ -45,7 +49,7 @@ def test_they_are_the_same_in_a_thread(first):
 
 def test_one_is_made_while_another_is_used():
     batches = Batches()
-    coming = in_thread(batches, 0, CPU)
+    coming = in_thread(batches, 0, unchanged)
     next(coming)
     while len(batches.made) < 2:
         pass
@@ -55,7 +59,7 @@ def test_one_is_made_while_another_is_used():
 
 
 def test_an_error_comes_out_at_its_step():
-    coming = in_thread(Batches(broken=2), 0, CPU)
+    coming = in_thread(Batches(broken=2), 0, unchanged)
     next(coming), next(coming)
     with pytest.raises(ValueError, match="torn"):
         next(coming)

@@ -84,7 +84,7 @@ def observe(contestant: Contestant) -> Evidence:
     next(contestant.steps)
     cold_start, after = time.perf_counter() - began, step.compiled()
     if contestant.compiled:
-        with profile() as profiled:
+        with profile(acc_events=True) as profiled:
             work = next(contestant.steps)
         regions, replays = (
             sum(event.count for event in profiled.key_averages() if event.key.startswith(word)) for word in (REGION, REPLAY)

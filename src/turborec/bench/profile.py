@@ -63,7 +63,7 @@ def take(assembly: Assembly, steps: int = 10, top: int = 25, trace: Path | None 
     for _ in range(3):
         next(work)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (assembly.device.type == "cuda")
-    with profile(activities=activities, profile_memory=True) as seen:
+    with profile(activities=activities, profile_memory=True, acc_events=True) as seen:
         for _ in range(steps):
             next(work)
     with tempfile.TemporaryDirectory() as scratch:

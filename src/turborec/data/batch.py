@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from turborec.data.schema import UNKNOWN_TIME
@@ -63,29 +64,35 @@ class Rows:
 
     def to(self, device: torch.device) -> Self:
         """The same batch on `device`; on an accelerator from pinned memory, so that nobody waits for the copy."""
-        tensors = self._tensors()
-        if tensors["items"].device == device:
+        if self.tensors()["items"].device == device:
             return self
-        pinned = {name: part.pin_memory() if device.type == "cuda" else part for name, part in tensors.items()}
-        return self._with({name: part.to(device, non_blocking=True) for name, part in pinned.items()}, self.targets_count)
+        there = self.pinned() if device.type == "cuda" else self
+        return there._with(
+            {name: part.to(device, non_blocking=True) for name, part in there.tensors().items()}, self.targets_count
+        )
+
+    def pinned(self) -> Self:
+        """The same batch in memory that an accelerator reads by itself."""
+        return self._with({name: part.pin_memory() for name, part in self.tensors().items()}, self.targets_count)
 
     def split(self, parts: int) -> list[Self]:
         """At most `parts` batches of consecutive rows whose sizes differ by one at most."""
-        rows = len(self._tensors()["items"])
+        rows = len(self.tensors()["items"])
         parts = min(parts, max(1, rows))
         edges = [rows * i // parts for i in range(parts + 1)]
         return [self.rows(lo, hi) for lo, hi in pairwise(edges) if hi > lo]
 
     def rows(self, lo: int, hi: int) -> Self:
         """Rows lo..hi-1."""
-        cut = {name: tensor[lo:hi] for name, tensor in self._tensors().items()}
+        cut = {name: tensor[lo:hi] for name, tensor in self.tensors().items()}
         return self._with(cut, int((cut[self.asked] != 0).sum()))
 
     def nothing(self) -> Self:
         """A batch of one empty row, for a process that has no part left where the others have."""
-        return self._with({name: tensor[:1] * 0 for name, tensor in self._tensors().items()}, 0)
+        return self._with({name: tensor[:1] * 0 for name, tensor in self.tensors().items()}, 0)
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def _with(self, tensors: dict[str, Tensor], targets: int) -> Self:
@@ -153,6 +160,31 @@ class SequenceBatch(Rows):
             key=int(torch.randint(0, 2**31, (), generator=generator)),
             targets_count=int(lengths.sum()),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedBatch(SequenceBatch):
+    """Histories, and what a model makes of them before it computes: no step has to wait until a device says how much it is."""
+
+    where: Tensor  # int64 [N]: the states that are asked for, among those of the batch or of `at`, flattened
+    wanted: Tensor  # int64 [N]: the item to be named there; 0 where a place fills the row alone
+    count: int  # how many are not
+    at: Tensor | None = None  # int64 [B, M]: the places of their rows whose states are computed at all; None: all of them
+    hidden: Tensor | None = None  # bool [B, L + 1]: of the events and the one that follows, those a model must not see
+
+    @classmethod
+    def of(cls, batch: SequenceBatch, where: Tensor, wanted: Tensor, again: bool, **others: Tensor) -> Self:
+        """The batch with these N places asked for; `again` rounds their number up, so that it comes again in other batches."""
+        more = rounded(len(where)) - len(where) if again else 0
+        where, wanted = (F.pad(part, (0, more)) for part in (where, wanted))
+        given: dict[str, Any] = {**vars(batch), **others}
+        return cls(**given, where=where, wanted=wanted, count=len(where) - more)
+
+
+def rounded(number: int) -> int:
+    """The next of numbers that are few: a multiple of 64, and of an eighth of their size or less."""
+    step = max(64, 1 << max(0, number.bit_length() - 4))
+    return max(step, -(-number // step) * step)
 
 
 @dataclass(frozen=True)

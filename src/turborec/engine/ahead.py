@@ -1,8 +1,8 @@
 """Batches in their order, on the device that trains; beside an accelerator each is made while the step before it runs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -29,19 +29,23 @@ class Batches(Protocol):
         ...
 
 
-def ordered(batches: Batches, first: int, device: torch.device) -> Iterator[Batch]:
-    """The batches from step `first` on; on the processor itself nothing would be gained by a second thread."""
+Ready = Callable[[Any], Any]
+"""What is done to a batch where it is made."""
+
+
+def ordered(batches: Batches, first: int, device: torch.device, ready: Ready | None = None) -> Iterator[Any]:
+    """The batches from step `first` on, made `ready`; on the processor itself nothing would be gained by a second thread."""
     if device.type == "cpu":
-        return (batches.batch(step) for step in range(first, len(batches)))
-    return in_thread(batches, first, device)
+        return (ready(batches.batch(step)) if ready else batches.batch(step) for step in range(first, len(batches)))
+    return in_thread(batches, first, ready or (lambda batch: batch.to(device)))
 
 
-def in_thread(batches: Batches, first: int, device: torch.device) -> Iterator[Batch]:
+def in_thread(batches: Batches, first: int, ready: Ready) -> Iterator[Any]:
     """The same batches, one step ahead, from a thread that ends with the iterator; its errors come out here."""
     with ThreadPoolExecutor(1, "turborec-batches") as pool:
 
-        def made(step: int) -> Batch:
-            return batches.batch(step).to(device)
+        def made(step: int) -> Any:
+            return ready(batches.batch(step))
 
         coming = pool.submit(made, first) if first < len(batches) else None
         for step in range(first, len(batches)):

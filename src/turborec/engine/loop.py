@@ -4,7 +4,8 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -16,9 +17,10 @@ from turborec.engine.ahead import Batches, ordered
 from turborec.engine.hardware import Precision, compute_dtype
 from turborec.engine.optim import AdamW, Constant, Optimizer, Schedule, clip, gradient_norm
 from turborec.engine.parallel import Exchange, Shares
+from turborec.engine.replay import Replays
 from turborec.engine.scaling import Scaling, clip_rows
 from turborec.engine.state import Position, TrainState
-from turborec.errors import DivergedError
+from turborec.errors import DivergedError, UserError
 from turborec.recipe import Config
 
 
@@ -41,6 +43,9 @@ class Stage(Config):
     )
     compile_mode: Literal["default", "reduce-overhead"] = Field(
         "default", description="reduce-overhead: CUDA records the kernels of compiled code once and replays them"
+    )
+    replay: bool = Field(
+        False, description="CUDA records whole optimizer steps, once for each shape of batch, and replays them; not elsewhere"
     )
     kernels: Literal["auto", "reference", "triton", "mamba_ssm"] = Field(
         "auto", description="what computes the recurrences of state-space models: the best there is, loops, or these kernels"
@@ -67,6 +72,23 @@ class Stage(Config):
             raise ValueError(
                 "exchange.shard parameters needs an optimizer that treats each number by itself: {kind: adamw, tables: dense}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_replayed(self) -> "Stage":
+        if not self.replay:
+            return self
+        wrong = {
+            "accumulate": self.accumulate > 1,
+            "optimizer.kind": self.optimizer.kind != "adamw",
+            "optimizer.tables": getattr(self.optimizer, "tables", "dense") != "dense",
+            "scaling.rule": self.scaling.rule == "cowclip",
+            "exchange.shard": self.exchange.shard != "none",
+            "precision": self.precision == "float16",
+            "compile_mode": self.compile_mode != "default",
+        }
+        if found := next((name for name, is_so in wrong.items() if is_so), None):
+            raise ValueError(f"replay records whole steps of one process with a dense AdamW, which {found} does not fit")
         return self
 
     def at(self, tokens: int) -> "Stage":
@@ -96,6 +118,13 @@ class Record:
 
 def start(model: Model, stage: Stage, device: torch.device) -> TrainState:
     """A fresh state for the first step of a stage."""
+    if stage.replay and not model.replays:
+        raise UserError(
+            f"train.replay: a step of {type(model).__name__} with these settings is not the same operations for all batches of "
+            "the same shapes. Leave it out, or, if negatives are drawn, choose model.loss={kind: cross_entropy}."
+        )
+    if stage.replay and world.size() > 1:
+        raise UserError("train.replay records the steps of one process alone: leave it out where there are several.")
     scaled = compute_dtype(stage.precision, device) == torch.float16
     optimizer = stage.optimizer.build(model)
     for group in optimizer.param_groups:
@@ -115,7 +144,11 @@ def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device)
     model, position = state.model, state.position
     model.begin_epoch(batches.number, torch.Generator().manual_seed(batches.key))
     model.train()
-    coming = ordered(batches, position.step, device)
+    if stage.replay and device.type == "cuda" and state.replays is None:
+        dtype = compute_dtype(stage.precision, device)
+        state.replays = Replays(model, state.optimizer, stage.clip_norm, dtype, device)
+    ready = state.replays.ready if state.replays is not None else partial(_ready, model, stage, device)
+    coming = ordered(batches, position.step, device, ready)
     while position.step < len(batches):
         began = time.perf_counter()
         # The middle of the step's share of the stage: a rate of zero at either end would waste a step.
@@ -126,7 +159,10 @@ def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device)
         with record_function("data"):
             batch = next(coming)
         waited = time.perf_counter() - began
-        losses, norm, predicted, asked = train_step(state, batch, stage, device)
+        if state.replays is None:
+            losses, norm, predicted, asked = train_step(state, batch, stage, device)
+        else:
+            losses, norm, predicted, asked = _replayed(state, state.replays, batch)
         position.step += 1
         position.global_step += 1
         position.loss += losses["loss"] * predicted
@@ -136,6 +172,22 @@ def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device)
         seconds = time.perf_counter() - began
         rate = stage.optimizer.lr * factor
         yield Record(replace(position), len(batches), losses, norm, rate, predicted, asked, seconds, waited)
+
+
+def _ready(model: Model, stage: Stage, device: torch.device, batch: Any) -> Any:
+    """The batch on its device, with all that the model makes of it beforehand, but where it will be taken apart."""
+    return (batch if stage.accumulate > 1 else model.asked(batch)).to(device)
+
+
+def _replayed(state: TrainState, replays: Replays, batch: Any) -> tuple[dict[str, float], float, int, int]:
+    """As `train_step`, from a recording where there is one."""
+    loss, norm = replays.step(batch, state.optimizer.param_groups[0]["lr"])
+    losses, asked = {"loss": loss, replays.term: loss}, batch.num_targets()
+    _refuse_non_finite(losses, state, asked)
+    if not math.isfinite(norm):
+        _refuse_non_finite({**losses, "loss": norm, "gradient_norm": norm}, state, asked)
+    state.guard.look(norm, state.model, state.position.global_step)
+    return losses, norm, batch.count, asked
 
 
 def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.device) -> tuple[dict[str, float], float, int, int]:

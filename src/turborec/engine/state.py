@@ -1,6 +1,6 @@
 """Everything of a training that must survive: if it is a field here it is in the checkpoint, and nothing else is.
 
-But for `shares`, which is how the model is called and says nothing about what it has learnt.
+But for `shares` and `replays`, which are how the model is called and say nothing about what it has learnt.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,6 +14,7 @@ from torch import Tensor
 from turborec.contract import Model
 from turborec.engine.guard import Guard
 from turborec.engine.parallel import Shares
+from turborec.engine.replay import Replays
 from turborec.engine.sharding import held, load_whole, part_of, whole, whole_state
 from turborec.engine.stopping import StopperState
 
@@ -44,6 +45,7 @@ class TrainState:
     best_step: int | None = None  # global step of the checkpoint with the best validation value of the stage
     average: dict[str, Tensor] | None = None  # exponential moving average of the parameters
     guard: Guard = field(default_factory=Guard)
+    replays: Replays | None = None  # recordings of steps; none of a checkpoint's business
 
     @property
     def model(self) -> Model:
@@ -70,6 +72,7 @@ class TrainState:
 
     def restore(self, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
         """Become what `capture` saw."""
+        self.replays = None  # of other tensors than those to come
         load_whole(self.model, tensors["model"])
         rates = [group["initial_lr"] for group in self.optimizer.param_groups]
         numbered = _numbered(self.optimizer)

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from turborec.contract import Cells, DotProduct, Loss, Term
-from turborec.data.batch import DataSpec, SequenceBatch
+from turborec.data.batch import AskedBatch, DataSpec, SequenceBatch
 from turborec.losses import CatalogueLoss
 
 Repeats = Annotated[bool, Field(description="learn a bias of the items of the history, by how long ago they were there")]
@@ -28,11 +28,19 @@ class NextItem(nn.Module):
         self.criterion = loss.build(spec.item_counts())
         self.repeats = RepeatBias(spec.max_length) if repeat_bias else None
 
-    def loss(self, states: Tensor, wanted: Tensor, table: Tensor, batch: SequenceBatch) -> Loss:
-        """The loss of the states [N, D] of the `wanted` positions, int64 [N] of the flattened batch, against [V + 1, D]."""
-        targets, sums = batch.targets.flatten()[wanted], []
-        rows = len(wanted) if self.repeats is None else CELLS // batch.items.shape[1]
-        parts = (torch.split(part, max(1, rows)) for part in (states, wanted, targets))
+    def asked(self, batch: SequenceBatch, again: bool = False) -> AskedBatch:
+        """The batch with the places of its targets."""
+        if isinstance(batch, AskedBatch):
+            return batch
+        targets = batch.targets.flatten()
+        where = targets.nonzero().squeeze(1)
+        return AskedBatch.of(batch, where, targets[where], again)
+
+    def loss(self, states: Tensor, table: Tensor, batch: AskedBatch) -> Loss:
+        """The loss of the states [N, D] of the places that are asked for, against [V + 1, D]."""
+        sums = []
+        rows = len(states) if self.repeats is None else CELLS // batch.items.shape[1]
+        parts = (torch.split(part, max(1, rows)) for part in (states, batch.where, batch.wanted))
         for some, at, asked in zip(*parts, strict=True):
             cells = None if self.repeats is None else self.repeats(batch.items, at)
             sums.append(self.criterion(some, table, asked, batch.key, cells=cells))

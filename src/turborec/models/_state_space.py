@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from turborec.contract import DotProduct, Loss, Model, Vectors
-from turborec.data.batch import DataSpec, SequenceBatch, between
+from turborec.data.batch import AskedBatch, DataSpec, SequenceBatch, between
 from turborec.data.schema import UNKNOWN_TIME
 from turborec.losses import CatalogueLoss
 from turborec.models._next_item import NextItem
@@ -61,8 +61,13 @@ class StateSpace(Model):
 
     def forward(self, batch: SequenceBatch) -> Loss:
         """The loss of predicting every target of the batch."""
-        wanted = batch.targets.flatten().nonzero().squeeze(1)
-        return self.head.loss(self._encode(batch).flatten(0, 1)[wanted], wanted, self.items.weight, batch)
+        asked = self.asked(batch)
+        states = self._encode(asked).flatten(0, 1).index_select(0, asked.where)
+        return self.head.loss(states, self.items.weight, asked)
+
+    def asked(self, batch: SequenceBatch, again: bool = False) -> AskedBatch:
+        """The batch with the places of its targets."""
+        return self.head.asked(batch, again)
 
     def scorer(self) -> DotProduct:
         """Scores by the state after the last event."""

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from turborec.contract import DotProduct, Loss, Model, Term, read_whole
-from turborec.data.batch import DataSpec, SequenceBatch
+from turborec.data.batch import AskedBatch, DataSpec, SequenceBatch
 from turborec.losses import CatalogueLoss, CrossEntropy
 from turborec.models._gate import Gate
 from turborec.nn.attention import Attention, Block, Shape
@@ -120,22 +120,36 @@ class BERT4Rec(Model):
                 nn.init.eye_(module.v.weight)
                 nn.init.eye_(module.o.weight)
 
+    @property
+    def replays(self) -> bool:
+        """Unless negatives are drawn."""
+        return self.criterion.exact
+
     def forward(self, batch: SequenceBatch) -> Loss:
         """The loss of naming every masked event of the batch, or every event."""
+        asked = self.asked(batch)
+        assert asked.hidden is not None
+        shown, lengths = sequence(asked).masked_fill(asked.hidden, MASK), asked.lengths + 1
+        context = self._context(asked, shown, lengths)
+        states = self._encode(shown, lengths, context, asked.at)
+        chosen = states.flatten(0, 1).index_select(0, asked.where)
+        chosen = self._projected(chosen, context.of(asked.where // states.shape[1]))
+        total = self.criterion(chosen, self._output(), asked.wanted, asked.key, self.bias)
+        return Loss({"masked_item": Term(total, asked.count)})
+
+    def asked(self, batch: SequenceBatch, again: bool = False) -> AskedBatch:
+        """The batch with its masks, and the places of the events that have to be named."""
+        if isinstance(batch, AskedBatch):
+            return batch
         events, masked = sequence(batch), self.masked(batch)
-        shown, lengths = events.masked_fill(masked, MASK), batch.lengths + 1
-        context = self._context(batch, shown, lengths)
-        asked = self._asked(batch, masked)
-        at, real = places(asked)
-        states = self._encode(shown, lengths, context, at)
-        rows = real.nonzero(as_tuple=True)[0]
-        chosen = self._projected(states[real], context.of(rows))
-        total = self.criterion(chosen, self._output(), events[asked], batch.key, self.bias)
-        return Loss({"masked_item": Term(total, len(rows))})
+        asked = masked if self.config.loss_on == "masked" else events != 0
+        at, real = places(asked, 2 if again else 1)
+        where = real.flatten().nonzero().squeeze(1)
+        return AskedBatch.of(batch, where, events[asked], again, hidden=masked, at=at)
 
     def counts(self, batch: SequenceBatch) -> dict[str, int]:  # type: ignore[override]
         """How many events are masked, or have to be named all the same."""
-        return {"masked_item": int(self._asked(batch, self.masked(batch)).sum())}
+        return {"masked_item": self.asked(batch).count}
 
     def scorer(self) -> DotProduct:
         """Scores by the state of a mask after the last event."""
@@ -152,10 +166,6 @@ class BERT4Rec(Model):
         last = torch.arange(length, device=batch.items.device) == batch.lengths[:, None]
         last_only = uniform(batch.keys, site + 1, 1) < config.last_share
         return torch.where(last_only & (last & may).any(1, keepdim=True), last, chosen) & may
-
-    def _asked(self, batch: SequenceBatch, masked: Tensor) -> Tensor:
-        """Which positions of the sequences the loss is of: bool [B, L + 1]."""
-        return masked if self.config.loss_on == "masked" else sequence(batch) != 0
 
     def _next_state(self, batch: SequenceBatch) -> Tensor:
         """[B, D]."""
@@ -216,10 +226,14 @@ class Sinusoids(nn.Module):
         return self.table[position]
 
 
-def places(masked: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each row's masked events are, in order, and which of these places are real: int64 and bool [B, M]."""
+def places(masked: Tensor, multiple: int = 1) -> tuple[Tensor, Tensor]:
+    """Where each row's masked events are, in order, and which of these places are real: int64 and bool [B, M].
+
+    M is a multiple of this where rows are as long.
+    """
     count = masked.sum(1)
     most = max(1, int(count.max()))  # of no place the shapes of what follows could not be told
+    most = min(masked.shape[1], -(-most // multiple) * multiple)
     at = (~masked).to(torch.int8).sort(dim=1, stable=True).indices[:, :most]
     return at, torch.arange(most, device=masked.device) < count[:, None]
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from turborec.contract import DotProduct, Loss, Model
-from turborec.data.batch import DataSpec, SequenceBatch
+from turborec.data.batch import AskedBatch, DataSpec, SequenceBatch
 from turborec.losses import CatalogueLoss, CrossEntropy
 from turborec.models._next_item import NextItem, Repeats
 from turborec.nn.keyed import Dropout
@@ -74,10 +74,14 @@ class GRU4Rec(Model):
 
     def forward(self, batch: SequenceBatch) -> Loss:
         """The loss of predicting every target of the batch."""
-        wanted = batch.targets.flatten().nonzero().squeeze(1)
-        context = Context(keys=batch.keys).of(wanted // batch.targets.shape[1])
-        states = self._project(self._encode(batch).flatten(0, 1)[wanted], context)
-        return self.head.loss(states, wanted, self.items.weight, batch)
+        asked = self.asked(batch)
+        context = Context(keys=asked.keys).of(asked.where // asked.targets.shape[1])
+        states = self._encode(asked).flatten(0, 1).index_select(0, asked.where)
+        return self.head.loss(self._project(states, context), self.items.weight, asked)
+
+    def asked(self, batch: SequenceBatch, again: bool = False) -> AskedBatch:
+        """The batch with the places of its targets."""
+        return self.head.asked(batch, again)
 
     def scorer(self) -> DotProduct:
         """Scores by the state after the last event."""

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from turborec.contract import DotProduct, Loss, Model, read_whole
-from turborec.data.batch import DataSpec, SequenceBatch
+from turborec.data.batch import AskedBatch, DataSpec, SequenceBatch
 from turborec.losses import CatalogueLoss, CrossEntropy
 from turborec.models._next_item import NextItem, Repeats
 from turborec.nn.attention import Activation, Block, Shape
@@ -93,10 +93,20 @@ class SASRec(Model):
         with torch.no_grad():
             self.items.weight[0].zero_()
 
+    @property
+    def replays(self) -> bool:
+        """Unless negatives are drawn, or there is a bias for what a history holds."""
+        return self.head.criterion.exact and self.head.repeats is None
+
     def forward(self, batch: SequenceBatch) -> Loss:
         """The loss of predicting every target of the batch."""
-        wanted = batch.targets.flatten().nonzero().squeeze(1)
-        return self.head.loss(self._encode(batch).flatten(0, 1)[wanted], wanted, self.items.weight, batch)
+        asked = self.asked(batch)
+        states = self._encode(asked).flatten(0, 1).index_select(0, asked.where)
+        return self.head.loss(states, self.items.weight, asked)
+
+    def asked(self, batch: SequenceBatch, again: bool = False) -> AskedBatch:
+        """The batch with the places of its targets."""
+        return self.head.asked(batch, again)
 
     def scorer(self) -> DotProduct:
         """Scores by the state after the last event."""

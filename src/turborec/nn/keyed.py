@@ -47,10 +47,12 @@ def _bits(keys: Tensor, site: int | Tensor, places: Tensor, words: int) -> Tenso
     return _words(keys, site, places, words, torch.arange(words, device=keys.device))
 
 
-def _words(keys: Tensor, site: int | Tensor, places: Tensor, words: int, chosen: Tensor) -> Tensor:
+def _words(
+    keys: Tensor, site: int | Tensor, places: Tensor, words: int, chosen: Tensor, golden: int | Tensor = _GOLDEN
+) -> Tensor:
     """Of the `words` words at each place those that are `chosen` [W]: [B, L, W]."""
     row = mix(mix(keys) + site)
-    return mix(row[:, None, None] + (places[..., None] * words + chosen) * _GOLDEN)
+    return mix(row[:, None, None] + (places[..., None] * words + chosen) * golden)
 
 
 @cache
@@ -83,12 +85,15 @@ class Dropout(nn.Module):
     """Dropout keyed by row. The rate is rounded to 1/256 and the scale follows the rounded rate, so the mean is exact."""
 
     site: Tensor
+    golden: Tensor
 
     def __init__(self, rate: float, site: int) -> None:
         """`site` tells the places of a model apart; two places with one site would drop the same channels."""
         super().__init__()
         # A tensor, since a compiler would make other code of each layer for a number that differs.
         self.register_buffer("site", torch.tensor(site), persistent=False)
+        # Nor would it multiply the number of a place by a constant of 64 bits without going beyond them.
+        self.register_buffer("golden", torch.tensor(_GOLDEN), persistent=False)
         self.threshold = round(rate * 256)
         if not 0 <= self.threshold < 256:
             raise ValueError(f"expected a dropout rate in [0, 1), got {rate}")
@@ -115,6 +120,6 @@ class Dropout(nn.Module):
         Every channel computes the word it shares with seven others, which costs an accelerator less than a launch.
         """
         channels = torch.arange(width, device=keys.device)
-        words = _words(keys, self.site, places, -(-width // 8), channels // 8)
+        words = _words(keys, self.site, places, -(-width // 8), channels // 8, self.golden)
         noise = (words >> (8 * (channels % 8))) & 255
         return torch.where(noise >= self.threshold, 256 / (256 - self.threshold), 0.0)

@@ -1,0 +1,119 @@
+"""Whole optimizer steps, recorded by CUDA once for each shape of batch and replayed.
+
+A step of a small model is a thousand operations of a few microseconds each, and a processor needs longer to ask for one than
+an accelerator to do it. A recording asks for all of them at once. It holds for the shapes, the addresses and the numbers it was
+made with: what changes from step to step comes in through tensors that stay where they are.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from turborec.contract import Model
+from turborec.engine.optim import gradient_norm
+
+Key = tuple[tuple[str, tuple[int, ...]], ...]
+"""The shapes of a batch's tensors, by their names."""
+
+
+class Replays:
+    """The steps of one stage, on one stream of their own: the first of each shape is computed, the second recorded."""
+
+    def __init__(
+        self,
+        model: Model,
+        optimizer: torch.optim.Optimizer,
+        limit: float | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """`limit` of the gradient's norm, None for none; `dtype` of the products. Only CUDA records anything."""
+        self._model, self._optimizer, self._limit, self._dtype, self._device = model, optimizer, limit, dtype, device
+        self._cuda = device.type == "cuda"
+        self._slots: dict[Key, Any] = {}  # batches whose tensors stay where they are
+        self._graphs: dict[Key, Any] = {}
+        self._stream: Any = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
+        self._pool: Any = None  # of memory, one for all recordings: no two of them run at a time
+        self._rate = torch.zeros((), device=device)
+        self._share = torch.zeros((), device=device)  # of each prediction in the mean
+        self._seen = torch.zeros(2, device=device)  # the loss, and the norm of its gradient
+        self.term = "loss"  # the name of the model's one term
+
+    def __len__(self) -> int:
+        """How many recordings there are."""
+        return len(self._graphs)
+
+    def ready(self, batch: Any) -> Any:
+        """A batch as `step` takes it: all worked out, in memory that an accelerator reads by itself."""
+        asked = self._model.asked(batch, again=True)
+        return asked.pinned() if self._cuda else asked
+
+    def step(self, asked: Any, rate: float) -> tuple[float, float]:
+        """One optimizer step at this learning rate: its loss, and the norm of the gradient before clipping.
+
+        A loss or a gradient that is not finite changes no weight.
+        """
+        tensors = asked.tensors()
+        key = tuple((name, tuple(tensor.shape)) for name, tensor in tensors.items())
+        if self._cuda:  # for what others did to the weights, such as their average
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream) if self._cuda else nullcontext():
+            if (slot := self._slots.get(key)) is None:
+                slot = self._slots[key] = asked.to(self._device) if self._cuda else replace(asked)
+                compute: Callable[[], None] = lambda: self._compute(slot)  # noqa: E731
+            else:
+                for name, tensor in slot.tensors().items():
+                    tensor.copy_(tensors[name], non_blocking=True)
+                if key not in self._graphs and self._cuda:
+                    self._graphs[key] = self._record(slot)
+                compute = self._graphs[key].replay if self._cuda else lambda: self._compute(slot)
+            self._rate.fill_(rate)
+            self._share.fill_(1 / max(1, asked.count))
+            compute()
+            loss, norm = self._seen.tolist()  # the one time that a step waits
+        return loss, norm
+
+    def _record(self, slot: Any) -> Any:
+        graph: Any = torch.cuda.CUDAGraph()
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        # Another thread makes batches meanwhile, which is no concern of the recording.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            self._compute(slot)
+        return graph
+
+    def _compute(self, slot: Any) -> None:
+        """The step, without a question to the device."""
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            ((self.term, term),) = self._model(slot).terms.items()
+        total = term.sum.float() * self._share * term.weight
+        total.backward()
+        norm = gradient_norm(parameters).float()
+        optimizer: Any = self._optimizer
+        # torch's names for what a scaler of losses would leave here: gradients are divided by the one, and nothing is done
+        # where the other is not 0.
+        optimizer.found_inf = (~(norm + total.detach()).isfinite()).float()
+        if self._limit is not None:
+            optimizer.grad_scale = ((norm + 1e-6) / self._limit).clamp(min=1.0)
+        with self._by_tensor():
+            optimizer.step()
+        optimizer.found_inf = optimizer.grad_scale = None
+        optimizer.zero_grad(set_to_none=True)
+        self._seen.copy_(torch.stack([total.detach(), norm]))
+
+    @contextmanager
+    def _by_tensor(self) -> Iterator[None]:
+        """Let the optimizer read its rate from the tensor while a step is computed; its groups keep plain numbers."""
+        groups = self._optimizer.param_groups
+        before = [(group["lr"], group["capturable"]) for group in groups]
+        for group in groups:
+            group["lr"], group["capturable"] = self._rate, self._cuda
+        try:
+            yield
+        finally:
+            for group, (rate, capturable) in zip(groups, before, strict=True):
+                group["lr"], group["capturable"] = rate, capturable
