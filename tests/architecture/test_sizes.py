@@ -6,17 +6,18 @@ from collections.abc import Iterator
 from package_source import classes, decorators, files, functions, lines, place, tree
 
 FILE_LINES, FUNCTION_LINES, PARAMETERS, FIELDS = 400, 60, 8, 20
-PACKAGE_LINES, CORE_LINES = 32_000, 13_000
+PACKAGE_LINES, CORE_LINES = 33_000, 13_500
 CORE = {"data", "nn", "models", "engine", "evaluate", "ranking", "tiles", "head", "losses", "metrics"}
 
 KERNEL = "a kernel is given every pointer and size that it needs"
 ALLOWED = {
     "bench/evidence.py:__call__": "torch's counter calls a formula with whatever its kernel takes",
+    "nn/keyed_triton.py:_bits": KERNEL,
     **{f"nn/scan_triton.py:{name}": KERNEL for name in ("_forward", "_backward")},
 }
 """What may be larger (`data/store.py` or `data/store.py:open_store`), each with its reason."""
 
-ROOTS = {"Config", "Model", "Counted", "UserError", "Assembly", "Rows"}
+ROOTS = {"Config", "Model", "Counted", "UserError", "Assembly", "Rows", "SequenceBatch"}
 """Own classes made to be derived from: interfaces, what says what a thing is for, batches, what a run adds its folder to"""
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from turborec.data.batch import AskedBatch, DataSpec, SequenceBatch, rounded
+from turborec.data.batch import AskedBatch, DataSpec, SequenceBatch
 from turborec.engine import loop
 from turborec.engine.loop import Stage
 from turborec.engine.optim import AdamW
@@ -48,7 +48,7 @@ def test_they_come_to_the_same_weights(model, clip):
     changes = {"clip_norm": clip, "precision": "float32", "optimizer": AdamW(weight_decay=0.1), "epochs": 3}
     plain, _, expected = trained(model, Stage(**changes, schedule={"kind": "linear", "warmup": 0.2}))
     replayed, state, got = trained(model, Stage(**changes, schedule={"kind": "linear", "warmup": 0.2}, replay=True))
-    assert len(state.replays) == (0 if DEVICE.type == "cpu" else 8 if model == "bert4rec" else len(state.replays))
+    assert (len(state.replays) > 0) == (DEVICE.type == "cuda")
     for a, b in zip(expected, got, strict=True):
         assert a.losses.keys() == b.losses.keys() and a.targets == b.targets and a.asked == b.asked and a.lr == b.lr
         assert b.loss == pytest.approx(a.loss, rel=1e-4) and b.gradient_norm == pytest.approx(a.gradient_norm, rel=1e-3)
@@ -82,8 +82,7 @@ def test_shapes_come_again_and_nothing_is_added(model):
         batch = SequenceBatch.example(SPEC, 200, torch.Generator().manual_seed(seed))
         asked, plain = made.asked(batch, again=True), made.asked(batch)
         assert isinstance(asked, AskedBatch) and made.asked(asked) is asked
-        assert asked.count == plain.count == len(plain.where) and torch.equal(asked.wanted[: plain.count], plain.wanted)
-        assert not asked.wanted[plain.count :].any()
+        assert asked.count == plain.count == len(plain.where) and torch.equal(asked.wanted[asked.wanted != 0], plain.wanted)
         made.eval()
         loss, other = made(asked).terms, made(plain).terms
         for name in loss:
@@ -91,13 +90,7 @@ def test_shapes_come_again_and_nothing_is_added(model):
             assert torch.allclose(loss[name].sum, other[name].sum, rtol=1e-5)
         shapes.add(tuple(t.shape for t in asked.tensors().values()))
         exact.add(tuple(t.shape for t in plain.tensors().values()))
-    assert len(shapes) < 8 < len(exact)
-
-
-def test_sizes_are_few_and_little_is_added():
-    sizes = [rounded(n) for n in range(10_000)]
-    assert all(n <= size for n, size in enumerate(sizes)) and len(set(sizes)) < 60
-    assert all(size <= n * 1.13 + 64 for n, size in enumerate(sizes))
+    assert len(shapes) <= 2 < len(exact)
 
 
 @pytest.mark.parametrize(

@@ -173,18 +173,12 @@ class AskedBatch(SequenceBatch):
     hidden: Tensor | None = None  # bool [B, L + 1]: of the events and the one that follows, those a model must not see
 
     @classmethod
-    def of(cls, batch: SequenceBatch, where: Tensor, wanted: Tensor, again: bool, **others: Tensor) -> Self:
-        """The batch with these N places asked for; `again` rounds their number up, so that it comes again in other batches."""
-        more = rounded(len(where)) - len(where) if again else 0
-        where, wanted = (F.pad(part, (0, more)) for part in (where, wanted))
-        given: dict[str, Any] = {**vars(batch), **others}
-        return cls(**given, where=where, wanted=wanted, count=len(where) - more)
-
-
-def rounded(number: int) -> int:
-    """The next of numbers that are few: a multiple of 64, and of an eighth of their size or less."""
-    step = max(64, 1 << max(0, number.bit_length() - 4))
-    return max(step, -(-number // step) * step)
+    def of(cls, batch: SequenceBatch, asked: Tensor, wanted: Tensor, size: int = 0) -> Self:
+        """The batch, asked for places that `asked` names among its states, flattened, and at least `size` of them in all."""
+        more = max(0, size - len(asked))
+        where, wanted_there = (F.pad(part, (0, more)) for part in (asked, wanted))
+        given: dict[str, Any] = vars(batch)
+        return cls(**given, where=where, wanted=wanted_there, count=int((wanted != 0).sum()))
 
 
 @dataclass(frozen=True)

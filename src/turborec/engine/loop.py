@@ -17,7 +17,7 @@ from turborec.engine.ahead import Batches, ordered
 from turborec.engine.hardware import Precision, compute_dtype
 from turborec.engine.optim import AdamW, Constant, Optimizer, Schedule, clip, gradient_norm
 from turborec.engine.parallel import Exchange, Shares
-from turborec.engine.replay import Replays
+from turborec.engine.replay import Packed, Replays
 from turborec.engine.scaling import Scaling, clip_rows
 from turborec.engine.state import Position, TrainState
 from turborec.errors import DivergedError, UserError
@@ -179,15 +179,15 @@ def _ready(model: Model, stage: Stage, device: torch.device, batch: Any) -> Any:
     return (batch if stage.accumulate > 1 else model.asked(batch)).to(device)
 
 
-def _replayed(state: TrainState, replays: Replays, batch: Any) -> tuple[dict[str, float], float, int, int]:
+def _replayed(state: TrainState, replays: Replays, packed: Packed) -> tuple[dict[str, float], float, int, int]:
     """As `train_step`, from a recording where there is one."""
-    loss, norm = replays.step(batch, state.optimizer.param_groups[0]["lr"])
-    losses, asked = {"loss": loss, replays.term: loss}, batch.num_targets()
+    loss, norm = replays.step(packed, state.optimizer.param_groups[0]["lr"])
+    losses, asked = {"loss": loss, replays.term: loss}, packed.batch.num_targets()
     _refuse_non_finite(losses, state, asked)
     if not math.isfinite(norm):
         _refuse_non_finite({**losses, "loss": norm, "gradient_norm": norm}, state, asked)
     state.guard.look(norm, state.model, state.position.global_step)
-    return losses, norm, batch.count, asked
+    return losses, norm, packed.batch.count, asked
 
 
 def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.device) -> tuple[dict[str, float], float, int, int]:

@@ -5,18 +5,38 @@ an accelerator to do it. A recording asks for all of them at once. It holds for 
 made with: what changes from step to step comes in through tensors that stay where they are.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from turborec.contract import Model
 from turborec.engine.optim import gradient_norm
 
-Key = tuple[tuple[str, tuple[int, ...]], ...]
-"""The shapes of a batch's tensors, by their names."""
+Key = tuple[tuple[str, torch.dtype, torch.Size], ...]
+"""What a batch's tensors are, by their names."""
+
+
+class Packed:
+    """A batch whose tensors of one type lie one after the other in one, so that all of them move in one copy."""
+
+    def __init__(self, batch: Any, pinned: bool) -> None:
+        self.batch, tensors = batch, batch.tensors()
+        self.key: Key = tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items())
+        types = sorted({tensor.dtype for tensor in tensors.values()}, key=str)
+        flat = [torch.cat([t.flatten() for t in tensors.values() if t.dtype == one]) for one in types]
+        self.flat = [one.pin_memory() for one in flat] if pinned else flat
+
+    def on(self, device: torch.device) -> tuple[list[Tensor], Any]:
+        """The flat tensors on a device, and the batch made of views of them."""
+        flat = [one.to(device, non_blocking=True) for one in self.flat]
+        left, made = {one.dtype: one for one in flat}, {}
+        for name, dtype, shape in self.key:
+            made[name], left[dtype] = left[dtype][: shape.numel()].view(shape), left[dtype][shape.numel() :]
+        return flat, replace(self.batch, **made)
 
 
 class Replays:
@@ -33,7 +53,7 @@ class Replays:
         """`limit` of the gradient's norm, None for none; `dtype` of the products. Only CUDA records anything."""
         self._model, self._optimizer, self._limit, self._dtype, self._device = model, optimizer, limit, dtype, device
         self._cuda = device.type == "cuda"
-        self._slots: dict[Key, Any] = {}  # batches whose tensors stay where they are
+        self._slots: dict[Key, tuple[list[Tensor], Any]] = {}  # batches whose tensors stay where they are
         self._graphs: dict[Key, Any] = {}
         self._stream: Any = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
         self._pool: Any = None  # of memory, one for all recordings: no two of them run at a time
@@ -46,33 +66,34 @@ class Replays:
         """How many recordings there are."""
         return len(self._graphs)
 
-    def ready(self, batch: Any) -> Any:
+    def ready(self, batch: Any) -> Packed:
         """A batch as `step` takes it: all worked out, in memory that an accelerator reads by itself."""
-        asked = self._model.asked(batch, again=True)
-        return asked.pinned() if self._cuda else asked
+        return Packed(self._model.asked(batch, again=True), pinned=self._cuda)
 
-    def step(self, asked: Any, rate: float) -> tuple[float, float]:
+    def step(self, packed: Packed, rate: float) -> tuple[float, float]:
         """One optimizer step at this learning rate: its loss, and the norm of the gradient before clipping.
 
         A loss or a gradient that is not finite changes no weight.
         """
-        tensors = asked.tensors()
-        key = tuple((name, tuple(tensor.shape)) for name, tensor in tensors.items())
+        key = packed.key
         if self._cuda:  # for what others did to the weights, such as their average
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream) if self._cuda else nullcontext():
-            if (slot := self._slots.get(key)) is None:
-                slot = self._slots[key] = asked.to(self._device) if self._cuda else replace(asked)
-                compute: Callable[[], None] = lambda: self._compute(slot)  # noqa: E731
-            else:
-                for name, tensor in slot.tensors().items():
-                    tensor.copy_(tensors[name], non_blocking=True)
-                if key not in self._graphs and self._cuda:
-                    self._graphs[key] = self._record(slot)
-                compute = self._graphs[key].replay if self._cuda else lambda: self._compute(slot)
             self._rate.fill_(rate)
-            self._share.fill_(1 / max(1, asked.count))
-            compute()
+            self._share.fill_(1 / max(1, packed.batch.count))
+            if key not in self._slots:
+                self._slots[key] = packed.on(self._device)
+                self._compute(self._slots[key][1])
+            else:
+                flat, slot = self._slots[key]
+                for there, one in zip(flat, packed.flat, strict=True):
+                    there.copy_(one, non_blocking=True)
+                if self._cuda and key not in self._graphs:
+                    self._graphs[key] = self._record(slot)
+                if self._cuda:
+                    self._graphs[key].replay()
+                else:
+                    self._compute(slot)
             loss, norm = self._seen.tolist()  # the one time that a step waits
         return loss, norm
 

@@ -29,12 +29,12 @@ class NextItem(nn.Module):
         self.repeats = RepeatBias(spec.max_length) if repeat_bias else None
 
     def asked(self, batch: SequenceBatch, again: bool = False) -> AskedBatch:
-        """The batch with the places of its targets."""
+        """The batch with the places of its targets; `again`: all places, so that as many come again."""
         if isinstance(batch, AskedBatch):
             return batch
         targets = batch.targets.flatten()
-        where = targets.nonzero().squeeze(1)
-        return AskedBatch.of(batch, where, targets[where], again)
+        where = torch.arange(len(targets), device=targets.device) if again else targets.nonzero().squeeze(1)
+        return AskedBatch.of(batch, where, targets[where])
 
     def loss(self, states: Tensor, table: Tensor, batch: AskedBatch) -> Loss:
         """The loss of the states [N, D] of the places that are asked for, against [V + 1, D]."""

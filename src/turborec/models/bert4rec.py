@@ -4,6 +4,8 @@ Letters: B rows, L positions of a batch, D width, V items, N masked positions. A
 them are a sequence of L + 1 positions.
 """
 
+import math
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -143,9 +145,18 @@ class BERT4Rec(Model):
             return batch
         events, masked = sequence(batch), self.masked(batch)
         asked = masked if self.config.loss_on == "masked" else events != 0
-        at, real = places(asked, 2 if again else 1)
+        most, size = self._usual(*batch.items.shape) if again else (1, 0)
+        at, real = places(asked, most)
         where = real.flatten().nonzero().squeeze(1)
-        return AskedBatch.of(batch, where, events[asked], again, hidden=masked, at=at)
+        return replace(AskedBatch.of(batch, where, events[asked], size), at=at, hidden=masked)
+
+    def _usual(self, rows: int, length: int) -> tuple[int, int]:
+        """How many events are asked for of one of so many rows, and of all together, with few exceptions."""
+        if self.config.loss_on == "every_event":
+            return length + 1, rows * (length + 1)
+        share = self.config.mask_share
+        mean, deviation = length * share + (1 - share) ** length, math.sqrt(length * share * (1 - share))
+        return math.ceil(mean + 4 * deviation), math.ceil(rows * mean + 3 * math.sqrt(rows) * deviation)
 
     def counts(self, batch: SequenceBatch) -> dict[str, int]:  # type: ignore[override]
         """How many events are masked, or have to be named all the same."""
@@ -226,14 +237,14 @@ class Sinusoids(nn.Module):
         return self.table[position]
 
 
-def places(masked: Tensor, multiple: int = 1) -> tuple[Tensor, Tensor]:
+def places(masked: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
     """Where each row's masked events are, in order, and which of these places are real: int64 and bool [B, M].
 
-    M is a multiple of this where rows are as long.
+    M is `least` where no row has more, and rows are as long.
     """
     count = masked.sum(1)
     most = max(1, int(count.max()))  # of no place the shapes of what follows could not be told
-    most = min(masked.shape[1], -(-most // multiple) * multiple)
+    most = min(masked.shape[1], max(least, most))
     at = (~masked).to(torch.int8).sort(dim=1, stable=True).indices[:, :most]
     return at, torch.arange(most, device=masked.device) < count[:, None]
 
