@@ -167,7 +167,8 @@ def _cross_entropy(head: Head, targets: Tensor, low: torch.dtype, wanted: Wanted
         scaled = (block * weight[:, None]).to(low)
         gradient = torch.zeros_like(block)
         for at, (lo, tile) in enumerate(tiles):
-            share = kept if kept is not None else _exponentials(tiles.logits(low_block, number, at), peak if peaked else None)
+            whole = kept if kept is not None else _exponentials(tiles.logits(low_block, number, at), peak if peaked else None)
+            share = whole[:, : len(tile)]
             _accumulate(gradient, share, tile)
             if wanted.of_table:
                 _accumulate(table_gradient[lo : lo + len(tile)], share.T, scaled)
@@ -175,7 +176,7 @@ def _cross_entropy(head: Head, targets: Tensor, low: torch.dtype, wanted: Wanted
                 bias_gradient[parts.first + lo :][: len(tile)] += share.T @ weight.to(low)
             if tiles.added:
                 placed = tiles.cells[number][at]
-                found = share.view(-1).index_select(0, placed.places).to(wide)
+                found = whole.view(-1).index_select(0, placed.places).to(wide)
                 cell_gradient[placed.which] = found * weight.index_select(0, placed.rows)
         state_gradient[here] = gradient.mul_(weight[:, None])
     if wanted.of_table:
@@ -236,7 +237,9 @@ class _Tiles:
         self.rows, columns = _tile(parts.most, tile_bytes(table.device, low) // low.itemsize, multiple)
         self.spare = -(len(table) - first) % multiple  # columns of no item, behind the others
         bias = None if head.bias is None else head.bias[parts.first + first :][: len(table) - first].to(low)
-        if self.spare:
+        # A table that is kept in this type is not copied to make it longer: the last tile's logits are, which are fewer.
+        self.beyond = self.spare if table.dtype == low else 0
+        if self.spare and not self.beyond:
             items = table[first:]
             table = table.new_zeros(len(items) + self.spare, table.shape[1], dtype=low)
             table[: len(items)] = items
@@ -252,7 +255,7 @@ class _Tiles:
             cells = replace(head.cells, items=head.cells.items - first, values=head.cells.values.to(low))
             starts = torch.arange(0, len(head.states) + self.rows, self.rows, device=cells.rows.device)
             bounds = torch.searchsorted(cells.rows, starts).tolist()
-            widths = [len(t) for t in self.tables]
+            widths = [*(len(t) for t in self.tables[:-1]), len(self.tables[-1]) + self.beyond]
             self.cells = [_place(cells, *bound, n * self.rows, widths) for n, bound in enumerate(pairwise(bounds))]
 
     def __len__(self) -> int:
@@ -264,7 +267,14 @@ class _Tiles:
     def logits(self, block: Tensor, number: int, at: int) -> Tensor:
         """Of block `number` [R, D] against a tile: [R, C]."""
         table, bias = self.tables[at], self.biases[at]
-        logits = block @ table.T if bias is None else torch.addmm(bias, block, table.T)
+        more = self.beyond if at + 1 == len(self.tables) else 0
+        logits = block.new_empty(len(block), len(table) + more)
+        if bias is None:
+            torch.mm(block, table.T, out=logits[:, : len(table)])
+        else:
+            torch.addmm(bias, block, table.T, out=logits[:, : len(table)])
+        if more:
+            logits[:, len(table) :] = -math.inf
         if self.added:
             placed = self.cells[number][at]
             logits.view(-1).index_add_(0, placed.places, placed.values)

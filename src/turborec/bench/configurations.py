@@ -24,7 +24,7 @@ class Configuration:
     amp: bool = False
     compiled: bool = False
     adapted: bool = False
-    replayed: bool = False  # CUDA records what was compiled, and replays it
+    replayed: bool = False  # CUDA records whole steps, and replays them
 
     def overrides(self, recipe: AnyRecipe, device: torch.device) -> tuple[str, ...]:
         """What makes the recipe so. A UserError where this machine or model cannot be."""
@@ -35,19 +35,19 @@ class Configuration:
         lowered = hardware.compute_dtype("auto", device)
         if self.amp and lowered == torch.float32:
             raise UserError(f"this {device.type} has no reduced precision that is fast")
-        found = ["train.precision=float32", "train.compile=none", "train.compile_mode=default"]
+        found = ["train.precision=float32", "train.compile=none", "train.compile_mode=default", "train.replay=false"]
         if self.amp:
             found[0] = f"train.precision={str(lowered).removeprefix('torch.')}"
         if self.compiled:
             found[1] = "train.compile=layers"
         if self.replayed:
-            found[2] = "train.compile_mode=reduce-overhead"
+            found[3] = "train.replay=true"
         return (*found, ADAPTERS if self.adapted else "adapters=null")
 
     def shown(self, seen: Evidence, trained: float) -> str | None:
         """Why it was not what it is called, by what was seen of its steps and the share of parameters it trains; else None."""
         lowered = seen.main_type() in ("bfloat16", "float16")
-        if not self.compiled and lowered != self.amp:
+        if not self.compiled and not self.replayed and lowered != self.amp:
             return f"most of its products ran in {seen.main_type()}"
         if self.compiled != (seen.regions > 0):
             return f"{seen.regions} calls of compiled code were seen a step"
@@ -68,6 +68,12 @@ EIGHT = (
     Configuration("ilora + amp + compile", adapted=True, amp=True, compiled=True),
     Configuration("ilora + amp + compile, reduced overhead", adapted=True, amp=True, compiled=True, replayed=True),
 )
+
+REPLAYED = (
+    Configuration("amp + replay", amp=True, replayed=True),
+    Configuration("ilora + amp + replay", adapted=True, amp=True, replayed=True),
+)
+"""Not of the study: what CUDA devices gain most from."""
 
 
 def possible(recipe: AnyRecipe, device: torch.device) -> tuple[dict[str, AnyRecipe], dict[str, str]]:

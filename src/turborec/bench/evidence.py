@@ -56,8 +56,8 @@ class Evidence:
     cold_start: float = 0.0  # seconds of the first step: compilation, first touches
     graphs: int = 0  # compiled in the first step, unless another contestant has compiled the same code
     breaks: int = 0  # where a graph had to end
-    regions: int = 0  # calls of compiled code in the second step
-    replays: int = 0  # of recorded CUDA graphs, in the second step
+    regions: int = 0  # calls of compiled code in a step after the first
+    replays: int = 0  # of recorded CUDA graphs, likewise
 
     @property
     def fill(self) -> float:
@@ -83,13 +83,22 @@ def observe(contestant: Contestant) -> Evidence:
     began = time.perf_counter()
     next(contestant.steps)
     cold_start, after = time.perf_counter() - began, step.compiled()
-    if contestant.compiled:
-        with profile(acc_events=True) as profiled:
-            work = next(contestant.steps)
-        regions, replays = (
-            sum(event.count for event in profiled.key_averages() if event.key.startswith(word)) for word in (REGION, REPLAY)
-        )
-        made = {"graphs": after[0] - graphs, "breaks": after[1] - breaks, "regions": regions, "replays": replays}
+    if contestant.compiled or contestant.recorded:
+        regions = replays = 0
+        for _ in range(STEPS if contestant.recorded else 1):  # a shape is recorded when it is seen again
+            with profile(acc_events=True) as profiled:
+                work = next(contestant.steps)
+            seen_now = [(event.key, event.count) for event in profiled.key_averages()]
+            regions = max(regions, sum(count for key, count in seen_now if key.startswith(REGION)))
+            replays = sum(count for key, count in seen_now if key.startswith(REPLAY))
+            if replays:
+                break
+        made: dict[str, Any] = {
+            "graphs": after[0] - graphs,
+            "breaks": after[1] - breaks,
+            "regions": regions,
+            "replays": replays,
+        }
         return Evidence(work, cold_start=cold_start, **made)
     seen, counter = _Watch(), FlopCounterMode(display=False, custom_mapping=FORMULAS)
     began = time.perf_counter()

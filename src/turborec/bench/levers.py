@@ -95,6 +95,7 @@ LEVERS = (
         _replayed,
         cuda=True,
     ),
+    Lever("replay", "close", ("train.replay=false",), ("train.replay=true",), _replayed, cuda=True),
     Lever(
         "rows",
         "changes the mathematics",

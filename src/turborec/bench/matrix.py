@@ -152,8 +152,10 @@ def contestant(name: str, recipe: AnyRecipe, store: Store, device: str) -> Conte
     assembly = assemble(recipe, store, device)
     if isinstance(assembly.model, Counted):
         raise UserError(f"{recipe.model.kind} is counted, not trained: it has no step to measure.")
-    compiled = name not in EAGER and recipe.train.compile != "none"
-    return Contestant(name, _steps(name, assembly), assembly.device, compiled)
+    compiled, recorded = recipe.train.compile != "none", recipe.train.replay and assembly.device.type == "cuda"
+    if name in EAGER:
+        compiled = recorded = False
+    return Contestant(name, _steps(name, assembly), assembly.device, compiled, recorded)
 
 
 def _steps(name: str, assembly: Assembly) -> Iterator[Work]:

@@ -71,11 +71,14 @@ def take(assembly: Assembly, steps: int = 10, top: int = 25, trace: Path | None 
         seen.export_chrome_trace(str(written))
         memory = _memory(json.loads(written.read_text(encoding="utf-8"))["traceEvents"], assembly.device.type)
     events: list[Any] = list(seen.key_averages())
-    total = sum(_own(event) for event in events)
-    parts = {event.key: _whole(event) / total for event in events if event.key in PARTS}
+    done = [event for event in events if _by_the_device(event, assembly.device.type)]
+    total = sum(_own(event) for event in done)
+    parts = {event.key: _whole(event) / total for event in events if event.key in PARTS and _is_told(event)}
+    if assembly.device.type != "cpu":  # gradients are computed by a thread of torch's own, which is in no scope
+        parts["backward"] = 1 - sum(share for name, share in parts.items() if name not in ("backward", "head"))
     parts["forward"] = parts.get("forward", 0.0) - parts.get("head", 0.0)
-    parts["communication"] = sum(_own(event) for event in events if event.key.startswith(COLLECTIVES)) / total
-    ranked = sorted((event for event in events if event.key not in PARTS), key=_own, reverse=True)[:top]
+    parts["communication"] = sum(_own(event) for event in done if event.key.startswith(COLLECTIVES)) / total
+    ranked = sorted((event for event in done if event.key not in PARTS), key=_own, reverse=True)[:top]
     operations = tuple(Operation(e.key, _own(e) / steps / 1e3, _own(e) / total, e.count / steps) for e in ranked)
     return Profile(steps, total / steps / 1e3, {name: parts.get(name, 0.0) for name in PARTS}, operations, memory)
 
@@ -108,6 +111,18 @@ def _memory(events: list[dict[str, Any]], device: str) -> Memory:
 
 def _is_scope(event: dict[str, Any]) -> bool:
     return event.get("name") in PARTS and event.get("cat") == "user_annotation" and "dur" in event
+
+
+def _by_the_device(event: Any, device: str) -> bool:
+    """Whether it is work of the device itself: of an accelerator its kernels, not the operations that asked for them."""
+    if device == "cpu":
+        return True
+    return event.device_type.name != "CPU" and not event.is_user_annotation
+
+
+def _is_told(event: Any) -> bool:
+    """Whether it is a scope as the processor saw it; for an accelerator there is another, with all waiting in it."""
+    return bool(event.device_type.name == "CPU")
 
 
 def _own(event: Any) -> float:

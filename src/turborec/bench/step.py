@@ -17,6 +17,7 @@ from turborec.assembly import Assembly
 from turborec.contract import Batch
 from turborec.engine import loop
 from turborec.engine.ahead import Batches
+from turborec.engine.replay import Replays
 from turborec.stores import training_batches
 
 SETTLED = 10
@@ -44,6 +45,7 @@ class Contestant:
     steps: Iterator[Work]
     device: torch.device
     compiled: bool = False  # by torch.compile, in part or whole
+    recorded: bool = False  # by CUDA, and replayed
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,8 @@ def compete(contestants: list[Contestant], rounds: int = 6, seconds: float = 2.0
 
 
 def _warm(contestant: Contestant, steps: int, seconds: float) -> None:
-    """Some steps, fewer where one is long; of a compiled contestant as many as it takes until nothing more is compiled."""
-    if contestant.compiled:
+    """Some steps, fewer where one is long; of one that is compiled or recorded as many as it takes until nothing is anew."""
+    if contestant.compiled or contestant.recorded:
         quiet = 0
         while quiet < SETTLED:
             graphs = compiled()[0]
@@ -124,11 +126,12 @@ def _warm(contestant: Contestant, steps: int, seconds: float) -> None:
 
 
 def compiled() -> tuple[int, int]:
-    """Graphs compiled so far by this process, and the breaks between them."""
+    """Graphs compiled and steps recorded so far by this process, and the breaks between graphs."""
     compiler: Any = sys.modules.get("torch._dynamo.utils")
     if not compiler:
-        return 0, 0
-    return int(compiler.counters["stats"]["unique_graphs"]), sum(compiler.counters["graph_break"].values())
+        return Replays.met, 0
+    graphs = int(compiler.counters["stats"]["unique_graphs"])
+    return graphs + Replays.met, sum(compiler.counters["graph_break"].values())
 
 
 def median(values: list[float]) -> Median:

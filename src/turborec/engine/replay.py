@@ -8,7 +8,7 @@ made with: what changes from step to step comes in through tensors that stay whe
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,9 @@ class Packed:
 
 class Replays:
     """The steps of one stage, on one stream of their own: the first of each shape is computed, the second recorded."""
+
+    met: ClassVar[int] = 0
+    """Shapes met and steps recorded so far in this process: while it grows, steps take longer than they will."""
 
     def __init__(
         self,
@@ -82,6 +85,7 @@ class Replays:
             self._rate.fill_(rate)
             self._share.fill_(1 / max(1, packed.batch.count))
             if key not in self._slots:
+                Replays.met += 1
                 self._slots[key] = packed.on(self._device)
                 self._compute(self._slots[key][1])
             else:
@@ -89,6 +93,7 @@ class Replays:
                 for there, one in zip(flat, packed.flat, strict=True):
                     there.copy_(one, non_blocking=True)
                 if self._cuda and key not in self._graphs:
+                    Replays.met += 1
                     self._graphs[key] = self._record(slot)
                 if self._cuda:
                     self._graphs[key].replay()
