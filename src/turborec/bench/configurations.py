@@ -13,7 +13,7 @@ from turborec.engine import hardware
 from turborec.errors import UserError
 from turborec.recipes import AnyRecipe
 
-ADAPTERS = 'adapters={"kind": "ilora", "rank": 8, "experts": 4}'
+ADAPTERS = 'adapters={{"kind": "ilora", "rank": 8, "experts": 4, "frozen": "{frozen}"}}'
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Configuration:
             found[1] = "train.compile=layers"
         if self.replayed:
             found[3] = "train.replay=true"
-        return (*found, ADAPTERS if self.adapted else "adapters=null")
+        frozen = "bfloat16" if self.amp and lowered == torch.bfloat16 else "float32"
+        return (*found, ADAPTERS.format(frozen=frozen) if self.adapted else "adapters=null")
 
     def shown(self, seen: Evidence, trained: float) -> str | None:
         """Why it was not what it is called, by what was seen of its steps and the share of parameters it trains; else None."""
