@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, addmm_flop, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, addmm_flop, mm_flop, sdpa_backward_flop_count, sdpa_flop_count
 
 from turborec.bench import step
 from turborec.bench.step import Contestant, Work
@@ -39,10 +39,13 @@ class _Kernel:
 
 FORMULAS = {
     torch.ops.aten.addmm_: _Kernel(addmm_flop, 3),
+    # Told a type of their own, torch's formulas take it for the shape of what comes out.
+    torch.ops.aten.addmm: _Kernel(addmm_flop, 3),
+    torch.ops.aten.mm: _Kernel(mm_flop, 2),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _Kernel(sdpa_flop_count, 3),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _Kernel(sdpa_backward_flop_count, 4),
 }
-"""Operations that torch's own counter leaves out. A causal product is counted whole, though half of it is needed."""
+"""What torch's own counter leaves out or cannot count. A causal product counts whole, though half of it is needed."""
 
 
 @dataclass
