@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart test test-data test-slow check lint golden results reproduce constraints clean
+.PHONY: help setup quickstart test test-data test-cuda test-slow check lint golden results reproduce constraints clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -29,6 +29,9 @@ test: setup ## run the tests: about a quarter of an hour at most on two cores, n
 test-data: setup ## run the tests that need the real data sets; none may be skipped
 	@test -d "$(DATA)" || { echo "The real data sets are not in $(DATA): set TURBOREC_TEST_DATA to their folder." >&2; exit 1; }
 	TURBOREC_TEST_DATA="$(DATA)" $(PYTEST) -n 2 -m "data and not slow" --no-skips tests
+
+test-cuda: setup ## run the tests of what computes on a CUDA device, on one
+	TURBOREC_TEST_CUDA=1 $(PYTEST) tests/nn tests/models tests/engine tests/test_losses.py tests/test_tiles.py
 
 test-slow: $(SPARK) ## run soak tests and tests at full size, on Spark too
 	$(PYTEST) -m slow tests

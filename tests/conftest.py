@@ -11,6 +11,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+# The tests are of processors, whose results are the same to the bit; those of CUDA devices ask for them: `make test-cuda`.
+if not os.environ.get("TURBOREC_TEST_CUDA"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 torch.set_num_threads(1)
 settings.register_profile("turborec", derandomize=True, deadline=None)
 settings.load_profile("turborec")

@@ -57,7 +57,7 @@ def test_adapters_are_trained_saved_alone_and_reopened(adapters, trained, places
     again = run.reopen(tmp_path / "run", places)
     assert measure(again, "test").masked == results["bert4rec"].masked
     frozen = base.weights_of(trained).tensors
-    kept = {name: tensor.to(frozen[name].dtype) for name, tensor in again.model.state_dict().items() if name in frozen}
+    kept = {name: tensor.cpu().to(frozen[name].dtype) for name, tensor in again.model.state_dict().items() if name in frozen}
     rtol = 0.01 if "frozen" in adapters else 0.0
     assert kept.keys() == frozen.keys()
     assert all(torch.allclose(kept[name], frozen[name], rtol=rtol, atol=0.0) for name in frozen)

@@ -107,7 +107,8 @@ def test_training_takes_the_scaled_rates(tmp_path):
         assert 0 < share < 1 and math.isfinite(record.loss)
         rates = {round(group["lr"] / share, 6) for group in state.optimizer.param_groups}
         assert rates == {0.02, 0.01}
-    assert rows_of(assembly.model.items.weight, torch.tensor([1])).isfinite().all()
+    table = assembly.model.items.weight
+    assert rows_of(table, torch.tensor([1], device=table.device)).isfinite().all()
 
 
 @pytest.mark.parametrize(

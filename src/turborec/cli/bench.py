@@ -67,7 +67,7 @@ def bench(
         str,
         typer.Option(
             help="measure on and off, comma-separated, or all: "
-            "bucketing, bf16, compile, whole_model, cuda_graphs, rows, muon, sampled"
+            "bucketing, bf16, compile, whole_model, cuda_graphs, replay, rows, muon, sampled"
         ),
     ] = "",
     against: Annotated[

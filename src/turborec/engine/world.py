@@ -74,7 +74,10 @@ def joined() -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         if (own := int(os.environ["LOCAL_RANK"])) >= (there := torch.cuda.device_count()):
-            raise UserError(f"There are {there} accelerators here and more processes than that: start one for each of them.")
+            raise UserError(
+                f"There are {there} accelerators here and more processes than that: start one for each of them, or set "
+                "CUDA_VISIBLE_DEVICES to nothing to compute on processors."
+            )
         torch.cuda.set_device(own)
     global _pulse
     try:
