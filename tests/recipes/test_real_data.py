@@ -50,7 +50,7 @@ ELSEWHERE = {
     *(f"ml-1m/{model}" for model in ("bert4rec", "gru4rec", "lightgcn", "mmgcn", "sasrec", "ss4rec")),
     *("simulated-v-54k/sasrec", "simulated-v-160k/bert4rec-130m"),
     *(f"amazon-electronics/bert4rec-{size}" for size in ("5m", "85m", "85m-tied", "130m", "130m-tied", "430m", "430m-tied")),
-    *("ml-20m/sasrec", "ml-32m/sasrec"),
+    *("ml-20m/sasrec", "ml-20m/bert4rec", "ml-32m/sasrec"),
     *(f"ml-latest-small/{model}" for model in GRAPHS),  # their tables of features are computed first
     *(f"music4all/{model}" for model in ("mmgcn", "dragon", "lightgcn")),
 }
