@@ -1,4 +1,4 @@
-"""How much memory a recipe takes from its raw files to its test values: python benchmarks/bounded.py RECIPE --name NAME --steps N.
+"""How much memory a recipe takes from raw files to test values: python benchmarks/bounded.py RECIPE --name NAME --steps N.
 
 One process prepares, takes so many steps of every epoch, and ranks all validation and test targets, as `turborec train` does;
 its most resident memory is looked at from outside. The row goes to results/bounded/NAME.json.

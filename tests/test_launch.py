@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from engine.disks import small_disk
 from stores import store_of
@@ -108,6 +109,25 @@ def test_two_processes_find_what_one_finds(place):
     records = [outcome(place / name)[1] for name in ("one", "whole")]
     losses = [[r["loss"] for r in some if r["kind"] == "train"] for some in records]
     assert len(losses[0]) == len(losses[1]) and losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_two_processes_train_the_adapters_that_one_trains(place):
+    """The base is frozen, and with instance-wise adapters every process looks at it for the gates of its own rows."""
+    tree = RECIPE.replace("kind: sasrec", "kind: bert4rec").replace("epochs: 4", "epochs: 2")
+    (place / "base.yaml").write_text(tree)
+    (place / "adapted.yaml").write_text(tree + f"base: {place}/base\nadapters: {{kind: ilora, rank: 4, experts: 2}}\n")
+    for name, out in (("base", "base"), ("adapted", "adapted-by-one")):
+        command = [sys.executable, "-m", "turborec", "train", str(place / f"{name}.yaml"), "--out", str(place / out)]
+        subprocess.run([*command, "--store", str(place / "store")], capture_output=True, timeout=120, check=True)
+    command = [sys.executable, "-m", "turborec", "launch", "local", "--processes", "2", str(place / "adapted.yaml")]
+    command += ["--out", str(place / "adapted-by-two"), "--store", str(place / "store")]
+    subprocess.run(command, capture_output=True, timeout=240, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    runs = [place / "adapted-by-one", place / "adapted-by-two"]
+    losses = [[r["loss"] for r in outcome(run)[1] if r["kind"] == "train"] for run in runs]
+    assert len(losses[0]) == len(losses[1]) > 4 and losses[0] == pytest.approx(losses[1], rel=1e-4)
+    one, two = (checkpoint.load_latest(run / "checkpoints").tensors["model"] for run in runs)
+    assert one.keys() == two.keys() and any("adapter" in name for name in one)
+    assert all(torch.allclose(one[name].float(), two[name].float(), atol=1e-3) for name in one)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
