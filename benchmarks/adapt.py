@@ -83,7 +83,7 @@ WAYS: dict[str, list[str]] = {
     "ilora": ["adapters={kind: ilora, rank: 8, experts: 4}"],
     "scalar_gate": ["adapters={kind: scalar_gate, rank: 8}"],
 }
-RATES = {"full": (1e-4, 3e-4, 1e-3), ANEW: (1e-3, 2e-3), "lora": (1e-3, 3e-3, 1e-2)}
+RATES = {"full": (1e-4, 3e-4, 1e-3), ANEW: (1e-3, 2e-3), "lora": (1e-3, 3e-3, 1e-2, 3e-2)}
 
 
 def cut(case: Case, folder: Path) -> dict[str, Path]:

@@ -8,7 +8,7 @@ from rows import Row
 
 def size_section(rows: list[Row]) -> list[str]:
     """How good and how fast a model is at several sizes, and what adapters and configurations come to."""
-    parts = [_sizes(rows), _configurations(rows), _adapters(rows), _preparation(rows)]
+    parts = [_sizes(rows), _configurations(rows), _adapters(rows), _preparation(rows), _bounded(rows), _inference(rows)]
     lines = [line for part in parts for line in part]
     head = [
         "",
@@ -111,6 +111,36 @@ def _preparation(rows: list[Row]) -> list[str]:
     )
     lines = ["", "### Preparation", "", "From raw files to a store, in a process of its own.", ""]
     return lines + _table(members, columns, ("data",), lambda row: (row["data"],))
+
+
+def _bounded(rows: list[Row]) -> list[str]:
+    members = _of(rows, "bounded")
+    if not members:
+        return []
+    columns = (("store MiB", "store_mib", "{:,.0f}"), ("seconds", "seconds", "{:,.0f}"), ("most MiB", "peak_mib", "{:,.0f}"))
+    told = "Raw files, store, some steps and the ranking of all validation and test targets, in one process; generated data."
+    lines = ["", "### Most memory", "", told, ""]
+    return lines + _table(members, columns, ("recipe", "events", "steps"), _size)
+
+
+def _inference(rows: list[Row]) -> list[str]:
+    members = _of(rows, "inference")
+    if not members:
+        return []
+    columns = (
+        ("ms a call", "call_ms", "{:,.2f}"),
+        ("CPU ms", "call_cpu_ms", "{:,.2f}"),
+        ("times as fast", "times_as_fast", "{:.2f}"),
+    )
+    lines = ["", "### Scores of a whole catalogue", "", "In turns; one thread. Weights are as drawn.", ""]
+    return lines + _table(
+        members, columns, ("recipe", "items"), lambda row: (f"`{row['recipe']}`", f"{row['protocol']['items']:,}")
+    )
+
+
+def _size(row: Row) -> tuple[str, ...]:
+    card = row["protocol"]
+    return f"`{row['recipe']}`", f"{card['counts']['events']:,}", str(card["steps"])
 
 
 def _of(rows: list[Row], kind: str) -> list[Row]:
