@@ -136,6 +136,9 @@ def _kernels(assembly: Assembly) -> Check:
     says = f"products in {dtype} on {assembly.device}, {torch.get_num_threads()} threads"
     if recurrences := lowered(assembly.model):
         says += f"; {recurrences[0].lower()}{recurrences[1:]}"
+    train, cuda = assembly.recipe.train, assembly.device.type == "cuda"
+    if cuda and assembly.model.replays and not train.replay and world.size() == 1:
+        says += "; train.replay=true would record whole steps, of which launches are most of a small model's"
     versions = {"torch": torch.__version__, "numpy": np.__version__}
     strange = [
         f"{name} {versions[name]} (made for {oldest} to {newest})"
