@@ -82,6 +82,9 @@ class MarkovScorer:
 
     def __init__(self, model: Markov) -> None:
         self.model = model
+        size = len(model.events)
+        origins = torch.repeat_interleave(torch.arange(size), model.starts.diff())
+        self.keys = origins * size + model.targets  # ascending: what a row has of a tile lies together
 
     def users(self, batch: SequenceBatch) -> Tensor:
         """The last events, newest first, 0 where there are fewer: int64 [B, steps]."""
@@ -91,17 +94,15 @@ class MarkovScorer:
 
     def score(self, state: Tensor, lo: int, hi: int) -> Tensor:
         """[B, steps] -> [B, hi - lo] in float64."""
-        model, size = self.model, hi - lo
+        model, width, rows = self.model, hi - lo, state * len(self.model.events)
         scores = (1e-9 * model.events[lo:hi]).repeat(len(state), 1)
+        starts, ends = torch.searchsorted(self.keys, rows + lo), torch.searchsorted(self.keys, rows + hi)
         for lag in range(state.shape[1]):
-            starts, ends = model.starts[state[:, lag]], model.starts[state[:, lag] + 1]
-            lengths = ends - starts
+            lengths = ends[:, lag] - starts[:, lag]
             row = torch.repeat_interleave(torch.arange(len(state)), lengths)
             within = torch.arange(len(row)) - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
-            entry = starts[row] + within
-            column = model.targets[entry] - lo
-            kept = (column >= 0) & (column < size)
+            entry = starts[row, lag] + within
             value = model.config.decay**lag * model.shares[entry]
             # index_add_ sums in the order of the entries, so equal histories score equal to the bit.
-            scores.view(-1).index_add_(0, (row * size + column)[kept], value[kept])
+            scores.view(-1).index_add_(0, row * width + model.targets[entry] - lo, value)
         return scores
