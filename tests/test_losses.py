@@ -59,6 +59,36 @@ def test_a_frozen_table_costs_no_gradient_and_may_be_kept_in_less(monkeypatch, t
     assert torch.allclose(got, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("tile", [2**10, 2**24])
+@pytest.mark.parametrize("sure", [0.3, 1.0, 2.0, 4.0])
+def test_a_good_prediction_keeps_its_gradient_in_bfloat16(monkeypatch, tile, sure):
+    """The better the target is predicted, the less of 1 - p would be left of numbers of eight bits."""
+    monkeypatch.setattr(head, "TILE_BYTES", {2: tile})
+    monkeypatch.setattr(head, "_MIN_ROWS", 4)
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(200, 64, generator=generator)
+    targets = torch.randint(1, 200, (50,), generator=generator)
+    states = sure * 0.15 * table[targets] + 0.1 * torch.randn(50, 64, generator=generator)
+    found = []
+    for dtype, low in ((torch.float64, False), (torch.float32, True)):
+        s, t = states.to(dtype).requires_grad_(), table.to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            total = (
+                TiledCrossEntropy.apply(s, t, None, targets)
+                if low
+                else F.cross_entropy(s @ t[1:].T, targets - 1, reduction="sum")
+            )
+        found.append([total.double(), *(g.double() for g in torch.autograd.grad(total, [s, t]))])
+    for exact, got in zip(*found, strict=True):
+        assert (got - exact).norm() < 0.05 * exact.norm()
+
+
+def test_a_target_without_rivals_costs_nothing():
+    states, table = torch.randn(3, 4, requires_grad=True), torch.randn(2, 4, requires_grad=True)
+    total = TiledCrossEntropy.apply(1e3 * states, table, None, torch.ones(3, dtype=torch.int64))
+    assert total.item() == 0 and not any(g.any() for g in torch.autograd.grad(total, [states, table]))
+
+
 def focal(logits, targets, gamma):
     """Written from the definition: -(1 - p)^gamma log p."""
     p = logits.softmax(1)[torch.arange(len(targets)), targets]

@@ -80,8 +80,9 @@ class TiledCrossEntropy(torch.autograd.Function):
     States whose target is 0 count nothing. With a `focus` g each of these, c, counts (1 - exp(-c))^g times: the focal loss.
 
     The sum's gradient is known up to the scalar that arrives in `backward`, so each tile of logits is used at once for
-    the value and for both gradients and then forgotten. Under bf16 autocast the three products of a tile run in bf16;
-    the normaliser and the targets' own terms stay in float32, because 1 - p of a good prediction would drown in bf16.
+    the value and for both gradients and then forgotten. Under bf16 autocast the three products of a tile run in bf16; the
+    targets' own terms stay in float32 and are never part of a sum that they would be taken off again, because 1 - p of a good
+    prediction would drown in bf16.
     """
 
     @staticmethod
@@ -138,7 +139,7 @@ def _cross_entropy(head: Head, targets: Tensor, low: torch.dtype, wanted: Wanted
     parts, table = parts_of(head.table), head.table
     states, targets = parts.together(head.states, targets)
     head = replace(head, states=states)
-    tiles, correct = _Tiles(head, low), _correct(head, targets)
+    tiles, correct = _Tiles(head, low, targets), _correct(head, targets)
     wide, losses = states.dtype, states.new_empty(len(states))
     counted = (targets != 0).to(wide)
     rows = len(table) + tiles.spare
@@ -156,14 +157,17 @@ def _cross_entropy(head: Head, targets: Tensor, low: torch.dtype, wanted: Wanted
             shift = (peak - top).to(wide).exp()
             kept, peak, mass = kept if kept is None else (kept * shift).to(low), top, mass * shift.squeeze(1)
         mass = parts.summed(mass)
-        losses[here] = (peak.squeeze(1) + mass.log() - correct[here]) * counted[here]
+        # Against all other items together the target stands alone, so nothing of a good prediction is a small difference.
+        behind = peak.squeeze(1) + mass.log() - correct[here]
+        losses[here] = torch.logaddexp(behind, torch.zeros_like(behind)) * counted[here]
         if wanted.focus:
             losses[here], slope = _focused(losses[here], wanted.focus)
             counted[here] *= slope
         if not wanted.gradient:
             continue
+        counted[here] *= behind.sigmoid()  # 1 - p of the target, which all others share
         # Weighting the thin products spares a pass over the tile.
-        weight = counted[here] / mass
+        weight = counted[here] / mass.clamp(min=torch.finfo(wide).tiny)
         scaled = (block * weight[:, None]).to(low)
         gradient = torch.zeros_like(block)
         for at, (lo, tile) in enumerate(tiles):
@@ -202,7 +206,7 @@ def _correct(head: Head, targets: Tensor) -> Tensor:
 
 
 def _take_off_targets(head: Head, targets: Tensor, counted: Tensor, gradients: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    """Subtract from gradients, in place, what comes of the targets' own logits."""
+    """Subtract from gradients, in place, what comes of the targets' own logits: 1 - p of each, as often as it is counted."""
     states, table, bias, cells = gradients
     parts = parts_of(head.table)
     here = parts.held(targets)
@@ -228,10 +232,14 @@ def _focused(losses: Tensor, focus: float) -> tuple[Tensor, Tensor]:
 
 
 class _Tiles:
-    """The rows of the table that are here, cut into tiles, and the logits of blocks of so many `rows` of states."""
+    """The rows of the table that are here, cut into tiles, and the logits of blocks of so many `rows` of states.
 
-    def __init__(self, head: Head, low: torch.dtype) -> None:
+    A target's own logit is minus infinity: it is known apart, and better.
+    """
+
+    def __init__(self, head: Head, low: torch.dtype, targets: Tensor) -> None:
         parts, table = parts_of(head.table), head.table
+        self.targets = targets - parts.first
         first = 1 if parts.first == 0 else 0  # of the rows that are here: row 0 of the table is padding
         multiple = ALIGNMENT.get(table.device.type, 8)
         self.rows, columns = _tile(parts.most, tile_bytes(table.device, low) // low.itemsize, multiple)
@@ -278,7 +286,10 @@ class _Tiles:
         if self.added:
             placed = self.cells[number][at]
             logits.view(-1).index_add_(0, placed.places, placed.values)
-        return logits
+        own = self.targets[number * self.rows :][: len(block)] - self.starts[at]
+        column = own.clamp(0, len(table) - 1)[:, None]
+        there = logits.gather(1, column).masked_fill_(((own >= 0) & (own < len(table)))[:, None], -math.inf)
+        return logits.scatter_(1, column, there)
 
 
 @dataclass(frozen=True)
@@ -347,7 +358,9 @@ def _normaliser(
     peaks, masses, exponentials = [], [], None
     for at in range(len(tiles)):
         logits = tiles.logits(block, number, at)
-        peaks.append(logits.amax(1, keepdim=True) if peaked else logits.new_zeros(len(block), 1))
+        # Where a target is alone in its tile there is nothing else: no number, but one that can be subtracted.
+        least = torch.finfo(logits.dtype).min
+        peaks.append(logits.amax(1, keepdim=True).clamp_(min=least) if peaked else logits.new_zeros(len(block), 1))
         exponentials = _exponentials(logits, peaks[-1] if peaked else None)
         masses.append(exponentials.sum(1, dtype=wide))
     if len(tiles) == 1:
