@@ -16,6 +16,7 @@ def size_section(rows: list[Row]) -> list[str]:
         "",
         "`python benchmarks/charts.py FOLDER` draws these rows. Not measured on an accelerator: no row here has one.",
         "Self device time is the profiler's, on the wall and after the turns: the profiler and other work lengthen it.",
+        "Turns are of equal time, over whatever batches come: where steps had other numbers of targets, targets/s says more.",
     ]
     return [*head, *lines] if lines else []
 

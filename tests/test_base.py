@@ -99,7 +99,7 @@ def test_adapters_go_with_the_weights_that_they_were_trained_on_alone(trained, p
     run.train(recipe(base=str(tmp_path / "first"), adapters=LORA), tmp_path / "run", places)
     (tmp_path / "first").rename(tmp_path / "kept")
     run.train(recipe(seed=2), tmp_path / "first", places)
-    with pytest.raises(UserError, match="trained beside other weights than those of `base` as it is now"):
+    with pytest.raises(UserError, match="trained beside other weights than those of `base`"):
         run.reopen(tmp_path / "run", places)
 
 
@@ -138,7 +138,17 @@ def test_another_run_s_vectors_may_open_the_gate(trained, places, tmp_path):
     _, results = run.train(recipe(base=str(trained), adapters=adapters), tmp_path / "run", places)
     again = run.reopen(tmp_path / "run", places)
     assert measure(again, "test").masked == results["bert4rec"].masked
-    assert again.model.gate.router.weight.shape == (2, 8)
+    assert again.model.gate.router.weight.shape == (2, 8) and not again.model.replays
+    (tmp_path / "sasrec").rename(tmp_path / "as it was")
+    run.train(recipe(model=other, seed=9), tmp_path / "sasrec", places)
+    with pytest.raises(UserError, match="or of the run that their gate looks at, as they are now"):
+        measure(run.reopen(tmp_path / "run", places), "test")
+
+
+def test_a_gate_that_knows_users_from_all_that_they_did_is_refused(trained, places, tmp_path):
+    run.train(recipe(model={"kind": "bpr", "width": 8}), tmp_path / "bpr", places)
+    with pytest.raises(UserError, match="a run of bpr, whose vector of a user is learnt from all"):
+        run.train(recipe(base=str(trained), adapters={**ILORA, "gate": str(tmp_path / "bpr")}), tmp_path / "run", places)
 
 
 @pytest.mark.parametrize(

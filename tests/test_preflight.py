@@ -44,6 +44,13 @@ def test_a_sound_run_passes_and_nothing_is_changed(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["store"]
 
 
+def test_the_first_loss_is_the_mean_of_what_the_model_predicts(tmp_path):
+    """Of a masked model that is fewer events than there are targets; it begins as if all items were alike."""
+    model = {"kind": "bert4rec", "width": 16, "hidden": 32, "dropout": 0.0, "mask_share": 0.2}
+    found = named(assembly_of(tmp_path, model=model), tmp_path)["gradients"]
+    assert found.values["loss"] == pytest.approx(np.log(30), abs=0.3)
+
+
 def test_times_that_mean_little_are_told(tmp_path):
     times = named(assembly_of(tmp_path, lambda u: [UNKNOWN_TIME, 5, 5, 4, 10, 20, 30, 4_102_444_800]), tmp_path)["times"]
     assert times.state == "note"

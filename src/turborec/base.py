@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from turborec import stores
 from turborec.contract import Counted, Model
+from turborec.data.batch import SequenceBatch
 from turborec.data.store import Store, open_store
 from turborec.engine import checkpoint
 from turborec.engine.sharding import load_whole
@@ -140,7 +141,7 @@ def put_on(model: Model, recipe: AnyRecipe, store: Store) -> None:
     """Freeze the model with the weights of the recipe's base, and give it adapters.
 
     Without a base what is frozen is what was drawn: good to measure a step, and nothing else. Which weights they are is a
-    part of the model's state, `base`, so that its checkpoints go with no others.
+    part of the model's state, `base`, so that its checkpoints go with no others; those of another run that gates look at, too.
     """
     digest = bytes(32)
     if isinstance(model, Counted):
@@ -149,12 +150,16 @@ def put_on(model: Model, recipe: AnyRecipe, store: Store) -> None:
         weights = weights_of(Path(recipe.base))
         load_whole(model, fitted(weights, model, store))
         digest = weights.digest
+    if (gate := add_adapters(model, recipe, store)) is not None:
+        digest = hashlib.sha256(digest + gate).digest()
     model.register_buffer("base", torch.frombuffer(bytearray(digest), dtype=torch.uint8))
-    add_adapters(model, recipe, store)
 
 
-def add_adapters(model: Model, recipe: AnyRecipe, store: Store | None = None) -> None:
-    """Freeze a model as it is, and give it the recipe's adapters; without a store their gate has no other run to look at."""
+def add_adapters(model: Model, recipe: AnyRecipe, store: Store | None = None) -> bytes | None:
+    """Freeze a model as it is, and give it the recipe's adapters; without a store their gate has no other run to look at.
+
+    Returns the digest of the weights of that other run, where there is one.
+    """
     config = recipe.adapters
     assert config is not None
     adapt(model, config)
@@ -165,20 +170,27 @@ def add_adapters(model: Model, recipe: AnyRecipe, store: Store | None = None) ->
                 "made of the whole history would tell it what follows. {kind: ilora} is for bert4rec, which sees what is not "
                 "masked; {kind: lora} is for all."
             )
-        model.gate = _gate(config, recipe, store)
+        model.gate, digest = _gate(config, recipe, store)
+        return digest
+    return None
 
 
-def _gate(config: ILoRA, recipe: AnyRecipe, store: Store | None) -> Gate:
+def _gate(config: ILoRA, recipe: AnyRecipe, store: Store | None) -> tuple[Gate, bytes | None]:
     if config.gate == "base" or store is None:
-        return Gate(recipe.model.width, config.experts, config.rank)
+        return Gate(recipe.model.width, config.experts, config.rank), None
     weights = weights_of(Path(config.gate))
+    if weights.recipe.model.batch is not SequenceBatch:
+        raise UserError(
+            f"adapters.gate: {config.gate} is a run of {weights.recipe.model.kind}, whose vector of a user is learnt from all "
+            "that the user did, so it knows what is to be predicted. Name a run of a model of sequences, or leave it at base."
+        )
     model: Model = weights.recipe.model.build(stores.spec_of(store, _shown_alike(recipe, weights.recipe)))
     model.load_state_dict(fitted(weights, model, store), strict=True)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
         parameter._of_base = True  # type: ignore[attr-defined]
     width: Any = getattr(weights.recipe.model, "width", None)
-    return Gate(width, config.experts, config.rank, model)
+    return Gate(width, config.experts, config.rank, model), weights.digest
 
 
 def _shown_alike(recipe: AnyRecipe, other: AnyRecipe) -> AnyRecipe:

@@ -170,7 +170,7 @@ def _gradients(assembly: Assembly) -> Check:
         model.train()
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             terms = model(batch).terms
-        total = torch.stack([term.weight * term.sum.float() / max(1, batch.num_targets()) for term in terms.values()]).sum()
+        total = torch.stack([term.weight * term.sum.float() / max(1, term.count) for term in terms.values()]).sum()
         total.backward()  # type: ignore[no-untyped-call]
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     strange = [name for name, gradient in gradients.items() if not _finite(gradient)]

@@ -121,7 +121,7 @@ def start(model: Model, stage: Stage, device: torch.device) -> TrainState:
     if stage.replay and not model.replays:
         raise UserError(
             f"train.replay: a step of {type(model).__name__} with these settings is not the same operations for all batches of "
-            "the same shapes. Leave it out, or, if negatives are drawn, choose model.loss={kind: cross_entropy}."
+            "the same shapes: it draws negatives or edges, adds a bias of the history, or is not made for it. Leave it out."
         )
     if stage.replay and world.size() > 1:
         raise UserError("train.replay records the steps of one process alone: leave it out where there are several.")

@@ -32,7 +32,7 @@ class Packed:
 
     def on(self, device: torch.device) -> tuple[list[Tensor], Any]:
         """The flat tensors on a device, and the batch made of views of them."""
-        flat = [one.to(device, non_blocking=True) for one in self.flat]
+        flat = [one.to(device, non_blocking=True, copy=True) for one in self.flat]
         left, made = {one.dtype: one for one in flat}, {}
         for name, dtype, shape in self.key:
             made[name], left[dtype] = left[dtype][: shape.numel()].view(shape), left[dtype][shape.numel() :]

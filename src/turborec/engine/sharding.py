@@ -220,8 +220,8 @@ def load_whole(model: Model, state: Mapping[str, Tensor]) -> None:
     parameters, others = dict(model.named_parameters()), borrowed(model)
     if others and "base" in state and not torch.equal(state["base"], model.state_dict()["base"].cpu()):
         raise UserError(
-            "These adapters were trained beside other weights than those of `base` as it is now: they mean nothing to these. "
-            "Name the run that they were trained on, as it was."
+            "These adapters were trained beside other weights than those of `base`, or of the run that their gate looks at, as "
+            "they are now: they mean nothing to these. Name the runs that they were trained on, as they were."
         )
     own = {name: tensor for name, tensor in model.state_dict().items() if name in others}
     found = {n: part_of(t, parameters[n]) if n in parameters else t for n, t in state.items()}

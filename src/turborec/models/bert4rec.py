@@ -124,8 +124,8 @@ class BERT4Rec(Model):
 
     @property
     def replays(self) -> bool:
-        """Unless negatives are drawn."""
-        return self.criterion.exact
+        """Unless negatives are drawn, or another run's model is asked for gates."""
+        return self.criterion.exact and (self.gate is None or self.gate.other is None)
 
     def forward(self, batch: SequenceBatch) -> Loss:
         """The loss of naming every masked event of the batch, or every event."""
@@ -135,7 +135,7 @@ class BERT4Rec(Model):
         context = self._context(asked, shown, lengths)
         states = self._encode(shown, lengths, context, asked.at)
         chosen = states.flatten(0, 1).index_select(0, asked.where)
-        chosen = self._projected(chosen, context.of(asked.where // states.shape[1]))
+        chosen = self._projected(chosen, context.of(asked.where // states.shape[1], asked.where % states.shape[1]))
         total = self.criterion(chosen, self._output(), asked.wanted, asked.key, self.bias)
         return Loss({"masked_item": Term(total, asked.count)})
 

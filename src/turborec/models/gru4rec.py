@@ -75,7 +75,8 @@ class GRU4Rec(Model):
     def forward(self, batch: SequenceBatch) -> Loss:
         """The loss of predicting every target of the batch."""
         asked = self.asked(batch)
-        context = Context(keys=asked.keys).of(asked.where // asked.targets.shape[1])
+        length = asked.targets.shape[1]
+        context = Context(keys=asked.keys).of(asked.where // length, asked.where % length)
         states = self._encode(asked).flatten(0, 1).index_select(0, asked.where)
         return self.head.loss(self._project(states, context), self.items.weight, asked)
 

@@ -14,11 +14,12 @@ class Context:
     keys: Tensor | None  # int64 [B]: each row's random key; None where nothing is to be random, even in training
     gates: Tensor | None = None  # [B, R]: what each rank of an instance-wise adapter counts for a row; None without one
     adapted: bool = True  # False: as if there were no adapters
+    places: Tensor | None = None  # int64 [B]: of single states, which of their row's they are
 
-    def of(self, rows: Tensor) -> "Context":
-        """The context of single states, gathered from these rows [N]."""
+    def of(self, rows: Tensor, places: Tensor) -> "Context":
+        """The context of single states, gathered from these rows [N], of which they are these [N]."""
         keys, gates = (part if part is None else part[rows] for part in (self.keys, self.gates))
-        return replace(self, keys=keys, gates=gates)
+        return replace(self, keys=keys, gates=gates, places=places)
 
 
 class Linear(nn.Linear):

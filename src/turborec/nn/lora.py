@@ -116,7 +116,8 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """[B, L, D] -> [B, L, O], or single states [N, D] -> [N, O]."""
-        entering = self.dropout(x, context.keys) if x.ndim == 3 else self.dropout(x[:, None], context.keys)[:, 0]
+        at = None if context.places is None else context.places[:, None]
+        entering = self.dropout(x, context.keys) if x.ndim == 3 else self.dropout(x[:, None], context.keys, at)[:, 0]
         low = F.linear(entering, self.a)
         if self.instance:
             if context.gates is None:
