@@ -131,6 +131,14 @@ def test_a_merged_run_is_whole_and_as_good(trained, places, tmp_path):
         adopt.merge(tmp_path / "merged", tmp_path / "twice", places)
 
 
+def test_a_base_is_found_from_anywhere(trained, places, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained.parent)
+    run.train(recipe(base=trained.name, adapters=LORA), tmp_path / "run", places)
+    monkeypatch.chdir(tmp_path)
+    assert run.recipe_of(tmp_path / "run").base == str(trained)
+    measure(run.reopen(tmp_path / "run", places), "test")
+
+
 def test_another_run_s_vectors_may_open_the_gate(trained, places, tmp_path):
     other = {"kind": "sasrec", "width": 8, "hidden": 16}
     run.train(recipe(model=other), tmp_path / "sasrec", places)
@@ -155,7 +163,7 @@ def test_a_gate_that_knows_users_from_all_that_they_did_is_refused(trained, plac
     ("changes", "told"),
     [
         ({"adapters": LORA}, "adapters are added to what another run has learnt: name its folder, base=RUN"),
-        ({"base": "nowhere"}, "base: nowhere is not a run folder"),
+        ({"base": "nowhere"}, "base: .*nowhere is not a run folder"),
         ({"base": "TRAINED", "model": {**TREE["model"], "tied": False}}, "output.weight are not in both"),
         ({"base": "TRAINED", "model": {**TREE["model"], "width": 32}}, r"has the shape \[16\] in .* and \[32\] here"),
         (

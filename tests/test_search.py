@@ -75,8 +75,11 @@ def test_a_search_goes_on_where_it_was_stopped(places, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr("turborec.training.heed", stop)
-        with pytest.raises(InterruptedRunError):
+        with pytest.raises(InterruptedRunError, match=r"Trial 1 is stopped .* Go on with the same command, turborec search"):
             search.search(RECIPE, SPACE, plan, tmp_path / "parted", places)
+    trial = tmp_path / "parted" / "trial-0001"
+    with pytest.raises(UserError, match="is a trial of a search, whose test part stays closed"):
+        run.train(run.recipe_of(trial), trial, places)
     parted = search.search(RECIPE, SPACE, plan, tmp_path / "parted", places)
     facts = [[(t.number, t.settings, t.value, t.epochs) for t in trials] for trials in (whole, parted)]
     assert facts[0] == facts[1]
@@ -119,6 +122,8 @@ def written(folder, text):
         ("model.dropout: {low: 0.0, high: 0.1, log: true}", "low must be above 0"),
         ("model.dropout: {low: 0.0, high: 1.5}", "dropout: expected a number less than 1"),
         ("model.dropout: 0.1", "model.dropout"),
+        ("model.dropout: {lo: 0.0, high: 0.1}", r"low: needed, but not given\n  space.model.dropout.lo: no such key$"),
+        ("model.width: [8, 16]", "expected a mapping of keys to values, got"),
         ("data.prepare.min_user_events: {choices: [3, 5]}", "would need data of its own"),
     ],
 )

@@ -48,17 +48,20 @@ class Weights:
         return whole.digest()
 
 
-def weights_of(folder: Path) -> Weights:
+def weights_of(folder: Path, key: str = "base") -> Weights:
     """The weights of a run that validation chose, averaged ones where there are. A UserError where it has none to give."""
     path = folder / "recipe.yaml"
     if not path.is_file():
-        raise UserError(f"base: {folder} is not a run folder: it has no recipe.yaml.")
+        raise UserError(
+            f"{key}: {folder} is not a run folder: it has no recipe.yaml. Adapters need the run that they were trained beside "
+            "where it was, unless they are merged with it first."
+        )
     recipe = from_tree(read(path), str(path))
     if recipe.adapters is not None:
-        raise UserError(f"base: {folder} holds adapters and no whole model. `turborec merge {folder}` makes one of it.")
+        raise UserError(f"{key}: {folder} holds adapters and no whole model. `turborec merge {folder}` makes one of it.")
     newest = checkpoint.load_latest(folder / "checkpoints")
     if newest is None or newest.state["best_step"] is None:
-        raise UserError(f"base: {folder} has no validated weights: it must be a finished run of a model that is trained.")
+        raise UserError(f"{key}: {folder} has no validated weights: it must be a finished run of a model that is trained.")
     step = newest.state["best_step"]
     best = newest if step == newest.step else checkpoint.load(folder / "checkpoints" / f"step_{step:06d}")
     store = open_store(stores.facts_of(folder)[0], verify=False)
@@ -178,7 +181,7 @@ def add_adapters(model: Model, recipe: AnyRecipe, store: Store | None = None) ->
 def _gate(config: ILoRA, recipe: AnyRecipe, store: Store | None) -> tuple[Gate, bytes | None]:
     if config.gate == "base" or store is None:
         return Gate(recipe.model.width, config.experts, config.rank), None
-    weights = weights_of(Path(config.gate))
+    weights = weights_of(Path(config.gate), "adapters.gate")
     if weights.recipe.model.batch is not SequenceBatch:
         raise UserError(
             f"adapters.gate: {config.gate} is a run of {weights.recipe.model.kind}, whose vector of a user is learnt from all "

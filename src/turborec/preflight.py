@@ -139,6 +139,8 @@ def _kernels(assembly: Assembly) -> Check:
     train, cuda = assembly.recipe.train, assembly.device.type == "cuda"
     if cuda and assembly.model.replays and not train.replay and world.size() == 1:
         says += "; train.replay=true would record whole steps, of which launches are most of a small model's"
+    elif train.replay and not cuda:
+        says += "; train.replay records nothing, since this is no CUDA device"
     versions = {"torch": torch.__version__, "numpy": np.__version__}
     strange = [
         f"{name} {versions[name]} (made for {oldest} to {newest})"

@@ -39,6 +39,9 @@ logger = logging.getLogger("turborec")
 MODEL = "model.json"
 """In a run folder: how large its model is."""
 
+SEARCH = "search.json"
+"""Beside runs that are trials: what is searched."""
+
 
 def train(
     recipe: AnyRecipe,
@@ -54,6 +57,12 @@ def train(
     `steps` limits the steps of an epoch, for a trial. `tracking` names who else is told the metrics; where it is None,
     those who were told before. A training that somebody watches is one of many, and its test part stays closed.
     """
+    if recipe.adapters is not None and recipe.base is None:
+        raise UserError("adapters are added to what another run has learnt: name its folder, base=RUN.")
+    if watch is None and (folder.parent / SEARCH).is_file() and folder.name.startswith("trial-"):
+        raise UserError(
+            f"{folder} is a trial of a search, whose test part stays closed: go on with that search, or train its best.yaml."
+        )
     tracking = tracking or remembered(folder)
     if tracking:
         tracking.require()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from turborec import run
 from turborec.engine.lock import lock
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("turborec")
 
-JOURNAL, BEST, MADE_OF = "trials.journal", "best.yaml", "search.json"
+JOURNAL, BEST, MADE_OF = "trials.journal", "best.yaml", run.SEARCH
 NAME = "search"
 
 
@@ -77,8 +77,15 @@ class Choice(Config):
 Space = Mapping[str, Span | Choice]
 
 
+def _kind(given: Any) -> str:
+    """What somebody meant, by what cannot be in the other."""
+    return "one of" if isinstance(given, dict) and "choices" in given else "from to"
+
+
 class _Read(Config):
-    space: dict[str, Annotated[Span | Choice, Field()]] = Field(min_length=1)
+    space: dict[str, Annotated[Annotated[Span, Tag("from to")] | Annotated[Choice, Tag("one of")], Discriminator(_kind)]] = (
+        Field(min_length=1)
+    )
 
 
 @dataclass(frozen=True)
@@ -216,9 +223,10 @@ def _train(job: _Job, trial: "optuna.Trial") -> None:
     state, why = optuna.trial.TrialState.COMPLETE, ""
     try:
         run.train(_changed(job.recipe, settings), _place(job.folder, trial.number), job.places, job.device, watch=watch)
-    except InterruptedRunError:
-        if not pruned:
-            raise  # the trial stays as it is, for whoever goes on
+    except InterruptedRunError as error:
+        if not pruned:  # the trial stays as it is, for whoever goes on
+            said = f"Trial {trial.number} is stopped and everything is saved. Go on with the same command, turborec search …"
+            raise InterruptedRunError(said, error.code) from error
         state = optuna.trial.TrialState.PRUNED
     except UserError as error:  # such as a training that diverged
         state, why = optuna.trial.TrialState.FAIL, str(error)
@@ -280,4 +288,4 @@ def _place(folder: Path, number: int) -> Path:
 def _changed(recipe: AnyRecipe, settings: Mapping[str, Any]) -> AnyRecipe:
     tree: Tree = recipe.model_dump(mode="json")
     assignments = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
-    return from_tree(override(tree, assignments), "The recipe of a trial")
+    return from_tree(override(tree, assignments), f"The recipe with {' '.join(assignments)}")

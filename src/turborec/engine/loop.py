@@ -42,7 +42,7 @@ class Stage(Config):
         "none", description="what torch.compile is given: each repeated layer, or the whole of a model's forward pass"
     )
     compile_mode: Literal["default", "reduce-overhead"] = Field(
-        "default", description="reduce-overhead: CUDA records the kernels of compiled code once and replays them"
+        "default", description="of what is compiled; reduce-overhead: CUDA records its kernels once and replays them"
     )
     replay: bool = Field(
         False, description="CUDA records whole optimizer steps, once for each shape of batch, and replays them; not elsewhere"
@@ -78,17 +78,17 @@ class Stage(Config):
     def _can_be_replayed(self) -> "Stage":
         if not self.replay:
             return self
-        wrong = {
-            "accumulate": self.accumulate > 1,
-            "optimizer.kind": self.optimizer.kind != "adamw",
-            "optimizer.tables": getattr(self.optimizer, "tables", "dense") != "dense",
-            "scaling.rule": self.scaling.rule == "cowclip",
-            "exchange.shard": self.exchange.shard != "none",
-            "precision": self.precision == "float16",
-            "compile_mode": self.compile_mode != "default",
+        needed = {
+            "accumulate=1": self.accumulate == 1,
+            "optimizer.kind=adamw": self.optimizer.kind == "adamw",
+            "optimizer.tables=dense": getattr(self.optimizer, "tables", "dense") == "dense",
+            "another scaling.rule than cowclip": self.scaling.rule != "cowclip",
+            "exchange.shard=none": self.exchange.shard == "none",
+            "another precision than float16": self.precision != "float16",
+            "compile_mode=default": self.compile_mode == "default",
         }
-        if found := next((name for name, is_so in wrong.items() if is_so), None):
-            raise ValueError(f"replay records whole steps of one process with a dense AdamW, which {found} does not fit")
+        if lacking := [name for name, there in needed.items() if not there]:
+            raise ValueError(f"replay records whole steps of one process with a dense AdamW: it needs {', '.join(lacking)}")
         return self
 
     def at(self, tokens: int) -> "Stage":

@@ -6,11 +6,12 @@ Letters: D and O inputs and outputs of a projection, R rank, K experts, B rows.
 import math
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from turborec.errors import UserError, closest
@@ -67,6 +68,11 @@ class ILoRA(Config):
         description="whose vector of a sequence is looked at: base, the mean of the frozen model's last states, or the folder "
         "of a finished run of a model of sequences",
     )
+
+    @field_validator("gate")
+    @classmethod
+    def _gate_is_found_from_anywhere(cls, gate: str) -> str:
+        return gate if gate == "base" else str(Path(gate).expanduser().resolve())
 
     @model_validator(mode="after")
     def _ranks_are_dealt(self) -> Self:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from turborec.data.loader import Batches
 from turborec.data.prepare import Prepare
@@ -83,6 +83,11 @@ class Recipe(Config, Generic[SourceConfig, ModelConfig]):
     anchors: bool = Field(True, description="also evaluate popularity and Markov, the baselines to beat")
     checkpoints: Checkpoints = Checkpoints()
     seed: int = Field(1, ge=0, lt=2**63)
+
+    @field_validator("base")
+    @classmethod
+    def _base_is_found_from_anywhere(cls, base: str | None) -> str | None:
+        return None if base is None else str(Path(base).expanduser().resolve())
 
     @model_validator(mode="after")
     def _select_is_measured(self) -> "AnyRecipe":
