@@ -131,6 +131,15 @@ def test_a_merged_run_is_whole_and_as_good(trained, places, tmp_path):
         adopt.merge(tmp_path / "merged", tmp_path / "twice", places)
 
 
+def test_a_mended_recipe_may_have_the_folder_of_one_that_never_began(trained, places, tmp_path):
+    with pytest.raises(UserError, match="matches no projection"):
+        run.train(recipe(base=str(trained), adapters={**LORA, "targets": ["nothing"]}), tmp_path / "run", places)
+    run.train(recipe(base=str(trained), adapters=LORA), tmp_path / "run", places)
+    assert run.is_finished(tmp_path / "run")
+    with pytest.raises(UserError, match="holds a run of another recipe"):
+        run.train(recipe(base=str(trained), adapters={**LORA, "rank": 3}), tmp_path / "run", places)
+
+
 def test_a_base_is_found_from_anywhere(trained, places, tmp_path, monkeypatch):
     monkeypatch.chdir(trained.parent)
     run.train(recipe(base=trained.name, adapters=LORA), tmp_path / "run", places)

@@ -171,11 +171,15 @@ def _open(folder: Path, recipe: AnyRecipe, places: Places, device: str) -> Run:
 def _claim(folder: Path, recipe: AnyRecipe) -> None:
     """Write the resolved recipe, and refuse a folder that holds a run of another one."""
     text, path = dump(recipe), folder / "recipe.yaml"
-    begun = (folder / "data.json").is_file()  # a start that failed before it had data leaves nothing worth keeping
+    # A start that failed before its first step leaves nothing worth keeping.
+    begun = (folder / "metrics.jsonl").is_file() or any((folder / name).is_dir() for name in ("checkpoints", "evaluation"))
     # Read again, so that a setting which was not there when the run began has its default on both sides.
     if begun and path.is_file() and dump(before := recipe_of(folder)) != text:
         told = "\n".join(f"  {line}" for line in differences(before.model_dump(mode="json"), recipe.model_dump(mode="json")))
         raise UserError(f"{folder} holds a run of another recipe. Give this one a folder of its own. They differ in\n{told}")
+    if not begun and path.is_file() and path.read_text(encoding="utf-8") != text:
+        for name in ("data.json", "environment.json", MODEL):
+            (folder / name).unlink(missing_ok=True)
     if not begun or not path.is_file():
         write_whole(path, text)
 
