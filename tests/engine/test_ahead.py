@@ -39,7 +39,7 @@ def threads():
 @pytest.mark.parametrize("first", [0, 4, 6])
 def test_they_are_the_same_in_a_thread(first):
     plain, ahead = Batches(), Batches()
-    expected, got = list(ordered(plain, first, CPU)), list(in_thread(ahead, first, unchanged))
+    expected, got = list(ordered(plain, first, CPU, unchanged)), list(in_thread(ahead, first, unchanged))
     assert plain.made == ahead.made == list(range(first, 6))
     assert all(torch.equal(a.items, b.items) for a, b in zip(expected, got, strict=True))
     assert set(plain.threads) <= {threading.current_thread().name}

@@ -177,7 +177,7 @@ class AskedBatch(SequenceBatch):
         """The batch, asked for places that `asked` names among its states, flattened, and at least `size` of them in all."""
         more = max(0, size - len(asked))
         where, wanted_there = (F.pad(part, (0, more)) for part in (asked, wanted))
-        given: dict[str, Any] = vars(batch)
+        given: dict[str, Any] = vars(batch)  # what follows is of all its rows together
         return cls(**given, where=where, wanted=wanted_there, count=int((wanted != 0).sum()))
 
 

@@ -33,11 +33,11 @@ Ready = Callable[[Any], Any]
 """What is done to a batch where it is made."""
 
 
-def ordered(batches: Batches, first: int, device: torch.device, ready: Ready | None = None) -> Iterator[Any]:
+def ordered(batches: Batches, first: int, device: torch.device, ready: Ready) -> Iterator[Any]:
     """The batches from step `first` on, made `ready`; on the processor itself nothing would be gained by a second thread."""
     if device.type == "cpu":
-        return (ready(batches.batch(step)) if ready else batches.batch(step) for step in range(first, len(batches)))
-    return in_thread(batches, first, ready or (lambda batch: batch.to(device)))
+        return (ready(batches.batch(step)) for step in range(first, len(batches)))
+    return in_thread(batches, first, ready)
 
 
 def in_thread(batches: Batches, first: int, ready: Ready) -> Iterator[Any]:

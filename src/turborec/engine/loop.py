@@ -183,10 +183,7 @@ def _replayed(state: TrainState, replays: Replays, packed: Packed) -> tuple[dict
     """As `train_step`, from a recording where there is one."""
     loss, norm = replays.step(packed, state.optimizer.param_groups[0]["lr"])
     losses, asked = {"loss": loss, replays.term: loss}, packed.batch.num_targets()
-    _refuse_non_finite(losses, state, asked)
-    if not math.isfinite(norm):
-        _refuse_non_finite({**losses, "loss": norm, "gradient_norm": norm}, state, asked)
-    state.guard.look(norm, state.model, state.position.global_step)
+    _look(state, losses, norm, asked)
     return losses, norm, packed.batch.count, asked
 
 
@@ -236,16 +233,21 @@ def train_step(state: TrainState, batch: Batch, stage: Stage, device: torch.devi
         # Read together: it is here, and nowhere before, that a step waits for an accelerator.
         *own, norm = torch.stack([*shares.values(), gradient_norm(parameters).to(device)]).tolist()
         losses = dict(zip(shares, world.totals(own), strict=True))
-        _refuse_non_finite(losses, state, asked)
+        _look(state, losses, norm, asked)
         clip(parameters, norm, stage.clip_norm if stage.clip_norm is not None else math.inf)
-    if not math.isfinite(norm) and not state.scaler.is_enabled():  # a scaler leaves such a step out and lowers its scale
-        _refuse_non_finite({**losses, "loss": norm, "gradient_norm": norm}, state, asked)
-    state.guard.look(norm, state.model, state.position.global_step)
     with record_function("optimizer"):
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
     return losses, norm, predicted, asked
+
+
+def _look(state: TrainState, losses: dict[str, float], norm: float, asked: int) -> None:
+    """Refuse what is no number, and warn of a gradient that explodes, by its norm before clipping."""
+    _refuse_non_finite(losses, state, asked)
+    if not math.isfinite(norm) and not state.scaler.is_enabled():  # a scaler leaves such a step out and lowers its scale
+        _refuse_non_finite({**losses, "loss": norm, "gradient_norm": norm}, state, asked)
+    state.guard.look(norm, state.model, state.position.global_step)
 
 
 def _refuse_non_finite(losses: dict[str, float], state: TrainState, asked: int) -> None:
