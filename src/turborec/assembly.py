@@ -68,14 +68,19 @@ def parameters(model: Model, items: int) -> Parameters:
 
 
 def without_data(recipe: AnyRecipe, items: int) -> Parameters:
-    """Of the recipe's model for so many items, built without memory or data. A UserError where it needs to see them."""
+    """Of the recipe's model for so many items. A UserError where it needs to see them."""
+    return parameters(shape_of(recipe, items), items)
+
+
+def shape_of(recipe: AnyRecipe, items: int) -> Model:
+    """The recipe's model for so many items, built without memory or data. A UserError where it needs to see them."""
     if recipe.model.batch is not SequenceBatch:
         raise UserError(f"{recipe.model.kind} is built from who has what: its parameters are known with its data.")
     with torch.device("meta"):
-        model = recipe.model.build(DataSpec(1, items, recipe.batches.max_length))
+        model: Model = recipe.model.build(DataSpec(1, items, recipe.batches.max_length))
         if recipe.adapters is not None:
             base.add_adapters(model, recipe)
-    return parameters(model, items)
+    return model
 
 
 def assemble(recipe: AnyRecipe, store: Store, device: str = "auto") -> Assembly:

@@ -91,6 +91,8 @@ def parse(text: str, origin: str) -> Any:
         raise UserError(f"{origin}{_where(error)}: {problem}; keep one of them.") from error
     except MarkedYAMLError as error:
         problem = ": ".join(part for part in (error.context, error.problem) if part)
+        if "alias" in problem:
+            problem += " (text that begins with * or & stands in quotes)"
         raise UserError(f"{origin}{_where(error)}: this is not plain YAML 1.2: {problem}.") from error
     except YAMLError as error:
         raise UserError(f"{origin} is not plain YAML 1.2: {' '.join(str(error).split())}.") from error
@@ -303,6 +305,9 @@ def _complaint(error: dict[str, Any], fields: list[str]) -> tuple[str, str]:
     got = f", got {_shown(error['input'])}"
     if reason in _WORDS:
         return f"expected {_WORDS[reason]}", got
+    if reason == "too_short":
+        least = error["ctx"]["min_length"]
+        return f"expected at least {'one entry' if least == 1 else f'{least} entries'}", got
     rest = message.removeprefix("Input should be ")
     if rest == message:
         return message[0].lower() + message[1:], got

@@ -203,6 +203,8 @@ def _describe(run: Run) -> None:
         f"Model: {run.recipe.model.kind} with {sizes.total:,} parameters, {sizes.body:,} in the body and {sizes.tables:,} in "
         f"tables{adapted}; products in {dtype} on {run.device}"
     )
+    if settings := run.recipe.train.told():
+        logger.info(f"Step: {settings}")
     if told := lowered(run.model):
         logger.info(told)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from turborec import run
+from turborec.engine import log
 from turborec.engine.lock import lock
 from turborec.errors import InterruptedRunError, UserError
 from turborec.files import write_whole
@@ -219,7 +220,8 @@ def _train(job: _Job, trial: "optuna.Trial") -> None:
             raise InterruptedRunError(f"Pruned: its validation {select} is below what is usual after {epoch} epochs.", 0)
 
     told = ", ".join(f"{name}={value}" for name, value in settings.items())
-    logger.info(f"Trial {trial.number}: {told}")
+    with log.logging_to(None):
+        logger.info(f"Trial {trial.number}: {told}")
     state, why = optuna.trial.TrialState.COMPLETE, ""
     try:
         run.train(_changed(job.recipe, settings), _place(job.folder, trial.number), job.places, job.device, watch=watch)

@@ -182,7 +182,10 @@ def _epoch(job: _Job, state: TrainState) -> None:
     )
     _save(run, state)
     if stage.collect_garbage:
+        collecting = time.monotonic()
         hardware.collect_garbage(run.device)
+        spent = time.monotonic() - collecting
+        logger.info(f"{label}: garbage collected in {spent:.2f} s ({spent / (collecting - began):.1%} of the epoch)")
     if job.watch is not None:
         job.watch(number + 1, values)
     heed(int(world.greatest([int(job.interruption.signal or 0)])[0]), position.global_step, _to_go_on(run))

@@ -119,6 +119,14 @@ def test_a_lever_is_believed_only_where_it_shows(store, monkeypatch):
     assert off["failed"] == "nothing shows that it was on" and off["gain"] is None
 
 
+def test_levers_of_a_study_show_that_they_are_on(store):
+    names = ("recompute", "masked", "focal", "clip", "cosine")
+    recipe = recipe_of("bert4rec", train={"precision": "float32", "optimizer": {"kind": "adamw", "lr": 0.02}})
+    found = matrix.run(recipe, store, matrix.Plan(names, (), rounds=1, seconds=0, memory=False), "cpu")["levers"]
+    assert {one["name"]: one["failed"] for one in found} == dict.fromkeys(names)
+    assert found[0]["kept"] and {one["kept"] for one in found[1:]} == {None}
+
+
 def test_precision_auto_is_the_type_it_comes_to(store):
     names = matrix._variants(recipe_of("sasrec"), store, [levers.lever("bf16")], (), torch.device("cpu"))
     assert len(names) == 2
@@ -172,7 +180,7 @@ def test_a_profile_names_the_parts_of_a_step(store, tmp_path):
 def test_levers_are_those_that_a_recipe_has():
     pairs = recipe_of("sasrec").model_copy(update={"model": lightgcn.Config()})
     assert {"bucketing", "bf16", "sampled"} <= {*matrix.named("all", recipe_of("sasrec"))}
-    assert {*matrix.named("all", pairs)} >= {"bf16", "whole_model"} and not {"bucketing", "sampled"} & {
+    assert {*matrix.named("all", pairs)} >= {"bf16", "whole_model"} and not {"bucketing", "sampled", "recompute", "masked"} & {
         *matrix.named("all", pairs)
     }
     assert "bucketing is one of batches of histories" in levers.why_not(levers.lever("bucketing"), pairs)

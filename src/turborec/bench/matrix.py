@@ -75,8 +75,12 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, device: str = "auto") -> di
     contestants = [contestant(name, variant, store, device) for name, variant in variants.items()]
     if warning:
         logger.warning(warning)
-    evidence = {one.name: observe(one) for one in contestants}
+    evidence = {}
+    for racer in contestants:
+        logger.info(f"Looking at the first steps of: {racer.name}{', which compile' * racer.compiled}")
+        evidence[racer.name] = observe(racer)
     sizes = {name: _parameters(name, variants[name], store) for name in variants}
+    logger.info(f"Measuring in turns: {plan.rounds} x {len(contestants)} of {plan.seconds:g} s")
     measured = {m.name: m for m in step.compete(contestants, plan.rounds, plan.seconds)}
     ceilings = _ceilings(recipe, store, {seen.main_type() for seen in evidence.values()}, contestants[0].device)
     rows = [
@@ -262,9 +266,9 @@ def _exact(model: Any) -> Any:
     return model.model_copy(update={"loss": CrossEntropy()})
 
 
-def _ratio(fast: Measurement, slow: Measurement) -> step.Median:
-    """Of targets by processor time; beside an accelerator, which the processor waits for, by wall time."""
-    return step.ratio(fast, slow, clock="cpu" if fast.device.type == "cpu" else "wall")
+def _ratio(fast: Measurement, slow: Measurement, quantity: str = "targets") -> step.Median:
+    """By processor time; beside an accelerator, which the processor waits for, by wall time."""
+    return step.ratio(fast, slow, quantity, clock="cpu" if fast.device.type == "cpu" else "wall")
 
 
 def _verdict(
@@ -290,7 +294,7 @@ def _verdict(
     found |= {"kept": verdict.kept, "comparison": verdict.told}
     if verdict.kept is False:
         return {**found, "failed": f"it did not keep its promise: {verdict.told}"}
-    return {**found, "failed": None, "gain": asdict(_ratio(measured[with_], measured[without]))}
+    return {**found, "failed": None, "gain": asdict(_ratio(measured[with_], measured[without], one.gain_in))}
 
 
 def _peak(name: str, recipe: AnyRecipe, store: Store, device: str) -> float | None:

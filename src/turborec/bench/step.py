@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 import torch
@@ -32,9 +32,10 @@ class Work:
     targets: int  # predictions that entered the loss
     events: int  # real events shown
     positions: int  # positions computed, padding included
+    rates: float = 0.0  # learning rates of the steps, summed
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(*(getattr(self, name) + getattr(other, name) for name in ("steps", "targets", "events", "positions")))
+        return Work(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def training(assembly: Assembly) -> Iterator[Work]:
         for number in range(stage.epochs):
             seen = _Seen(batches.epoch(number))
             for record in loop.fit(state, seen, stage, assembly.device):
-                yield Work(1, record.targets, *seen.made.pop(record.position.step - 1))
+                yield Work(1, record.targets, *seen.made.pop(record.position.step - 1), rates=record.lr)
             state.position.epoch, state.position.step = number + 1, 0
         state.position.epoch = 0
 

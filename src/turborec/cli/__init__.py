@@ -44,7 +44,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="print the vers
 
 def main() -> None:
     """Run a command; a user's mistake is one paragraph and exit code 2, an interrupted run 130 or 75."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler would tell of itself
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler would tell of itself
     if "OMP_WAIT_POLICY" not in os.environ:
         # Before torch is loaded: threads that wait give way soon. Beside other work on the machine, waiting threads that
         # spin for long made training nine times slower (docs/log.md).

@@ -138,6 +138,12 @@ def bench_tables(found: "dict[str, Any]") -> None:
     for one in found.get("configurations", ()):
         if one["failed"]:
             console.print(f"[bold]{escape(one['name'])}[/bold]: not measured: {escape(one['failed'])}")
+    if found.get("configurations"):
+        lowered = next((row["main_type"] for row in found["rows"] if row["name"] == "amp"), "reduced precision")
+        console.print(
+            f"Of the eight, amp is {lowered}, compile is of layers, and ilora trains adapters beside a base that is as it was "
+            "drawn, since a step takes as long with any weights; recipe is the recipe as it stands."
+        )
     if found["levers"]:
         table = Table("lever", "gain", "promise", "proof that it was on", "kept")
         for one in found["levers"]:

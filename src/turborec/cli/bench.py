@@ -67,7 +67,8 @@ def bench(
         str,
         typer.Option(
             help="measure on and off, comma-separated, or all: "
-            "bucketing, bf16, compile, whole_model, cuda_graphs, replay, rows, muon, sampled"
+            "bucketing, bf16, fp16, compile, whole_model, cuda_graphs, recompute, replay, rows, muon, sampled, masked, focal, "
+            "clip, cosine"
         ),
     ] = "",
     against: Annotated[
@@ -91,6 +92,7 @@ def bench(
 ) -> None:
     """Measure a recipe's training step, its levers one by one, and plain PyTorch beside it, in turns."""
     from turborec.bench import matrix, promise, scaling
+    from turborec.engine import log
     from turborec.files import require_writable, write_whole
 
     for path in filter(None, (out, page)):
@@ -102,7 +104,8 @@ def bench(
     else:
         named, others = matrix.named(levers, chosen), matrix.opponents(against)
         plan = matrix.Plan(named, others, rounds, seconds, gate=promise.Gate(gate, seeds), eight=eight)
-        measured = matrix.run(chosen, opened, plan, device)
+        with log.logging_to(None):  # compilation is silent for minutes
+            measured = matrix.run(chosen, opened, plan, device)
     found = {"recipe": recipe, **measured}
     if as_json:
         print(json.dumps(found))
@@ -189,7 +192,7 @@ def _parameters(recipe: "AnyRecipe", items: int, why: str, as_json: bool) -> Non
     if as_json:
         print(json.dumps({"items": items, "parameters": asdict(found), "warning": why or None}))
         return
-    console.print(f"items       {items:,}")
+    console.print(f"items       {items:,} ({items + 1:,} rows a table: the first is padding)")
     console.print(f"parameters  {parameters_line(found)}")
     if why:
         console.print(escape(why))

@@ -1,5 +1,6 @@
 """The training loop: batches in, one record per optimizer step out. It knows no model and no data set."""
 
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ from turborec.engine.scaling import Scaling, clip_rows
 from turborec.engine.state import Position, TrainState
 from turborec.errors import DivergedError, UserError
 from turborec.recipe import Config
+
+TOLD = ("clip_norm", "accumulate", "recompute", "collect_garbage", "average", "compile", "compile_mode", "replay", "kernels")
+"""Settings of a step that a run tells where they are not those by default."""
 
 
 class Stage(Config):
@@ -90,6 +94,12 @@ class Stage(Config):
         if lacking := [name for name, there in needed.items() if not there]:
             raise ValueError(f"replay records whole steps of one process with a dense AdamW: it needs {', '.join(lacking)}")
         return self
+
+    def told(self) -> str:
+        """What of a step is otherwise than by default, as a recipe would say it; '' where nothing is."""
+        fields = type(self).model_fields
+        changed = {name: getattr(self, name) for name in TOLD if getattr(self, name) != fields[name].default}
+        return ", ".join(f"{name}={json.dumps(value)}".replace('"', "") for name, value in changed.items())
 
     def at(self, tokens: int) -> "Stage":
         """The stage for batches of so many tokens: its scaling applied."""
