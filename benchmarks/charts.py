@@ -71,9 +71,9 @@ def by_hardware(rows: list[Row]) -> Drawing:
 
     def draw(axes: Axes) -> None:
         names = [f"{row['data']}, {row['variant']}, {where(row)}" for row in rows]
-        axes.barh(names, [row["values"]["epoch_cpu_seconds"] for row in rows])
+        axes.barh(names, [row["values"]["epoch_seconds"] for row in rows])
         axes.invert_yaxis()
-        axes.set_xlabel("processor seconds of an epoch")
+        axes.set_xlabel("seconds of an epoch's steps")
 
     return draw
 
@@ -85,9 +85,14 @@ def charts(rows: list[Row]) -> dict[str, tuple[str, Drawing]]:
         found["epoch_time_vs_hardware"] = ("Epoch time against hardware", by_hardware(sizes))
         found["hr_vs_model_size"] = ("HR@10 against size, bars: the seeds", by_size(sizes, "hr@10", "HR@10, masked"))
         found["ndcg_vs_model_size"] = ("NDCG@10 against size, bars: the seeds", by_size(sizes, "ndcg@10", "NDCG@10, masked"))
-        throughput = by_size(sizes, "targets_per_cpu_second", "targets a processor second")
+        throughput = by_size(sizes, "targets_per_second", "targets a second")
         found["throughput_vs_model_size"] = ("Throughput against size", throughput)
-        found["time_vs_model_size"] = ("Epoch time against size", by_size(sizes, "epoch_cpu_seconds", "processor seconds"))
+        found["time_vs_model_size"] = ("Epoch time against size", by_size(sizes, "epoch_seconds", "seconds of its steps"))
+        found["self_device_time_vs_model_size"] = (
+            "Self device time of a step",
+            by_size(sizes, "self_device_ms", "ms, profiled"),
+        )
+        found["peak_memory_vs_model_size"] = ("Peak memory against size", by_size(sizes, "peak_mib", "MiB"))
     named = sorted(of(rows, "configurations"), key=lambda row: row["protocol"]["name"])
     for name, some in groupby(named, key=lambda row: row["protocol"]["name"]):
         members = list(some)

@@ -32,10 +32,11 @@ def _sizes(rows: list[Row]) -> list[str]:
             ("in tables", "tables", "{:,.0f}"),
             ("HR@10", "hr@10", "{:.4f}"),
             ("NDCG@10", "ndcg@10", "{:.4f}"),
-            ("targets a CPU s", "targets_per_cpu_second", "{:,.0f}"),
-            ("step, CPU ms", "step_cpu_ms", "{:,.1f}"),
+            ("targets/s", "targets_per_second", "{:,.0f}"),
+            ("step ms", "step_ms", "{:,.1f}"),
             ("self device ms", "self_device_ms", "{:,.1f}"),
-            ("CPU s an epoch", "epoch_cpu_seconds", "{:,.1f}"),
+            ("epoch's steps, s", "epoch_seconds", "{:,.1f}"),
+            ("trained, CPU s an epoch", "epoch_cpu_seconds", "{:,.1f}"),
             ("MiB", "peak_mib", "{:,.0f}"),
         )
         lines += [

@@ -22,6 +22,7 @@ from turborec.bench.profile import take
 from turborec.cli._options import DEFAULT_HOME
 from turborec.data.store import Store
 from turborec.recipes import AnyRecipe
+from turborec.stores import training_batches
 
 SIZES = {
     "width 16": ["model.width=16", "model.heads=1", "model.hidden=32", "model.layers=1"],
@@ -100,6 +101,7 @@ def row_of(
     tested = [quality(folder, recipe.model.kind) for folder in runs]
     seen = measured(recipe, store, memory=True)
     costs = [cost(folder) for folder in runs]
+    shown = int(training_batches(recipe, store).epoch(0).rows.lengths.sum())
     values = {name: sum(one[name] for one in tested) / len(tested) for name in tested[0]}
     values |= {"parameters": sizes.total, "body": sizes.body, "tables": sizes.tables}
     values |= {
@@ -107,6 +109,7 @@ def row_of(
         "targets_per_cpu_second": step.median(rate.per_second("targets", "cpu")).value,
         "step_ms": 1e3 / step.median(rate.per_second("steps")).value,
         "step_cpu_ms": 1e3 / step.median(rate.per_second("steps", "cpu")).value,
+        "epoch_seconds": shown / step.median(rate.per_second("events")).value,
         "epoch_cpu_seconds": sum(one["training_cpu_seconds"] / one["epochs"] for one in costs) / len(costs),
         **seen["values"],
     }
