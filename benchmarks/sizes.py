@@ -40,6 +40,11 @@ def quality(folder: Path, kind: str) -> dict[str, float]:
     return {name: result["values"]["masked"][name] for name in ("hr@10", "ndcg@10")}
 
 
+def commit_of(folder: Path) -> str:
+    """Of the code that trained a run: one that is there already may be of an earlier one than its row."""
+    return str(json.loads((folder / "environment.json").read_text(encoding="utf-8"))["commit"])
+
+
 def measured(recipe: AnyRecipe, store: Store, memory: bool) -> dict[str, Any]:
     """The step's operations and memory, beside what a measurement in turns says of its time."""
     seen = take(assemble(recipe, store), steps=5)
@@ -125,6 +130,7 @@ def row_of(
             **result["protocol"],
             "history": "masked",
             "seeds": len(runs),
+            "trained_at": sorted({commit_of(folder) for folder in runs}),
             "model": recipe.model.model_dump(mode="json"),
             "rate": recipe.train.optimizer.lr,
             "rates_tried": list(RATES),
