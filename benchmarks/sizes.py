@@ -31,7 +31,7 @@ SIZES = {
     "width 128": ["model.width=128", "model.heads=1", "model.hidden=256", "model.layers=1"],
     "width 256": ["model.width=256", "model.heads=2", "model.hidden=512", "model.layers=2"],
 }
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 
 
 def quality(folder: Path, kind: str) -> dict[str, float]:
