@@ -12,7 +12,7 @@ from turborec.errors import UserError
 from turborec.models import bert4rec, sasrec
 from turborec.models._gate import Gate, visible
 from turborec.nn.linear import Context, Linear
-from turborec.nn.lora import Adapter, ILoRA, LoRA, ScalarGate, adapt, merge
+from turborec.nn.lora import Adapter, ILoRA, LoRA, adapt, merge
 from turborec.recipe import MistakesError, validate
 
 SPEC = DataSpec(users=10, items=40, max_length=12)
@@ -85,7 +85,7 @@ def test_sequences_with_other_gates_have_other_weights():
 
 
 def test_a_scalar_gate_begins_at_half():
-    linear, x = drawn(ScalarGate(rank=4, alpha=8.0)), states()
+    linear, x = drawn(LoRA(kind="scalar_gate", rank=4, alpha=8.0)), states()
     assert torch.allclose(
         linear(x, Context(None)), F.linear(x, linear.weight + linear.adapter.b @ linear.adapter.a, linear.bias), atol=1e-12
     )
@@ -113,7 +113,7 @@ def scores(model, batch):
         return scorer.score(scorer.users(batch), 1, SPEC.items + 1)
 
 
-ALL = [LoRA(rank=4), ILoRA(rank=8, experts=4), ScalarGate(rank=4)]
+ALL = [LoRA(rank=4), ILoRA(rank=8, experts=4), LoRA(kind="scalar_gate", rank=4)]
 
 
 @pytest.mark.parametrize("config", ALL, ids=lambda config: config.kind)
@@ -182,7 +182,7 @@ def test_another_model_s_vectors_may_open_the_gate_and_it_never_trains():
     assert all(p.grad is None for p in other.parameters())
 
 
-@pytest.mark.parametrize("config", [LoRA(rank=4), ScalarGate(rank=4)], ids=lambda config: config.kind)
+@pytest.mark.parametrize("config", [LoRA(rank=4), LoRA(kind="scalar_gate", rank=4)], ids=lambda config: config.kind)
 def test_merged_weights_score_as_base_and_adapters_together(config):
     model, plain = bert(config)
     for name, p in model.named_parameters():

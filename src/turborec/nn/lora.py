@@ -32,9 +32,13 @@ Frozen = Annotated[
 
 
 class LoRA(Config):
-    """y = W x + alpha / R * B A x (Hu et al., ICLR 2022, arXiv 2106.09685): A uniform after Kaiming, B zero at first."""
+    """y = W x + alpha / R * B A x (Hu et al., ICLR 2022, arXiv 2106.09685); scalar_gate: what is added, times a learnt number.
 
-    kind: Literal["lora"] = "lora"
+    A is drawn uniformly after Kaiming, B is zero at first. The number is sigmoid(theta), one a projection, the same for every
+    sequence. That is what a public study of BERT4Rec called iLoRA; it looks at no sequence, and stands here to be compared with.
+    """
+
+    kind: Literal["lora", "scalar_gate"] = "lora"
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0.0)
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="on what enters A")
@@ -43,7 +47,7 @@ class LoRA(Config):
 
     @property
     def scale(self) -> float:
-        """What the product is multiplied by."""
+        """What the product is multiplied by, beside a gate."""
         return self.alpha / self.rank
 
 
@@ -86,37 +90,18 @@ class ILoRA(Config):
         return self.alpha * self.experts / self.rank
 
 
-class ScalarGate(Config):
-    """y = W x + sigmoid(theta) * alpha / R * B A x: one number a projection, the same for every sequence.
-
-    This is what a public study of BERT4Rec called iLoRA. It looks at no sequence; it stands here to be compared with.
-    """
-
-    kind: Literal["scalar_gate"] = "scalar_gate"
-    rank: int = Field(8, ge=1)
-    alpha: float = Field(16.0, gt=0.0)
-    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="on what enters A")
-    targets: Targets = None
-    frozen: Frozen = "float32"
-
-    @property
-    def scale(self) -> float:
-        """What the product is multiplied by, beside its gate."""
-        return self.alpha / self.rank
-
-
-Adapters = Annotated[LoRA | ILoRA | ScalarGate, Field(discriminator="kind")]
+Adapters = Annotated[LoRA | ILoRA, Field(discriminator="kind")]
 
 
 class Adapter(nn.Module):
     """What is added to one projection."""
 
-    def __init__(self, inputs: int, outputs: int, config: LoRA | ILoRA | ScalarGate, site: int) -> None:
+    def __init__(self, inputs: int, outputs: int, config: LoRA | ILoRA, site: int) -> None:
         super().__init__()
         self.a = nn.Parameter(torch.empty(config.rank, inputs))
         self.b = nn.Parameter(torch.zeros(outputs, config.rank))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
-        self.gate = nn.Parameter(torch.zeros(())) if isinstance(config, ScalarGate) else None
+        self.gate = nn.Parameter(torch.zeros(())) if config.kind == "scalar_gate" else None
         self.instance, self.scale = isinstance(config, ILoRA), config.scale
         self.dropout = Dropout(config.dropout, site)
 
@@ -139,7 +124,7 @@ class Adapter(nn.Module):
         return self.scale * (1.0 if self.gate is None else self.gate.sigmoid()) * (self.b @ self.a)
 
 
-def adapt(model: nn.Module, config: LoRA | ILoRA | ScalarGate) -> list[str]:
+def adapt(model: nn.Module, config: LoRA | ILoRA) -> list[str]:
     """Freeze a model and give its wanted projections adapters; their names. A UserError where a pattern finds none.
 
     What is frozen is marked as another run's, so that no checkpoint of this one carries it. Its names stay.
