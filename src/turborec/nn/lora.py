@@ -35,7 +35,7 @@ class LoRA(Config):
     """y = W x + alpha / R * B A x (Hu et al., ICLR 2022, arXiv 2106.09685); scalar_gate: what is added, times a learnt number.
 
     A is drawn uniformly after Kaiming, B is zero at first. The number is sigmoid(theta), one a projection, the same for every
-    sequence. That is what a public study of BERT4Rec called iLoRA; it looks at no sequence, and stands here to be compared with.
+    sequence. That is what a public study of BERT4Rec called iLoRA; it looks at no sequence, and is here to be compared with.
     """
 
     kind: Literal["lora", "scalar_gate"] = "lora"
