@@ -31,18 +31,13 @@ SIZES = {
     "width 128": ["model.width=128", "model.heads=1", "model.hidden=256", "model.layers=1"],
     "width 256": ["model.width=256", "model.heads=2", "model.hidden=512", "model.layers=2"],
 }
-RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+RATES = (2e-3, 4e-3, 8e-3)
 
 
 def quality(folder: Path, kind: str) -> dict[str, float]:
     """Of a run's test part, history masked."""
     result = json.loads((folder / "evaluation" / "test" / kind / "result.json").read_text(encoding="utf-8"))
     return {name: result["values"]["masked"][name] for name in ("hr@10", "ndcg@10")}
-
-
-def commit_of(folder: Path) -> str:
-    """Of the code that trained a run: one that is there already may be of an earlier one than its row."""
-    return str(json.loads((folder / "environment.json").read_text(encoding="utf-8"))["commit"])
 
 
 def measured(recipe: AnyRecipe, store: Store, memory: bool) -> dict[str, Any]:
@@ -130,7 +125,6 @@ def row_of(
             **result["protocol"],
             "history": "masked",
             "seeds": len(runs),
-            "trained_at": sorted({commit_of(folder) for folder in runs}),
             "model": recipe.model.model_dump(mode="json"),
             "rate": recipe.train.optimizer.lr,
             "rates_tried": list(RATES),
