@@ -93,14 +93,16 @@ def test_a_run_learns_tastes_and_has_an_answer_for_everybody(model, places, tmp_
     assert stored.users == ["0", "7"] and np.isfinite(stored.scores).all()
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model", ["lightgcn", "mmgcn", *(pytest.param(one, marks=pytest.mark.slow) for one in ("freedom", "dragon"))]
+)
 def test_what_is_killed_and_resumed_is_what_never_stopped(model, places):
     store = stores.of_recipe(recipe_of(model), places)
     found = verify(recipe_of(model), store.folder, steps=12, kills=2)
     assert found.equal, found.differing
 
 
-@pytest.mark.parametrize("model", ["freedom", "mmgcn"])
+@pytest.mark.parametrize("model", [pytest.param("freedom", marks=pytest.mark.slow), "mmgcn"])
 def test_two_processes_compute_the_same_training(model, places, tmp_path):
     recipe = recipe_of(model, train={"epochs": 1, "precision": "float32"})  # of more, roundings would grow
     store = stores.of_recipe(recipe, places)

@@ -130,7 +130,7 @@ def test_two_processes_train_the_adapters_that_one_trains(place):
     assert all(torch.allclose(one[name].float(), two[name].float(), atol=1e-3) for name in one)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGUSR1])
 def test_a_signal_saves_and_asks_to_be_started_again(place, number):
     run = f"stopped-{number.name}"
     process = launched(place, run)
@@ -167,7 +167,9 @@ def test_a_killed_process_is_started_anew(place):
     assert outcome(place / "restarted") == outcome(place / "whole")
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), pytest.param(2, 3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("before", "after"), [(2, 1), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((1, 2), (2, 3)))]
+)
 def test_any_number_of_processes_goes_on(place, before, after):
     run = f"from-{before}-to-{after}"
     process = launched(place, run, processes=before)

@@ -16,7 +16,7 @@ from turborec.data.store import open_store
 from turborec.engine import loop, world
 from turborec.engine.sharding import whole
 
-STEPS = 20
+STEPS = 10
 
 SASREC = {"kind": "sasrec", "width": 16, "hidden": 32, "dropout": 0.3}
 SAMPLED = {"kind": "sampled_softmax", "negatives": 20}

@@ -70,7 +70,7 @@ def outcome(run):
     return weights, [{k: v for k, v in r.items() if k not in ("time", "targets_per_second")} for r in lasting]
 
 
-@pytest.mark.parametrize("after", [2, 12, 28])
+@pytest.mark.parametrize("after", [2, 12, pytest.param(28, marks=pytest.mark.slow)])
 def test_kill_9_and_resume(place, after):
     run = f"killed-{after}"
     assert stop(place, run, after, signal.SIGKILL)[0] == -signal.SIGKILL
