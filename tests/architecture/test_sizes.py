@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from package_source import classes, decorators, files, functions, lines, place, tree
 
 FILE_LINES, FUNCTION_LINES, PARAMETERS, FIELDS = 400, 60, 8, 20
-PACKAGE_LINES, CORE_LINES = 33_000, 13_500
+PACKAGE_LINES, CORE_LINES = 35_500, 15_000
 CORE = {"data", "nn", "models", "engine", "evaluate", "ranking", "tiles", "head", "losses", "metrics"}
 
 KERNEL = "a kernel is given every pointer and size that it needs"
