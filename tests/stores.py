@@ -1,11 +1,13 @@
 """Small real stores on disk from Python lists, for any test that needs one."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from turborec.data.batch import DataSpec
@@ -22,6 +24,7 @@ def store_of(
     cuts: Sequence[tuple[int, int]] | None = None,
     parts: Sequence[int] | None = None,
     names: Sequence[str] | None = None,
+    told: Mapping[str, Sequence[str | None]] | None = None,
 ) -> Store:
     """The store whose user u has the item ids `histories[u]` (1..V), oldest first; `folder` must be new or empty.
 
@@ -29,7 +32,7 @@ def store_of(
     parts begin, counted from the start of the history; by default the last event is the test part and the one before
     it the validation part, and a history of fewer than three events is training alone. `parts`: the bits of
     `parts.npy`; by default every part that has an event. Raw ids are `user_id(u)` and `item_id(i)`, or
-    `names` of the items, in byte order.
+    `names` of the items, in byte order. `told`: attributes of the items, a text for each.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lengths = np.asarray([len(history) for history in histories], dtype=np.int64)
@@ -54,6 +57,8 @@ def store_of(
         np.save(folder / f"{name}.npy", array)
     Ids.write(folder / "user_ids", [user_id(u).encode() for u in range(len(histories))])
     Ids.write(folder / "item_ids", [name.encode() for name in names or map(item_id, range(1, count + 1))])
+    if told is not None:
+        pq.write_table(pa.table({name: pa.array(texts, pa.string()) for name, texts in told.items()}), folder / "items.parquet")
     files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
     card = {
         "format": FORMAT,

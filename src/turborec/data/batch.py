@@ -25,6 +25,19 @@ class Interactions:
 
 
 @dataclass(frozen=True)
+class ItemTokens:
+    """What is told of the items, as tokens of a vocabulary: those of item i, one after the other, from offsets[i] on."""
+
+    ids: Tensor  # int32 [T]
+    types: Tensor  # uint8 [T]: 1 in the name of an attribute, 2 in what it says
+    offsets: Tensor  # int64 [V + 2]: item 0, padding, has none
+    vocabulary: int
+    begin: int  # the token that stands for a whole text
+    padding: int
+    mask: int
+
+
+@dataclass(frozen=True)
 class DataSpec:
     """Facts about the data nobody chose, as a model needs them to be built."""
 
@@ -36,6 +49,7 @@ class DataSpec:
     told: bool = False  # whether batches say when what follows their last event is asked for
     graph: Interactions | None = None  # of models that train on pairs
     features: Mapping[str, Tensor] = field(default_factory=dict)  # float32 [V + 1, width] by name; NaN: the item has none
+    texts: ItemTokens | None = None  # of models that read what is told of the items
     kept: Path | None = None  # where what takes long to find from the data may be kept
 
     def item_counts(self) -> Tensor:
