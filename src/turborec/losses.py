@@ -6,6 +6,7 @@ Each loss is a frozen config whose `build` gives the module that computes it.
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -199,6 +200,24 @@ class Criterion(nn.Module):
         with record_function("head"):
             negatives = self.draw(size, key) if size else targets[:0]
             return self.config.value(Head(states, table, bias, cells), targets, negatives, self.share)
+
+    def of_rows(self, states: Tensor, rows: Callable[[Tensor], Tensor], targets: Tensor, key: int) -> Tensor:
+        """The same of a table whose rows are made when they are asked for, each once: `rows` int64 [U] -> [U, D].
+
+        Those of the targets and of the negatives; of a loss without negatives all of them.
+        """
+        size, items = getattr(self.config, "negatives", 0), len(self.share) - 1
+        negatives = self.draw(size, key) if size else torch.arange(1, items + 1, device=targets.device)
+        ids, place = torch.unique(torch.cat([targets, negatives]), return_inverse=True)
+        place = place + int(ids[0] != 0)  # row 0 stays that of padding
+        ids = ids[ids != 0]
+        with record_function("items"):
+            made = rows(ids)
+        table = torch.cat([made.new_zeros(1, made.shape[1]), made])
+        share = torch.cat([self.share[:1], self.share[ids]])
+        wanted, drawn = place[: len(targets)], place[len(targets) :] if size else targets[:0]
+        with record_function("head"):
+            return self.config.value(Head(states, table), wanted, drawn, share)
 
     @property
     def exact(self) -> bool:

@@ -167,6 +167,8 @@ def _gradients(assembly: Assembly) -> Check:
     batch = epoch.batch(0).split(recipe.train.accumulate)[0].to(device)
     dtype = hardware.compute_dtype(recipe.train.precision, device)
     devices = [device] if device.type == "cuda" else []
+    learnt = {name for name, _ in model.named_parameters()}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in learnt}
     with torch.random.fork_rng(devices):
         model.begin_epoch(0, torch.Generator().manual_seed(recipe.seed))
         model.train()
@@ -177,6 +179,7 @@ def _gradients(assembly: Assembly) -> Check:
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     strange = [name for name, gradient in gradients.items() if not _finite(gradient)]
     model.zero_grad(set_to_none=True)
+    model.load_state_dict(before, strict=False)  # an epoch's own work is not to be found done when it begins
     loss = float(total.detach())
     if not math.isfinite(loss):
         named = ", ".join(f"{name} = {float(term.sum.detach())}" for name, term in terms.items())

@@ -17,6 +17,7 @@ from turborec.data.schema import UNKNOWN_TIME, FeatureTable, RawTables
 from turborec.data.split import below
 from turborec.data.store import Part, Store, open_store, read_card
 from turborec.errors import UserError
+from turborec.features.tokens import tokens_of
 from turborec.recipes import AnyRecipe, Features
 from turborec.sources._local import find
 
@@ -179,11 +180,13 @@ def spec_of(store: Store, recipe: AnyRecipe) -> DataSpec:
     """The facts a model is built from."""
     shown, counts = recipe.batches, torch.from_numpy(store.item_counts())
     spec = DataSpec(store.num_users, store.num_items, shown.max_length, counts, store.ticks, shown.told)
+    # Beside the prepared stores, and never among data: a store that was carried here alone has no such place.
+    home = store.folder.parents[1] if store.folder.parent.name == "stores" else None
+    if (texts := getattr(recipe.model, "texts", None)) is not None:
+        return replace(spec, texts=tokens_of(store, texts, home))
     if recipe.model.batch is not PairBatch:
         return spec
-    # Beside the prepared stores, and never among data: a store that was carried here alone has no such place.
-    kept = store.folder.parents[1] / "graphs" if store.folder.parent.name == "stores" else None
-    return replace(spec, graph=interactions(store), features=_Tables(store), kept=kept)
+    return replace(spec, graph=interactions(store), features=_Tables(store), kept=home and home / "graphs")
 
 
 class _Tables(Mapping[str, torch.Tensor]):

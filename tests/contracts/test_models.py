@@ -9,12 +9,22 @@ import torch.nn.functional as F
 
 from scored import catalogue_scores
 from turborec.contract import Counted
-from turborec.data.batch import DataSpec, Interactions, PairBatch, SequenceBatch
+from turborec.data.batch import DataSpec, Interactions, ItemTokens, PairBatch, SequenceBatch
 from turborec.data.schema import UNKNOWN_TIME
 from turborec.data.store import Histories
 from turborec.losses import SampledSoftmax
 from turborec.nn.ssm import Intervals
 from turborec.recipe import kinds
+
+
+def texts_of(items):
+    """Each item by an attribute's name and by its number in base three."""
+    digits = [[5 + (item // 3**power) % 3 + 3 * power for power in range(3)] for item in range(1, items + 1)]
+    rows = [[4, *own] for own in digits]
+    ids = torch.tensor([token for row in rows for token in row], dtype=torch.int32)
+    types = torch.tensor([1 + (place > 0) for row in rows for place in range(len(row))], dtype=torch.uint8)
+    offsets = torch.tensor([0, 0, *(len(row) for row in rows)]).cumsum(0)
+    return ItemTokens(ids, types, offsets, vocabulary=14, begin=0, padding=1, mask=2)
 
 
 def spec_of(users, items, max_length, has):
@@ -25,7 +35,9 @@ def spec_of(users, items, max_length, has):
     features["image"][[0, 4]] = float("nan")
     features["text"][[0, 4, 7]] = float("nan")
     counts = torch.bincount(pairs[:, 1].long(), minlength=items + 1)
-    return DataSpec(users, items, max_length, counts, graph=Interactions(pairs[:, 0], pairs[:, 1]), features=features)
+    return DataSpec(
+        users, items, max_length, counts, graph=Interactions(pairs[:, 0], pairs[:, 1]), features=features, texts=texts_of(items)
+    )
 
 
 SPEC = spec_of(7, 23, 12, lambda user, item: (user * 5 + item * 3) % 4 == 0 and user != 3 and item != 11)
@@ -54,6 +66,10 @@ VARIANTS = {
     "lightgcn of some edges": {"neighbours": 2},
     "dragon of one table": {"features": ("text",), "user_neighbours": 0, "item_layers": 2},
     "freedom of its projections": {"train_features": False, "drop": 0.0},
+    "recformer of its authors": {"norm": "post", "width": 16, "layers": 2, "hidden": 32, "window": 4},
+    "recformer with trained items": {"items": "trained", "width": 32, "layers": 2, "heads": 2, "hidden": 64},
+    "recformer with drawn items": {"items": "trained", "width": 32, "layers": 1, "heads": 2, "hidden": 64}
+    | {"loss": SampledSoftmax(negatives=48)},
     "bert4rec of RePlay": {"embedding_norm": False, "final_norm": False, "head": False, "tied": False},
 }
 """Models with other settings, such as imported ones have."""
@@ -240,13 +256,17 @@ def test_no_prediction_sees_its_own_future(kind):
 NOT_PERSONAL = {"popularity": "ranks the same for everybody"}
 
 
-SLOW = {"bert4rec of RecBole": "post-norm blocks need many times the steps until they read the order of events"}
+SLOW = {
+    "bert4rec of RecBole": "post-norm blocks need many times the steps until they read the order of events",
+    "recformer": "it compares histories with items that stand still, and is for encoders that can read",
+    "recformer of its authors": "the same",
+}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in SEQUENTIAL if kind not in (*NOT_PERSONAL, *SLOW)])
 def test_learns_a_checkerboard(kind):
     """Users of even and of odd taste walk through the items of their parity; the next one must rank first."""
-    spec = DataSpec(users=16, items=12, max_length=8)
+    spec = DataSpec(users=16, items=12, max_length=8, texts=texts_of(12))
     config = config_of(kind)
     torch.manual_seed(0)
     model = config.build(spec)

@@ -43,7 +43,7 @@ class Encoder:
     """The weights of an encoder in our terms."""
 
     weights: dict[str, Tensor]
-    left_out: list[str]  # weights of theirs that are none of the encoder's
+    left_out: list[str]  # weights of theirs that are none of the encoder's, or that nothing depends on
     plain: bool  # it knows no places of items in a history: a Longformer that no recommender has been made of
 
     def shape(self) -> dict[str, int]:
@@ -77,6 +77,8 @@ def encoder_of(checkpoint: Any, origin: Path) -> Encoder:
     weights |= state.linear("norm", "embeddings.LayerNorm")
     for block in state.blocks("encoder.layer.{}."):
         weights |= _block(state, block)
+        del weights[f"blocks.{block}.attention.k_first.bias"]  # the same for all keys, so no softmax depends on it
+        left_out.append(f"encoder.layer.{block}.attention.self.key_global.bias")
     if not state.blocks("encoder.layer.{}."):
         raise UserError(f"{origin} is no checkpoint of a RecFormer or a Longformer: it has no layers.")
     state.require_all_taken()

@@ -195,6 +195,19 @@ class AskedBatch(SequenceBatch):
         return cls(**given, where=where, wanted=wanted_there, count=int((wanted != 0).sum()))
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextBatch(SequenceBatch):
+    """Histories, and as texts what comes before each of their targets: N texts of T tokens together."""
+
+    tokens: Tensor  # int64 [T], one text after the other
+    types: Tensor  # int64 [T]
+    item_positions: Tensor  # int64 [T]: 0 of a text's first token, 1 of the newest item's, 2 of the one before it
+    token_lengths: Tensor  # int64 [N]: tokens of each text
+    longest: int  # of these
+    text_keys: Tensor  # int64 [N]: the random key of each text
+    wanted: Tensor  # int64 [N]: the item that follows
+
+
 @dataclass(frozen=True)
 class PairBatch(Rows):
     """Users, an item that each has, and one that the user has not."""

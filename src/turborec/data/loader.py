@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from turborec.data.batch import SequenceBatch
 from turborec.data.schema import UNKNOWN_TIME
 from turborec.data.store import Part, Store
-from turborec.data.windows import Coverage, Int64, Seams, WindowRows, lay, newest, widths
+from turborec.data.windows import Coverage, Int64, Seams, WindowRows, drawn, lay, newest, widths
 from turborec.recipe import Config
 
 
@@ -26,7 +26,9 @@ class Batches(Config):
     max_length: int = Field(50, ge=1, description="events a row shows at most, in training and in evaluation")
     tokens: int = Field(8192, ge=1, description="of a batch: padded positions it is filled to; pairs, of models of pairs")
     tokens_of: Literal["run", "process"] = Field("run", description="whose tokens are: of all processes together, or of each")
-    coverage: Coverage = Field("all", description="all: every target once an epoch; newest: the last window alone")
+    coverage: Coverage = Field(
+        "all", description="all: every target once an epoch; newest: the last window; drawn: one target a history"
+    )
     overlap: int = Field(0, ge=0, description="events a window shows for context before its first target")
     seams: Seams = Field("long", description="histories whose windows are laid anew in every epoch: fixed (none), long, all")
     shapes: int = Field(12, ge=1, description="how many padded widths there are at most")
@@ -167,6 +169,8 @@ class TrainingBatches:
         config = self.config
         if config.coverage == "newest":
             return newest(self._users, self._starts, self._ends, config.max_length)
+        if config.coverage == "drawn":
+            return drawn(self._users, self._starts, self._ends, config.max_length, generator)
         return lay(self._users, self._starts, self._ends, config.max_length, config.overlap, config.seams, generator)
 
 

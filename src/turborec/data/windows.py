@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Int64 = NDArray[np.int64]
 
-Coverage = Literal["all", "newest"]
+Coverage = Literal["all", "newest", "drawn"]
 Seams = Literal["fixed", "long", "all"]
 """Which histories are cut elsewhere in every epoch: none, those longer than a window, or all.
 
@@ -72,6 +72,14 @@ def newest(users: Int64, starts: Int64, ends: Int64, length: int) -> WindowRows:
     users, starts, last = users[kept], starts[kept], ends[kept] - 1
     begin = np.maximum(last - length, starts)
     return WindowRows(users, begin, last, begin + 1)
+
+
+def drawn(users: Int64, starts: Int64, ends: Int64, length: int, generator: np.random.Generator) -> WindowRows:
+    """One target of each training part, any but the first event, and what comes before it. [U] each -> R rows."""
+    kept = ends - starts >= 2
+    users, starts, ends = users[kept], starts[kept], ends[kept]
+    target = generator.integers(starts + 1, ends)
+    return WindowRows(users, np.maximum(target - length, starts), target, target)
 
 
 def widths(lengths: Int64, longest: int, shapes: int) -> Int64:

@@ -40,6 +40,9 @@ class Stage(Config):
     accumulate: int = Field(1, ge=1, description="parts a global batch is computed in, to save memory")
     recompute: bool = Field(False, description="keep what enters each layer alone, and compute the rest again going backward")
     collect_garbage: bool = Field(False, description="after each epoch collect garbage and give cached memory back")
+    refresh: bool = Field(
+        True, description="do a model's work of an epoch, such as encoding all items; false: leave it as it is"
+    )
     average: float | None = Field(None, gt=0.0, lt=1.0, description="decay per step of the weights' moving average (EMA)")
     precision: Precision = "auto"
     compile: Literal["none", "layers", "model"] = Field(
@@ -152,10 +155,12 @@ def start(model: Model, stage: Stage, device: torch.device) -> TrainState:
 def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device) -> Iterator[Record]:
     """Train for the rest of the epoch, from `state.position.step` on; the position moves on before each record."""
     model, position = state.model, state.position
-    model.begin_epoch(batches.number, torch.Generator().manual_seed(batches.key))
+    dtype = compute_dtype(stage.precision, device)
+    if stage.refresh:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            model.begin_epoch(batches.number, torch.Generator().manual_seed(batches.key))
     model.train()
     if stage.replay and device.type == "cuda" and state.replays is None:
-        dtype = compute_dtype(stage.precision, device)
         state.replays = Replays(model, state.optimizer, stage.clip_norm, dtype, device)
     ready = state.replays.ready if state.replays is not None else partial(_ready, model, stage, device)
     coming = ordered(batches, position.step, device, ready)

@@ -8,6 +8,7 @@ Texts are packed: their tokens lie one after another, without padding, wherever 
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,8 @@ class TextShape:
     window: int  # tokens that are seen, half of them on either side
     dropout: float
     norm_eps: float = 1e-5
+    norm: Literal["post", "pre"] = "post"
+    every_state: bool = False  # whether states of other tokens than the first are wanted of the last block
 
 
 @dataclass(frozen=True)
@@ -104,20 +107,23 @@ class WindowAttention(nn.Module):
     mean, which is the same numbers for a sixty-fourth of the work at Longformer's width.
     """
 
-    def __init__(self, width: int, heads: int, window: int) -> None:
+    def __init__(self, width: int, heads: int, window: int, alone: bool = False) -> None:
+        """`alone`: nobody asks for other tokens than the first, so there are no projections of theirs."""
         super().__init__()
         if width % heads or window % 2:
             raise ValueError(f"expected a width divisible by heads and an even window, got {width}, {heads} and {window}")
         self.heads, self.near = heads, window // 2
-        self.q, self.k, self.v, self.o = (Linear(width, width) for _ in range(4))
-        self.q_first = Linear(width, width)
+        self.alone = alone
+        if not alone:
+            self.q, self.k, self.v = (Linear(width, width) for _ in range(3))
+        self.q_first, self.o = Linear(width, width), Linear(width, width)
         # No projections that an adapter could be put on: their weights are read, and nothing is projected by them.
-        self.k_first, self.v_first = nn.Linear(width, width), nn.Linear(width, width)
+        self.k_first, self.v_first = nn.Linear(width, width, bias=False), nn.Linear(width, width)
 
-    def forward(self, x: Tensor, tokens: Tokens, context: Context, alone: bool = False) -> Tensor:
-        """[T, D] -> [T, D], or of the first tokens `alone` [B, D]."""
+    def forward(self, x: Tensor, tokens: Tokens, context: Context) -> Tensor:
+        """[T, D] -> [T, D], or of the first tokens alone [B, D]."""
         first = self._first(x, tokens, tokens.of_first(context))
-        if alone:
+        if self.alone:
             only: Tensor = self.o(first, tokens.of_first(context))
             return only
         here = tokens.of_each(context)
@@ -132,7 +138,7 @@ class WindowAttention(nn.Module):
         rows, width = len(tokens.lengths), x.shape[1]
         each = width // self.heads
         asked = self.q_first(x[tokens.starts], context).view(rows, self.heads, each)
-        # A key is W x + b: q (W x + b) = (q W) x + q b, whose last part is the same for all keys and falls out of the softmax.
+        # A key is W x + b, and q (W x + b) = (q W) x + q b, whose last part is the same for all keys: no softmax depends on b.
         wanted = torch.einsum("bhe,hed->bhd", asked, self.k_first.weight.view(self.heads, each, width).to(asked.dtype))
         wide = tokens.spread(x)
         scores = torch.einsum("bhd,bld->bhl", wanted, wide) / math.sqrt(each)
@@ -193,28 +199,31 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
 
 
 class TextBlock(nn.Module):
-    """Attention, then a feed-forward layer, each added to what it was made of and normalised (post-norm)."""
+    """Attention, then a feed-forward layer, each around a residual: norm(x + f(x)) as BERT has it (post), or x + f(norm(x))."""
 
-    def __init__(self, shape: TextShape, site: int) -> None:
+    def __init__(self, shape: TextShape, site: int, alone: bool) -> None:
         """`site` is the block's place in its model; it takes the dropout sites 4 * site .. 4 * site + 2."""
         super().__init__()
-        inner = Shape(shape.width, shape.heads, shape.hidden, dropout=0.0, norm="post", norm_eps=shape.norm_eps)
-        self.attention = WindowAttention(shape.width, shape.heads, shape.window)
+        self.alone, self.norm = alone, shape.norm
+        inner = Shape(shape.width, shape.heads, shape.hidden, dropout=0.0)
+        self.attention = WindowAttention(shape.width, shape.heads, shape.window, alone)
         self.attention_norm = nn.LayerNorm(shape.width, eps=shape.norm_eps)
         self.attention_dropout = Dropout(shape.dropout, 4 * site)
         self.feed_forward = FeedForward(inner, 4 * site + 1)
         self.feed_forward_norm = nn.LayerNorm(shape.width, eps=shape.norm_eps)
         self.feed_forward_dropout = Dropout(shape.dropout, 4 * site + 2)
 
-    def forward(self, x: Tensor, tokens: Tokens, context: Context, alone: bool = False) -> Tensor:
-        """[T, D] -> [T, D], or of the first tokens `alone` [B, D], who need no others of the last block."""
-        mixed = self.attention(x, tokens, context, alone)
-        here = tokens.of_first(context) if alone else tokens.of_each(context)
-        x = x[tokens.starts] if alone else x
-        x = self.attention_norm(x + single(self.attention_dropout, mixed, here))
-        changed = self.feed_forward(x, here)
-        normed: Tensor = self.feed_forward_norm(x + single(self.feed_forward_dropout, changed, here))
-        return normed
+    def forward(self, x: Tensor, tokens: Tokens, context: Context) -> Tensor:
+        """[T, D] -> [T, D], or of the first tokens alone [B, D], who need no others of the last block."""
+        pre = self.norm == "pre"
+        mixed = self.attention(self.attention_norm(x) if pre else x, tokens, context)
+        here = tokens.of_first(context) if self.alone else tokens.of_each(context)
+        x = x[tokens.starts] if self.alone else x
+        x = x + single(self.attention_dropout, mixed, here)
+        x = x if pre else self.attention_norm(x)
+        changed = self.feed_forward(self.feed_forward_norm(x) if pre else x, here)
+        x = x + single(self.feed_forward_dropout, changed, here)
+        return x if pre else self.feed_forward_norm(x)
 
 
 class TextEncoder(nn.Module):
@@ -233,20 +242,24 @@ class TextEncoder(nn.Module):
         self.item_positions = read_whole(nn.Embedding(shape.item_positions, shape.width))
         self.norm = nn.LayerNorm(shape.width, eps=shape.norm_eps)
         self.dropout = Dropout(shape.dropout, site=4 * shape.layers)
-        self.blocks = nn.ModuleList(TextBlock(shape, site) for site in range(shape.layers))
+        last = shape.layers - 1
+        self.blocks = nn.ModuleList(
+            TextBlock(shape, site, alone=site == last and not shape.every_state) for site in range(shape.layers)
+        )
+        self.last_norm = nn.LayerNorm(shape.width, eps=shape.norm_eps) if shape.norm == "pre" else nn.Identity()
         for module in self.modules():  # as BERT is drawn: Devlin et al. 2019, arXiv 1810.04805, their code
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def forward(self, tokens: Tokens, context: Context, all_tokens: bool = False) -> Tensor:
-        """The state of each text [B, D], or of every token [T, D]."""
+    def forward(self, tokens: Tokens, context: Context) -> Tensor:
+        """The state of each text [B, D]; of every token [T, D], where the shape says so."""
         x = self._embedded(tokens, context)
-        for block in self.blocks[:-1]:
+        for block in self.blocks:
             x = block(x, tokens, context)
-        last: Tensor = self.blocks[-1](x, tokens, context, alone=not all_tokens)
-        return last
+        normed: Tensor = self.last_norm(x)
+        return normed
 
     def _embedded(self, tokens: Tokens, context: Context) -> Tensor:
         if tokens.longest + FIRST_POSITION > self.positions.num_embeddings:

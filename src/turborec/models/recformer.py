@@ -1,0 +1,239 @@
+"""RecFormer: a history is the text of its items, newest first, and what fits it is the item whose own text lies nearest.
+
+Letters: B rows, L positions, D width, V items, N texts, T tokens of all of them, K items of a history.
+"""
+
+import logging
+import time
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from turborec.contract import DotProduct, Loss, Model, Term
+from turborec.data.batch import DataSpec, ItemTokens, SequenceBatch, TextBatch
+from turborec.features.tokens import Texts, lacking
+from turborec.losses import CatalogueLoss, CrossEntropy
+from turborec.nn.keyed import mix
+from turborec.nn.linear import Context
+from turborec.nn.longformer import FIRST_POSITION, TextEncoder, TextShape, Tokens
+from turborec.recipe import Config as BaseConfig
+
+logger = logging.getLogger("turborec")
+
+TYPES = 4
+"""Of tokens: of a text's first one, of an attribute's name, of what it says, and one of padding that checkpoints have."""
+
+ENCODED = 16_384
+"""Tokens of items that are encoded together."""
+
+
+class Config(BaseConfig):
+    """Text Is All You Need (Li et al., KDD 2023, arXiv 2305.13731), its fine-tuning.
+
+    All items are encoded at the beginning of each epoch, and the history's vector is to be nearest, by the cosine over
+    `temperature`, to that of the item which follows; a stage with `refresh: false` leaves the items as they are. That is for
+    an encoder that can read: drawn weights would make all vectors one. `items: trained` is for those. Deliberate deviations:
+    pre-norm blocks unless `norm: post` is stated, no dropout on attention weights, and a history's first event is never
+    predicted (the authors' code also asks of empty histories what follows).
+    """
+
+    kind: Literal["recformer"] = "recformer"
+    batch: ClassVar[type[SequenceBatch]] = SequenceBatch
+
+    width: int = Field(64, ge=1)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(2, ge=1)
+    hidden: int = Field(256, ge=1, description="width of the feed-forward layer")
+    dropout: float = Field(0.1, ge=0.0, lt=1.0, description="on the embeddings and on every residual branch")
+    norm: Literal["pre", "post"] = Field("pre", description="where blocks normalise; the paper's, and its checkpoints': post")
+    norm_eps: float = Field(1e-5, gt=0.0, description="what norms add to a variance")
+    window: int = Field(64, ge=2, multiple_of=2, description="tokens that a token sees, half of them on either side")
+    max_tokens: int = Field(1024, ge=2, description="of a history, the newest items' first")
+    temperature: float = Field(0.05, gt=0.0, description="what cosines are divided by")
+    items: Literal["kept", "trained"] = Field(
+        "kept", description="kept: as they were encoded last; trained: those that a step compares are encoded in it, and learn"
+    )
+    refresh_every: int = Field(1, ge=1, description="epochs between two encodings of all items")
+    train_words: bool = Field(True, description="false: the vectors of tokens stay what they are")
+    texts: Texts = Texts()
+    loss: CatalogueLoss = CrossEntropy()
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "Config":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be divisible by heads {self.heads}")
+        return self
+
+    def build(self, spec: DataSpec) -> "RecFormer":
+        """The model for data of this shape, with freshly drawn weights."""
+        return RecFormer(self, spec)
+
+
+class RecFormer(Model):
+    """The module. The vectors of items are no parameters: they are encoded, and kept until they are encoded anew."""
+
+    def __init__(self, config: Config, spec: DataSpec) -> None:
+        super().__init__()
+        if spec.texts is None:
+            raise ValueError("expected the items' texts in the data's facts: a model of texts is built from them")
+        self.config, self.spec, texts = config, spec, spec.texts
+        self.encoder = TextEncoder(
+            TextShape(
+                vocabulary=texts.vocabulary,
+                positions=config.max_tokens + FIRST_POSITION,
+                types=TYPES,
+                item_positions=spec.max_length + 1,
+                width=config.width,
+                layers=config.layers,
+                heads=config.heads,
+                hidden=config.hidden,
+                window=config.window,
+                dropout=config.dropout,
+                norm_eps=config.norm_eps,
+                norm=config.norm,
+            )
+        )
+        self.encoder.words.weight.requires_grad_(config.train_words)
+        for name in ("ids", "types", "offsets"):
+            self.register_buffer(f"text_{name}", getattr(texts, name), persistent=False)
+        self.register_buffer("table", torch.zeros(spec.items + 1, config.width))
+        self.register_buffer("encoded", torch.tensor(0))
+        self.known = 0  # what `encoded` says, without asking a device: the epoch before which that was, from 1 on; 0: never
+        self.register_load_state_dict_post_hook(_remember)  # type: ignore[no-untyped-call]
+        self.criterion = config.loss.build(spec.item_counts())
+        self.begin = texts.begin
+        if without := lacking(texts):
+            logger.warning(f"{without:,} of {spec.items:,} items have no text: all of them are one and the same to this model.")
+
+    table: Tensor
+    encoded: Tensor
+    text_ids: Tensor
+    text_types: Tensor
+    text_offsets: Tensor
+
+    def forward(self, batch: SequenceBatch) -> Loss:
+        """The loss of naming every target of the batch by the text of what comes before it."""
+        asked = self.asked(batch)
+        tokens = Tokens(asked.tokens, asked.types, asked.item_positions, asked.token_lengths, asked.longest)
+        states = self._vectors(tokens, Context(asked.text_keys)) / self.config.temperature
+        if self.config.items == "trained":
+            total = self.criterion.of_rows(states, self._of_items, asked.wanted, asked.key)
+        else:
+            total = self.criterion(states, self._items(), asked.wanted, asked.key)
+        return Loss({"next_item": Term(total, batch.num_targets())})
+
+    def asked(self, batch: SequenceBatch, again: bool = False) -> TextBatch:
+        """The batch with the texts of what comes before each target."""
+        if isinstance(batch, TextBatch):
+            return batch
+        where = batch.targets.flatten().nonzero().squeeze(1)
+        length = batch.items.shape[1]
+        if not len(where):  # of an empty row, so that there is something to compute
+            where = where.new_zeros(1)
+        rows, at = where // length, where % length
+        found = self._texts_of(newest_first(batch.items[rows], at))
+        return TextBatch(
+            **vars(batch),
+            tokens=found.ids,
+            types=found.types,
+            item_positions=found.item_positions,
+            token_lengths=found.lengths,
+            longest=found.longest,
+            text_keys=mix(batch.keys[rows] + at),
+            wanted=batch.targets.flatten()[where],
+        )
+
+    def begin_epoch(self, epoch: int, generator: torch.Generator) -> None:
+        """Encode all items, where it is time to, and was not done before a training was stopped."""
+        if self.config.items == "trained" or self.known == epoch + 1:
+            return
+        if self.known and epoch % self.config.refresh_every:
+            logger.info(f"The items are as they were encoded {epoch + 1 - self.known} epochs ago")
+            return
+        began, before = time.monotonic(), self.table.clone()
+        self.table.copy_(self._encode_items())
+        told = f"{self.spec.items:,} items encoded in {time.monotonic() - began:.1f} s"
+        if self.known:
+            alike = (before[1:] * self.table[1:]).sum(1).mean()
+            told += f"; the cosine to their vectors before is {alike:.4f} on the mean"
+        logger.info(told)
+        self.encoded.fill_(epoch + 1)
+        self.known = epoch + 1
+
+    def scorer(self) -> DotProduct:
+        """Scores by the cosine of a history's vector and an item's."""
+        return DotProduct(self._history, self._items())
+
+    def _history(self, batch: SequenceBatch) -> Tensor:
+        """[B, D]."""
+        tokens = self._texts_of(newest_first(batch.items, batch.last()))
+        return self._vectors(tokens, Context(batch.keys)) / self.config.temperature
+
+    def _items(self) -> Tensor:
+        """The items' vectors as they are kept, or as they are where none were kept yet: [V + 1, D]."""
+        return self.table if self.known else self._encode_items()
+
+    @torch.no_grad()
+    def _encode_items(self) -> Tensor:
+        """Every item's own text, those of like length together: [V + 1, D], row 0 being zero."""
+        training = self.training
+        self.eval()
+        found = torch.zeros_like(self.table)
+        lengths = (self.text_offsets[1:] - self.text_offsets[:-1])[1:].cpu() + 1
+        order = lengths.argsort(stable=True)
+        at = 0
+        while at < len(order):
+            # Lengths ascend, so the longest of a batch is its last; it shrinks to the tokens it then allows.
+            size = max(1, ENCODED // int(lengths[order[at]]))
+            size = max(1, ENCODED // int(lengths[order[min(at + size, len(order)) - 1]]))
+            some = order[at : at + size].to(found.device) + 1
+            found[some] = self._of_items(some)
+            at += size
+        self.train(training)
+        return found
+
+    def _of_items(self, items: Tensor) -> Tensor:
+        """int64 [N] -> [N, D]; nothing about an item's own text is random."""
+        return self._vectors(self._texts_of(items[:, None]), Context(keys=None))
+
+    def _texts_of(self, shown: Tensor) -> Tokens:
+        """Items, newest first, as the text of their history: int64 [N, K], 0 where there is none."""
+        texts = ItemTokens(self.text_ids, self.text_types, self.text_offsets, 0, self.begin, 0, 0)
+        return tokens_of(shown[:, : self.spec.max_length], texts, self.config.max_tokens)
+
+    def _vectors(self, tokens: Tokens, context: Context) -> Tensor:
+        """Of each text a vector of length one, in float32: [N, D]."""
+        states: Tensor = self.encoder(tokens, context)
+        return F.normalize(states.float(), dim=-1)
+
+
+def _remember(model: RecFormer, keys: object) -> None:
+    model.known = int(model.encoded)
+
+
+def newest_first(items: Tensor, last: Tensor) -> Tensor:
+    """Each row's items from a place on, backwards: int64 [N, L], [N] -> [N, L], 0 where there are no more."""
+    at = last[:, None] - torch.arange(items.shape[1], device=items.device)
+    return torch.where(at >= 0, items.gather(1, at.clamp(min=0)), 0)
+
+
+def tokens_of(shown: Tensor, texts: ItemTokens, most: int) -> Tokens:
+    """Texts of a first token and the items' tokens behind it, at most so many: int64 [N, K], 0 where there is none.
+
+    Positions of items count from 1, the newest one's. What is too long loses its end, which is its oldest items'.
+    """
+    sizes = texts.offsets[shown + 1] - texts.offsets[shown]
+    sizes = torch.minimum(sizes, (most - 1 - (sizes.cumsum(1) - sizes)).clamp(min=0))
+    pieces = F.pad(sizes, (1, 0), value=1).flatten()  # of each text its first token, then each item
+    begin = F.pad(texts.offsets[shown], (1, 0)).flatten()
+    piece = torch.arange(len(pieces), device=shown.device).repeat_interleave(pieces)
+    within = torch.arange(len(piece), device=shown.device) - (pieces.cumsum(0) - pieces)[piece]
+    place = piece % (shown.shape[1] + 1)
+    first, source = place == 0, begin[piece] + within
+    source = source.clamp(max=max(0, len(texts.ids) - 1))
+    ids, types = (part[source].long() if len(part) else torch.zeros_like(source) for part in (texts.ids, texts.types))
+    lengths = sizes.sum(1) + 1
+    return Tokens(torch.where(first, texts.begin, ids), torch.where(first, 0, types), place, lengths, int(lengths.max()))

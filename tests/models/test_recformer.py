@@ -1,0 +1,153 @@
+"""Histories as texts, by hand; the items' vectors, when they move and when they do not; the loss, by definition."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from turborec.data.batch import DataSpec, ItemTokens, SequenceBatch
+from turborec.losses import CrossEntropy, SampledSoftmax
+from turborec.models.recformer import Config, newest_first, tokens_of
+
+BEGIN = 9
+TEXTS = ItemTokens(
+    ids=torch.tensor([10, 11, 12, 20, 21, 30, 31, 32, 33], dtype=torch.int32),
+    types=torch.tensor([1, 2, 2, 1, 2, 1, 1, 2, 2], dtype=torch.uint8),
+    offsets=torch.tensor([0, 0, 3, 5, 5, 9]),  # items 1, 2 and 4; item 3 has no text
+    vocabulary=40,
+    begin=BEGIN,
+    padding=1,
+    mask=2,
+)
+SPEC = DataSpec(users=3, items=4, max_length=5, texts=TEXTS)
+SMALL = {"width": 16, "layers": 2, "heads": 2, "hidden": 24, "window": 4, "dropout": 0.0}
+
+
+def texts(found):
+    parts = zip(*(part.split(found.lengths.tolist()) for part in (found.ids, found.types, found.item_positions)), strict=True)
+    return [tuple(part.tolist() for part in text) for text in parts]
+
+
+def test_a_history_is_its_newest_item_first_behind_a_token_of_its_own():
+    shown = newest_first(torch.tensor([[1, 2, 4, 0], [3, 1, 0, 0]]), torch.tensor([2, 1]))
+    assert shown.tolist() == [[4, 2, 1, 0], [1, 3, 0, 0]]
+    assert newest_first(torch.tensor([[1, 2, 4, 0]]), torch.tensor([1])).tolist() == [[2, 1, 0, 0]]
+    first, second = texts(tokens_of(shown, TEXTS, most=1024))
+    assert first[0] == [BEGIN, 30, 31, 32, 33, 20, 21, 10, 11, 12]
+    assert first[1] == [0, 1, 1, 2, 2, 1, 2, 1, 2, 2]
+    assert first[2] == [0, 1, 1, 1, 1, 2, 2, 3, 3, 3]
+    assert second == ([BEGIN, 10, 11, 12], [0, 1, 2, 2], [0, 1, 1, 1])
+
+
+@pytest.mark.parametrize(("most", "left"), [(10, 10), (7, 7), (6, 6), (2, 2)])
+def test_what_is_too_long_loses_its_oldest_words(most, left):
+    (found,) = texts(tokens_of(torch.tensor([[4, 2, 1]]), TEXTS, most))
+    assert found[0] == [BEGIN, 30, 31, 32, 33, 20, 21, 10, 11, 12][:left]
+
+
+def test_an_item_without_text_is_the_first_token_alone():
+    assert texts(tokens_of(torch.tensor([[3], [0]]), TEXTS, 8)) == [([BEGIN], [0], [0])] * 2
+
+
+def built(**settings):
+    torch.manual_seed(0)
+    return Config(**{**SMALL, **settings}).build(SPEC), SequenceBatch.example(SPEC, 6, torch.Generator().manual_seed(1))
+
+
+def by_definition(model, batch, table, negatives=None):
+    total = 0.0
+    for row in range(len(batch.items)):
+        for at in range(batch.items.shape[1]):
+            if target := int(batch.targets[row, at]):
+                shown = batch.items[row, : at + 1].flip(0)[None]
+                state = model._vectors(tokens_of(shown, TEXTS, 1024), replace_keys())[0]
+                logits = table[1:] @ state / model.config.temperature
+                total += float(F.cross_entropy(logits[None], torch.tensor([target - 1])))
+    return total
+
+
+def replace_keys():
+    from turborec.nn.linear import Context
+
+    return Context(keys=None)
+
+
+@pytest.mark.parametrize("items", ["kept", "trained"])
+def test_the_loss_is_that_of_the_nearest_item_among_all(items):
+    model, batch = built(items=items)
+    model.eval()
+    model.begin_epoch(0, torch.Generator())
+    own = torch.cat([model._of_items(torch.tensor([[item]]).flatten()) for item in (1, 2, 3, 4)])
+    table = torch.cat([torch.zeros(1, 16), own]).detach()
+    with torch.no_grad():
+        assert float(model(batch).terms["next_item"].sum) == pytest.approx(by_definition(model, batch, table), rel=1e-5)
+        scores = model.scorer()
+        assert torch.allclose(scores.items, table, atol=1e-6)
+
+
+def test_items_stand_still_within_an_epoch_and_where_nothing_is_refreshed():
+    model, batch = built()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def step():
+        optimizer.zero_grad()
+        model(batch).terms["next_item"].sum.backward()
+        optimizer.step()
+
+    model.begin_epoch(0, torch.Generator())
+    before = model.table.clone()
+    step()
+    model.begin_epoch(0, torch.Generator())  # a training that goes on within the epoch
+    assert torch.equal(model.table, before)
+    again, _ = built()
+    again.load_state_dict(model.state_dict())
+    again.begin_epoch(0, torch.Generator())
+    assert torch.equal(again.table, before)
+    model.begin_epoch(1, torch.Generator())
+    assert not torch.allclose(model.table[1:], before[1:]) and not model.table[0].any()
+    assert torch.allclose(model.table[1:].norm(dim=1), torch.ones(4))
+    assert model.table.grad is None
+
+
+def test_items_are_encoded_as_seldom_as_is_asked_for_and_it_is_told(caplog):
+    model, _ = built(refresh_every=2)
+    with caplog.at_level("INFO", "turborec"):
+        for epoch in range(4):
+            model.begin_epoch(epoch, torch.Generator())
+    told = [record.getMessage() for record in caplog.records if record.levelname == "INFO"]
+    assert [("encoded in" in line, "as they were encoded 1 epochs ago" in line) for line in told] == [
+        (True, False),
+        (False, True),
+        (True, False),
+        (False, True),
+    ]
+    assert "the cosine to their vectors before is 1.0000" in told[2]
+
+
+def test_items_that_learn_are_given_gradients_where_they_are_compared():
+    model, batch = built(items="trained", loss=SampledSoftmax(negatives=3))
+    exact, _ = built(items="trained", loss=CrossEntropy())
+    for one in (model, exact):
+        one(batch).terms["next_item"].sum.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in one.parameters())
+    assert not built()[0].known
+
+
+def test_words_may_stay_what_they_are():
+    model, batch = built(train_words=False)
+    model(batch).terms["next_item"].sum.backward()
+    assert model.encoder.words.weight.grad is None and model.encoder.types.weight.grad is not None
+
+
+def test_items_without_text_are_told_of(caplog):
+    with caplog.at_level("WARNING", "turborec"):
+        built()
+    assert "1 of 4 items have no text" in caplog.text
+
+
+def test_a_batch_without_targets_is_computed_all_the_same():
+    model, batch = built()
+    empty = replace(batch.rows(0, 1), targets=torch.zeros_like(batch.targets[:1]), targets_count=0)
+    term = model(empty).terms["next_item"]
+    assert term.count == 0 and float(term.sum.detach()) == 0
