@@ -22,6 +22,7 @@ PUBLISHED = {
     "amazon-games-2018/sasrec": (50_546, 16_859, 440_264),
     "amazon-gift-cards-2018/sasrec": (458, 148, 2_972),
     "amazon-grocery-2014/sasrec": (14_681, 8_687, 121_892),
+    "amazon-musical-instruments-2014/bert4rec": (1_429, 900, 10_261),
     "amazon-musical-instruments-2014/sasrec": (1_429, 900, 10_261),
     "amazon-sports-2014/sasrec": (35_598, 18_357, 296_337),
     "anime/markov": (5_000, 7_390, 520_609),
