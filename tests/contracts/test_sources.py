@@ -21,7 +21,7 @@ import pytest
 
 from turborec import recipe
 from turborec.data.prepare import Prepare, prepare
-from turborec.data.schema import FEATURE_NAME, UNKNOWN_TIME, JsonLines, RawTable, RawTables, Text
+from turborec.data.schema import ENTRY, FEATURE_NAME, LIST, PLACE, UNKNOWN_TIME, JsonLines, Listed, RawTable, RawTables, Text
 from turborec.data.split import LeaveOneOut
 from turborec.data.store import open_store
 from turborec.sources._source import Source
@@ -79,6 +79,8 @@ def columns(path: Path, layout: object) -> Iterable[str]:
         with opener(path, "rt", encoding="utf-8") as file:
             objects = [read(line) for line in file]
         return {key for row in objects for key in [*row, *(k for inner in row.get(layout.rows, []) for k in inner)]}
+    if isinstance(layout, Listed):
+        return {*columns(path, layout.text), LIST, ENTRY, PLACE}
     if not isinstance(layout, Text):
         return pq.read_schema(path).names
     with opener(path, "rt", encoding=layout.encoding, newline="") as file:
@@ -154,9 +156,11 @@ def test_fixture_prepares_to_a_store_of_canonical_types_in_order(case: Path, tmp
     types = [array.dtype for array in (histories.offsets, histories.items, histories.times, store.cuts, store.parts)]
     assert types == [np.int64, np.int32, np.int64, np.int64, np.uint8]
     assert histories.items.min() == 1 and histories.items.max() == store.num_items
-    ascending = np.diff(histories.times) >= 0
+    ascending = histories.times[1:] >= histories.times[:-1]  # unknown times first, where an order says so
     ascending[histories.offsets[1:-1] - 1] = True  # from one user to the next
-    assert ascending.all() and ((histories.times >= 0).all() or (histories.times == UNKNOWN_TIME).all())
+    unknown = histories.times == UNKNOWN_TIME
+    assert ascending.all() and (unknown.all() or (histories.times[~unknown] >= 0).all())
+    assert "order" in names(raw.events) or unknown.all() or not unknown.any()
     assert all(store.user_ids.raw(range(3))) and all(store.item_ids.raw(range(3)))
     assert store.features.keys() == raw.features.keys()
     assert all(np.isfinite(table).any() for table in store.features.values())

@@ -230,6 +230,7 @@ def _parts(
     """The rows of all files, counted as they go by."""
     needed = [*table.select.values(), *(lookup.column for lookup in table.lookups.values())]
     sql, faulty = _staging(staged, table, checks), _faulty(table, checks)
+    seen: set[int] = set()
     for place, path in enumerate(table.paths):
         constants = {_constant(name): texts[place] for name, texts in table.constants.items()}
         names = column_names(path, table.layout, needed)
@@ -239,7 +240,7 @@ def _parts(
             yield Part(sql, File(path, tuple(wanted), place * FILE_STEP, constants))
             advance(path.stat().st_size)
             continue
-        for run in runs(path, table.layout, names, wanted):
+        for run in runs(path, table.layout, names, wanted, seen):
             intake.rows += run.table.num_rows + len(run.faults)
             intake.blank += run.blank
             yield Part(sql, _placed(run, place * FILE_STEP, constants))

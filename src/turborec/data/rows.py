@@ -15,7 +15,8 @@ import numpy as np
 from turborec.data import chunks
 from turborec.data.chunks import LINE, Fault, Run
 from turborec.data.json_lines import object_names, object_runs
-from turborec.data.schema import Columnar, Layout, Text
+from turborec.data.lists import entries
+from turborec.data.schema import ENTRY, LIST, PLACE, Columnar, Layout, Listed, Text
 from turborec.errors import UserError, near
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ def column_names(path: Path, layout: Layout, needed: Iterable[str]) -> tuple[str
     """The file's columns; a UserError where one of `needed` is missing, or two columns share a name."""
     needed = list(needed)
     with chunks.readable(path):
-        if isinstance(layout, Text):
+        if isinstance(layout, Listed):
+            names = (*_header(path, layout.text, needed), LIST, ENTRY, PLACE)
+        elif isinstance(layout, Text):
             names = _header(path, layout, needed)
         else:
             names = _schema_names(path) if isinstance(layout, Columnar) else object_names(path, layout)
@@ -48,11 +51,19 @@ def column_names(path: Path, layout: Layout, needed: Iterable[str]) -> tuple[str
     return names
 
 
-def runs(path: Path, layout: Layout, names: Sequence[str], wanted: Sequence[str]) -> Iterator[Run]:
-    """The rows of a file whose columns are `names`, with the columns that are `wanted`."""
+def runs(
+    path: Path, layout: Layout, names: Sequence[str], wanted: Sequence[str], seen: set[int] | None = None
+) -> Iterator[Run]:
+    """The rows of a file whose columns are `names`, with the columns that are `wanted`.
+
+    `seen` are the hashes of lists that count once, in the files before this one: it is added to.
+    """
     with chunks.readable(path):
         if isinstance(layout, Columnar):
             yield from _columnar_runs(path, wanted)
+        elif isinstance(layout, Listed):
+            own = names[: -len((LIST, ENTRY, PLACE))]
+            yield from entries(_plain_runs(path, layout.text, own, own), layout, wanted, set() if seen is None else seen)
         elif not isinstance(layout, Text):
             yield from object_runs(path, layout, wanted)
         elif layout.quote:

@@ -58,7 +58,25 @@ class JsonLines:
     rows: str | None = None  # a key whose list holds the rows, as objects; they have the keys of their line besides
 
 
-Layout = Text | Columnar | JsonLines
+@dataclass(frozen=True)
+class Listed:
+    """Text without quotes some of whose columns hold lists: each entry is a row, with the columns of its line besides.
+
+    Their columns are LIST, the name of the column that an entry is from; ENTRY, its text; and PLACE, its number in the list,
+    from 0 on. A line whose lists are empty has no row. Of lines that have the same in the columns `once`, the first of which
+    is one of `lists`, that list counts once, in whichever file it stands first.
+    """
+
+    text: Text
+    lists: tuple[str, ...]
+    separator: str = " "
+    once: tuple[str, ...] = ()
+
+
+LIST, ENTRY, PLACE = "list of the entry", "entry", "place of the entry"
+"""The columns that `Listed` rows have besides those of their line."""
+
+Layout = Text | Columnar | JsonLines | Listed
 
 
 @dataclass(frozen=True)
