@@ -31,6 +31,9 @@ logger = logging.getLogger("turborec")
 JOURNAL, BEST, MADE_OF = "trials.journal", "best.yaml", run.SEARCH
 NAME = "search"
 
+SPARED = 5
+"""The first fifth of a training is not held against it."""
+
 
 class Span(Config):
     """Numbers from `low` to `high`, both included."""
@@ -57,7 +60,12 @@ class Span(Config):
         """A trial's value."""
         if all(isinstance(number, int) for number in (self.low, self.high, self.step or 1)):
             return trial.suggest_int(name, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
-        return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
+        return _plain(trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log))
+
+
+def _plain(number: float) -> float:
+    """A number as a recipe would say it: .3, where steps of .1 come to .30000000000000004."""
+    return float(f"{number:.12g}")
 
 
 class Choice(Config):
@@ -145,7 +153,7 @@ def search(recipe: AnyRecipe, space: Space, plan: Plan, folder: Path, places: Pl
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, recipe, space)
     study = optuna.create_study(
-        study_name=NAME, storage=_storage(folder), direction="maximize", load_if_exists=True, pruner=_pruner(plan)
+        study_name=NAME, storage=_storage(folder), direction="maximize", load_if_exists=True, pruner=_pruner(plan, recipe)
     )
     job = _Job(study, recipe, space, folder, places, device)
     for left in [one for one in study.get_trials(deepcopy=False) if one.state == optuna.trial.TrialState.RUNNING]:
@@ -186,7 +194,7 @@ def trials_of(study: "optuna.Study", folder: Path) -> list[Trial]:
             continue
         values = one.intermediate_values
         state = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}.get(one.state.name, "running")
-        settings = {name: json.loads(value) if isinstance(value, str) else value for name, value in one.params.items()}
+        settings = {name: json.loads(value) if isinstance(value, str) else _plain(value) for name, value in one.params.items()}
         value = max(values.values()) if values else None
         found.append(Trial(one.number, state, value, max(values, default=0), settings, _place(folder, one.number)))
     return sorted(found, key=lambda trial: (trial.value is None, -(trial.value or 0.0), trial.number))
@@ -277,10 +285,12 @@ def _sampler(plan: Plan, number: int) -> "optuna.samplers.BaseSampler":
     return TPESampler(seed=seed) if plan.sampler == "tpe" else RandomSampler(seed=seed)
 
 
-def _pruner(plan: Plan) -> "optuna.pruners.BasePruner":
+def _pruner(plan: Plan, recipe: AnyRecipe) -> "optuna.pruners.BasePruner":
     from optuna.pruners import MedianPruner, NopPruner
 
-    return MedianPruner() if plan.prune else NopPruner()
+    # What learns slowly at first is often better in the end, and rates still rise then.
+    spared = sum(stage.epochs for stage in recipe.stages) // SPARED
+    return MedianPruner(n_warmup_steps=spared) if plan.prune else NopPruner()
 
 
 def _place(folder: Path, number: int) -> Path:
