@@ -169,3 +169,13 @@ def test_more_trials_may_be_asked_for_after_a_race_for_the_last(places, tmp_path
     study.tell(study.ask(), state=search._optuna().trial.TrialState.FAIL)  # what a process leaves that came too late
     found = search.search(RECIPE, SPACE, Plan(trials=3, prune=False), tmp_path, places)
     assert [trial.number for trial in sorted(found, key=lambda trial: trial.number)] == [0, 1, 3]
+
+
+def test_values_are_written_as_people_do_and_whole_ones_stay_whole(places, tmp_path):
+    space = {
+        "model.dropout": search.Span(low=0.1, high=0.6, step=0.1),
+        "model.hidden": search.Span(low=8, high=12, step=2),
+    }
+    found = search.search(RECIPE, space, Plan(trials=6, sampler="random"), tmp_path / "search", places)
+    assert {trial.settings["model.dropout"] for trial in found} <= {0.1, 0.2, 0.3, 0.4, 0.5, 0.6}
+    assert all(type(trial.settings["model.hidden"]) is int for trial in found)

@@ -194,10 +194,17 @@ def trials_of(study: "optuna.Study", folder: Path) -> list[Trial]:
             continue
         values = one.intermediate_values
         state = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}.get(one.state.name, "running")
-        settings = {name: json.loads(value) if isinstance(value, str) else _plain(value) for name, value in one.params.items()}
+        settings = {name: _told(value) for name, value in one.params.items()}
         value = max(values.values()) if values else None
         found.append(Trial(one.number, state, value, max(values, default=0), settings, _place(folder, one.number)))
     return sorted(found, key=lambda trial: (trial.value is None, -(trial.value or 0.0), trial.number))
+
+
+def _told(parameter: Any) -> Any:
+    """A value as it was drawn, from what Optuna keeps of it."""
+    if isinstance(parameter, str):
+        return json.loads(parameter)
+    return _plain(parameter) if isinstance(parameter, float) else parameter
 
 
 def _carry_out(job: _Job, trial: "optuna.Trial") -> None:
