@@ -261,7 +261,10 @@ class Model(nn.Module, ABC):
     def scorer(self) -> Scorer:
         """What ranks items with the present parameters."""
 
-    # Not every model has work that belongs to an epoch, so doing nothing is the right default for both hooks.
+    # Not every model has work that belongs to a training or an epoch, so doing nothing is the right default for the hooks.
+    def begin(self) -> None:
+        """What belongs before the first step of a training, and is not done again when it goes on: take given weights."""
+
     def begin_epoch(self, epoch: int, generator: torch.Generator) -> None:
         """Work that belongs to an epoch: re-encode the item table, prune edges, draw neighbours."""
 

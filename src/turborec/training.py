@@ -59,6 +59,8 @@ def fit(run: Run, steps: int | None, interruption: Interruption, tracking: Track
         world.wait()
         return
     state = loop.start(run.model, run.recipe.stages[saved.state["position"]["stage"] if saved else 0], run.device)
+    if saved is None:
+        run.model.begin()
     if saved is None and run.recipe.base is not None and run.recipe.adapters is None:
         base.begin(run.model, run.recipe, run.store)
         logger.info("Beginning with the weights of %s", run.recipe.base)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from turborec.data.batch import DataSpec, ItemTokens, SequenceBatch
+from turborec.errors import UserError
 from turborec.losses import CrossEntropy, SampledSoftmax
 from turborec.models.recformer import Config, newest_first, tokens_of
 
@@ -151,3 +152,57 @@ def test_a_batch_without_targets_is_computed_all_the_same():
     empty = replace(batch.rows(0, 1), targets=torch.zeros_like(batch.targets[:1]), targets_count=0)
     term = model(empty).terms["next_item"]
     assert term.count == 0 and float(term.sum.detach()) == 0
+
+
+def released(positions=1030, width=16, layers=2):
+    """A checkpoint as RecFormer's authors name its weights."""
+    sizes = {
+        "word_embeddings": (40, width),
+        "position_embeddings": (positions, width),
+        "token_type_embeddings": (4, width),
+        "item_position_embeddings": (51, width),
+    }
+    weights = {f"longformer.embeddings.{name}.weight": torch.randn(shape) for name, shape in sizes.items()}
+    maps = {"attention.output.dense": (width, width), "intermediate.dense": (24, width), "output.dense": (width, 24)}
+    for part in ("query", "key", "value"):
+        maps |= {f"attention.self.{part}{which}": (width, width) for which in ("", "_global")}
+    norms = [f"longformer.encoder.layer.{n}.{at}output.LayerNorm" for n in range(layers) for at in ("", "attention.")]
+    for name in ["longformer.embeddings.LayerNorm", *norms]:
+        weights |= {f"{name}.weight": torch.randn(width), f"{name}.bias": torch.randn(width)}
+    for layer in range(layers):
+        for name, shape in maps.items():
+            at = f"longformer.encoder.layer.{layer}.{name}"
+            weights |= {f"{at}.weight": torch.randn(shape), f"{at}.bias": torch.randn(shape[0])}
+    return weights
+
+
+def test_an_encoder_begins_with_the_weights_of_a_checkpoint(tmp_path):
+    weights = released()
+    torch.save({**weights, "item_embedding.weight": torch.zeros(3, 16)}, tmp_path / "model.bin")
+    model, batch = built(norm="post", pretrained=str(tmp_path / "model.bin"))
+    model.begin()
+    encoder = model.encoder
+    assert torch.equal(encoder.words.weight, weights["longformer.embeddings.word_embeddings.weight"])
+    assert torch.equal(encoder.positions.weight, weights["longformer.embeddings.position_embeddings.weight"][:1026])
+    assert torch.equal(encoder.item_positions.weight, weights["longformer.embeddings.item_position_embeddings.weight"][:6])
+    assert torch.equal(
+        encoder.blocks[1].attention.q_first.weight, weights["longformer.encoder.layer.1.attention.self.query_global.weight"]
+    )
+    assert model(batch).terms["next_item"].sum.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("settings", "made", "said"),
+    [
+        ({"norm": "post", "width": 8}, {}, "has the shape"),
+        ({"norm": "post", "layers": 3}, {}, "as many layers as it has"),
+        ({"norm": "post", "layers": 1}, {}, "this model has no such layer"),
+        ({"norm": "pre"}, {}, "needs norm=post"),
+        ({"norm": "post", "max_tokens": 1024}, {"positions": 500}, "has the shape"),
+    ],
+)
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path, settings, made, said):
+    torch.save(released(**made), tmp_path / "model.bin")
+    model, _ = built(pretrained=str(tmp_path / "model.bin"), **settings)
+    with pytest.raises(UserError, match=said):
+        model.begin()

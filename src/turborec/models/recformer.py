@@ -5,6 +5,7 @@ Letters: B rows, L positions, D width, V items, N texts, T tokens of all of them
 
 import logging
 import time
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -12,8 +13,11 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from turborec.bridges import pickled
+from turborec.bridges.recformer import encoder_of
 from turborec.contract import DotProduct, Loss, Model, Term
 from turborec.data.batch import DataSpec, ItemTokens, SequenceBatch, TextBatch
+from turborec.errors import UserError
 from turborec.features.tokens import Texts, lacking
 from turborec.losses import CatalogueLoss, CrossEntropy
 from turborec.nn.keyed import mix
@@ -59,6 +63,9 @@ class Config(BaseConfig):
     refresh_every: int = Field(1, ge=1, description="epochs between two encodings of all items")
     train_words: bool = Field(True, description="false: the vectors of tokens stay what they are")
     texts: Texts = Texts()
+    pretrained: str | None = Field(
+        None, min_length=1, description="a checkpoint of RecFormer or a Longformer, whose encoder training begins with"
+    )
     loss: CatalogueLoss = CrossEntropy()
 
     @model_validator(mode="after")
@@ -104,7 +111,7 @@ class RecFormer(Model):
         self.known = 0  # what `encoded` says, without asking a device: the epoch before which that was, from 1 on; 0: never
         self.register_load_state_dict_post_hook(_remember)  # type: ignore[no-untyped-call]
         self.criterion = config.loss.build(spec.item_counts())
-        self.begin = texts.begin
+        self.first_token = texts.begin
         if without := lacking(texts):
             logger.warning(f"{without:,} of {spec.items:,} items have no text: all of them are one and the same to this model.")
 
@@ -113,6 +120,36 @@ class RecFormer(Model):
     text_ids: Tensor
     text_types: Tensor
     text_offsets: Tensor
+
+    def begin(self) -> None:
+        """Take the encoder of the checkpoint that is named. A UserError where it is of another shape."""
+        if self.config.pretrained is None:
+            return
+        path = Path(self.config.pretrained).expanduser()
+        found, own = encoder_of(pickled.read(path), path), self.encoder.state_dict()
+        weights = {name: weight for name, weight in found.weights.items() if name in own}
+        for name in ("positions.weight", "item_positions.weight"):  # of which there may be more than are needed
+            if name in weights:
+                weights[name] = weights[name][: len(own[name])]
+        for name, weight in weights.items():
+            if weight.shape != own[name].shape:
+                raise UserError(
+                    f"model.pretrained: {name} has the shape {list(weight.shape)} in {path}, and {list(own[name].shape)} here: "
+                    f"the checkpoint is one of {found.shape()}. Give model, its tokenizer and batches.max_length that shape."
+                )
+        kept = own.keys() - weights.keys()
+        if kept - {"item_positions.weight"}:
+            raise UserError(f"model.pretrained: {path} has no {min(kept)}: it needs norm=post and as many layers as it has.")
+        if more := {name for name in found.weights if name.startswith("blocks.")} - own.keys() - self._unread():
+            raise UserError(f"model.pretrained: {path} has {min(more)}, and this model has no such layer.")
+        self.encoder.load_state_dict({**own, **weights})
+        told = "; places of items in a history begin as they were drawn" * found.plain
+        logger.info(f"The encoder begins with {len(weights)} weights of {path}{told}")
+
+    def _unread(self) -> set[str]:
+        """Names of weights that checkpoints have, and that nothing but the states of other tokens would depend on."""
+        last = f"blocks.{self.config.layers - 1}.attention"
+        return {f"{last}.{part}.{kind}" for part in "qkv" for kind in ("weight", "bias")}
 
     def forward(self, batch: SequenceBatch) -> Loss:
         """The loss of naming every target of the batch by the text of what comes before it."""
@@ -201,7 +238,7 @@ class RecFormer(Model):
 
     def _texts_of(self, shown: Tensor) -> Tokens:
         """Items, newest first, as the text of their history: int64 [N, K], 0 where there is none."""
-        texts = ItemTokens(self.text_ids, self.text_types, self.text_offsets, 0, self.begin, 0, 0)
+        texts = ItemTokens(self.text_ids, self.text_types, self.text_offsets, 0, self.first_token, 0, 0)
         return tokens_of(shown[:, : self.spec.max_length], texts, self.config.max_tokens)
 
     def _vectors(self, tokens: Tokens, context: Context) -> Tensor:
