@@ -51,14 +51,36 @@ def by_size(rows: list[Row], value: str, label: str) -> Drawing:
     return draw
 
 
+WORDS = {
+    "eager_all_logits": "plain PyTorch, logits everywhere",
+    "eager": "plain PyTorch",
+    "full": "all of it trained on",
+    "anew": "trained anew",
+    "frozen": "the base as it is",
+    "lora": "LoRA",
+    "ilora": "instance-wise LoRA",
+    "scalar_gate": "the study's scalar gate",
+}
+"""What variants are called in charts, where their own names say little."""
+
+APART = 20
+"""How many times the least the greatest bar may be before the axis is one of logarithms."""
+
+
 def bars(rows: list[Row], value: str, label: str) -> Drawing:
-    """A bar for each variant."""
+    """A bar for each variant, with a dot for each seed."""
 
     def draw(axes: Axes) -> None:
         known = [row for row in rows if row["values"].get(value) is not None]
-        axes.barh([row["variant"] for row in known], [row["values"][value] for row in known])
-        for at, row in enumerate(known):
-            axes.annotate(f" {row['values'][value]:,.4g}", (row["values"][value], at), va="center", fontsize=8)
+        lengths = [row["values"][value] for row in known]
+        axes.barh([WORDS.get(row["variant"], row["variant"]) for row in known], lengths)
+        for at, (row, length) in enumerate(zip(known, lengths, strict=True)):
+            seeds = row.get("by_seed", {}).get(value, [])
+            axes.plot(seeds, [at] * len(seeds), "k.", markersize=4)
+            told = f"{length:,.0f}" if length >= 100 else f"{length:.4g}"
+            axes.annotate(f"  {told}", (max([length, *seeds]), at), va="center", fontsize=8)
+        if lengths and max(lengths) > APART * min(lengths) > 0:
+            axes.set_xscale("log")
         axes.invert_yaxis()
         axes.margins(x=0.15)
         axes.set_xlabel(label)
@@ -102,7 +124,12 @@ def charts(rows: list[Row]) -> dict[str, tuple[str, Drawing]]:
         found[f"peak_memory_{name}"] = (f"Peak memory, {title}", bars(members, "peak_mib", "MiB"))
     for name, some in groupby(sorted(of(rows, "adapters"), key=lambda row: row["data"]), key=lambda row: row["data"]):
         members = list(some)
-        found[f"adapters_{name}"] = (f"Adaptation: {name}", bars(members, "ndcg@10", "NDCG@10 of the test, masked"))
+        found[f"adapters_{name}"] = (
+            f"Adaptation: {name}",
+            bars(members, "ndcg@10", "NDCG@10 of the test, masked; dots: seeds"),
+        )
+        cost = [row for row in members if row["values"]["training_cpu_seconds"]]
+        found[f"adapters_{name}_time"] = (f"Adaptation: {name}, time", bars(cost, "training_cpu_seconds", "processor seconds"))
     return found
 
 
