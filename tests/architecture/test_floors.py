@@ -11,7 +11,7 @@ FLOORS = (
     {"", "errors", "shown"},
     {"contract", "files", "progress", "recipe"},
     {"head"},
-    {"bridges", "data", "drift", "engine", "intervals", "losses", "metrics", "nn", "sources", "tiles"},
+    {"bridges", "data", "drift", "engine", "impressions", "intervals", "losses", "metrics", "nn", "sources", "tiles"},
     {"features", "histories", "ranking"},
     {"evaluate", "models", "recommend"},
     {"recipes"},
