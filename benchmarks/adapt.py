@@ -55,7 +55,7 @@ def by_time(table: str, time: str, share: float) -> tuple[str, str]:
 
 
 def on_the_same_items(begin: int, cut: int, end: int) -> tuple[str, str]:
-    """Globo's clicks of a while, and of a while after it on the articles that the first has: news is hardly read the next day."""
+    """Globo's clicks of a while, and of a while after it on the articles that the first has: news is not read for long."""
     first = f"SELECT * FROM e WHERE click_timestamp >= {begin} AND click_timestamp < {cut}"
     known = f"SELECT click_article_id FROM ({first}) GROUP BY click_article_id HAVING count(*) >= 5"
     then = f"SELECT * FROM e WHERE click_timestamp >= {cut} AND click_timestamp < {end}"
