@@ -43,6 +43,7 @@ def by_size(rows: list[Row], value: str, label: str) -> Drawing:
                 spread = row["by_seed"].get(value)
                 if spread:
                     axes.vlines(across, min(spread), max(spread), alpha=0.4)
+        axes.margins(y=0.15)
         axes.set_xscale("log")
         axes.set_xlabel("parameters, tables included")
         axes.set_ylabel(label)
@@ -73,7 +74,7 @@ def bars(rows: list[Row], value: str, label: str) -> Drawing:
     def draw(axes: Axes) -> None:
         known = [row for row in rows if row["values"].get(value) is not None]
         lengths = [row["values"][value] for row in known]
-        axes.barh([WORDS.get(row["variant"], row["variant"]) for row in known], lengths)
+        axes.barh([WORDS.get(row["variant"], row["variant"].replace("ilora", WORDS["ilora"])) for row in known], lengths)
         for at, (row, length) in enumerate(zip(known, lengths, strict=True)):
             seeds = row.get("by_seed", {}).get(value, [])
             axes.plot(seeds, [at] * len(seeds), "k.", markersize=4)
