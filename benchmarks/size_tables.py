@@ -14,7 +14,8 @@ def size_section(rows: list[Row]) -> list[str]:
         "",
         "## Sizes, configurations and adapters of BERT4Rec",
         "",
-        "Drawn in [charts/charts.html](charts/charts.html) by `python benchmarks/charts.py benchmarks/charts`. Not measured on an accelerator: no row here has one.",
+        "Drawn in [charts/charts.html](charts/charts.html) by `python benchmarks/charts.py benchmarks/charts`.",
+        "Not measured on an accelerator: no row here has one.",
         "Self device time is the profiler's, on the wall and after the turns: the profiler and other work lengthen it.",
         "Turns are of equal time, over whatever batches come: where steps had other numbers of targets, targets/s says more.",
     ]
