@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from turborec.data.batch import DataSpec
+from turborec.data.batch import DataSpec, ItemTokens
 from turborec.data.pairs import interactions
 from turborec.data.schema import UNKNOWN_TIME
 from turborec.data.store import FORMAT, Ids, Store, open_store, sha256
@@ -77,7 +77,17 @@ def described(spec: DataSpec, store: Store, names: Sequence[str] = ("image", "te
     features = {name: torch.randn(spec.items + 1, 4 + place, generator=generator) for place, name in enumerate(names)}
     for table in features.values():
         table[:2] = float("nan")
-    return replace(spec, graph=interactions(store), features=features)
+    return replace(spec, graph=interactions(store), features=features, texts=texts_of(spec.items))
+
+
+def texts_of(items: int) -> ItemTokens:
+    """Each item by an attribute's name and by its number in base three."""
+    digits = [[5 + (item // 3**power) % 3 + 3 * power for power in range(3)] for item in range(1, items + 1)]
+    rows = [[4, *own] for own in digits]
+    ids = torch.tensor([token for row in rows for token in row], dtype=torch.int32)
+    types = torch.tensor([1 + (place > 0) for row in rows for place in range(len(row))], dtype=torch.uint8)
+    offsets = torch.tensor([0, 0, *(len(row) for row in rows)]).cumsum(0)
+    return ItemTokens(ids, types, offsets, vocabulary=14, begin=0, padding=1, mask=2)
 
 
 def user_id(row: int) -> str:

@@ -139,7 +139,7 @@ def test_a_trial_asks_for_nothing(trained, tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("phases: []", "at least 1"),
+        ("phases: []", "at least one entry"),
         ("phases: [{name: a, recipe: ml-1m/sasrec}, {name: a, recipe: ml-1m/sasrec}]", "two are called 'a'"),
         ("phases: [{name: ../a, recipe: ml-1m/sasrec}]", "name"),
         ("phases: [{name: a, recipe: ml-1m/sasrek}]", "did you mean 'ml-1m/sasrec'"),

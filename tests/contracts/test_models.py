@@ -8,23 +8,14 @@ import torch
 import torch.nn.functional as F
 
 from scored import catalogue_scores
+from stores import texts_of
 from turborec.contract import Counted
-from turborec.data.batch import DataSpec, Interactions, ItemTokens, PairBatch, SequenceBatch
+from turborec.data.batch import DataSpec, Interactions, PairBatch, SequenceBatch
 from turborec.data.schema import UNKNOWN_TIME
 from turborec.data.store import Histories
 from turborec.losses import SampledSoftmax
 from turborec.nn.ssm import Intervals
 from turborec.recipe import kinds
-
-
-def texts_of(items):
-    """Each item by an attribute's name and by its number in base three."""
-    digits = [[5 + (item // 3**power) % 3 + 3 * power for power in range(3)] for item in range(1, items + 1)]
-    rows = [[4, *own] for own in digits]
-    ids = torch.tensor([token for row in rows for token in row], dtype=torch.int32)
-    types = torch.tensor([1 + (place > 0) for row in rows for place in range(len(row))], dtype=torch.uint8)
-    offsets = torch.tensor([0, 0, *(len(row) for row in rows)]).cumsum(0)
-    return ItemTokens(ids, types, offsets, vocabulary=14, begin=0, padding=1, mask=2)
 
 
 def spec_of(users, items, max_length, has):
