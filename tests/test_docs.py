@@ -25,7 +25,8 @@ def test_the_model_of_the_guide_passes_every_contract(tmp_path):
     )
     (package / "models" / "recent.py").write_text(code, encoding="utf-8")
     shutil.copytree(CHECKOUT / "tests" / "contracts", tmp_path / "contracts", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(CHECKOUT / "tests" / "scored.py", tmp_path)
+    for helper in ("scored.py", "stores.py"):
+        shutil.copy(CHECKOUT / "tests" / helper, tmp_path)
     (tmp_path / "conftest.py").write_text("import sys, pathlib\nsys.path.insert(0, str(pathlib.Path(__file__).parent))\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, "-k", "recent"]
     done = subprocess.run(
