@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from stores import store_of
 from turborec import recipes
-from turborec.assembly import assemble
+from turborec.assembly import assemble, without_data
 from turborec.bench import eager, flops, levers, matrix, profile
 from turborec.bench.evidence import observe
 from turborec.data.loader import TrainingBatches
@@ -185,3 +185,21 @@ def test_levers_are_those_that_a_recipe_has():
     }
     assert "bucketing is one of batches of histories" in levers.why_not(levers.lever("bucketing"), pairs)
     assert "sampled is none of this recipe's" in levers.why_not(levers.lever("sampled"), pairs)
+
+
+def test_a_model_whose_size_is_known_with_its_data_is_measured(tmp_path):
+    pytest.importorskip("tokenizers", reason="text: tokenizers is not installed")
+    generator = np.random.default_rng(0)
+    histories = [generator.integers(1, 31, generator.integers(3, 12)).tolist() for _ in range(40)]
+    told = {"title": [f"item {number}" for number in range(1, 31)]}
+    store = store_of(tmp_path / "store", histories, items=30, told=told)
+    recipe = recipes.from_tree(
+        TREE | {"model": {"kind": "recformer", "width": 16, "hidden": 32, "texts": {"vocabulary": 300}}}, "the test"
+    )
+    plan = matrix.Plan(("clip",), rounds=1, seconds=0, memory=False, eight=True)
+    found = matrix.run(recipe, store, plan, "cpu")
+    assert found["rows"][0]["parameters"] is None and found["rows"][0]["step_ms"] > 0
+    assert {one["name"]: one["failed"] for one in found["configurations"]}["none"] is None
+    with pytest.raises(UserError, match="its parameters are known with its data"):
+        without_data(recipe, 30)
+    assert "recompute" not in matrix.named("all", recipe)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turborec.data.windows import lay, newest, widths
+from turborec.data.windows import drawn, filled, lay, newest, widths
 
 
 def one_user(events, length, overlap, seams="fixed", seed=0):
@@ -73,3 +73,24 @@ def test_widths_waste_as_little_as_any_choice(lengths, shapes):
 @pytest.mark.parametrize("events", [0, 1])
 def test_a_history_without_a_target_has_no_window(events):
     assert len(one_user(events, 5, 0).users) == 0
+
+
+def test_batches_of_ascending_lengths_are_as_full_as_they_may_be():
+    lengths = np.sort(np.random.default_rng(0).integers(0, 40, 300))
+    batches = list(filled(lengths, 100))
+    assert np.array_equal(np.concatenate([lengths[some] for some in batches]), lengths)
+    for some in batches:
+        part = lengths[some]
+        assert len(part) == 1 or len(part) * max(1, part[-1]) <= 100
+    assert list(filled(lengths[:0], 100)) == [] and len(list(filled(np.array([500, 500]), 100))) == 2
+
+
+def test_one_target_is_drawn_of_each_history():
+    users, starts, ends = np.arange(3), np.array([0, 8, 9]), np.array([8, 9, 12])
+    seen = set()
+    for seed in range(60):
+        rows = drawn(users, starts, ends, 4, np.random.default_rng(seed))
+        assert rows.users.tolist() == [0, 2] and np.array_equal(rows.first, rows.end)
+        assert (rows.lengths >= 1).all() and (rows.lengths <= 4).all() and (rows.begin >= starts[rows.users]).all()
+        seen |= {(int(user), int(end)) for user, end in zip(rows.users, rows.end, strict=True)}
+    assert seen == {*((0, end) for end in range(1, 8)), (2, 10), (2, 11)}

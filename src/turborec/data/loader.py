@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from turborec.data.batch import SequenceBatch
 from turborec.data.schema import UNKNOWN_TIME
 from turborec.data.store import Part, Store
-from turborec.data.windows import Coverage, Int64, Seams, WindowRows, drawn, lay, newest, widths
+from turborec.data.windows import Coverage, Int64, Seams, WindowRows, drawn, filled, lay, newest, widths
 from turborec.recipe import Config
 
 
@@ -183,14 +183,8 @@ def evaluation_batches(store: Store, part: Part, batches: Batches, users: Int64 
     end = store.span(part, users)[0]
     begin = np.maximum(end - batches.max_length, store.histories.offsets[users])
     order = np.argsort(end - begin, kind="stable")
-    at = 0
-    while at < len(order):
-        # Lengths ascend, so the width of a batch is that of its last row; shrink the batch to the budget it then allows.
-        size = max(1, batches.tokens // max(1, int((end - begin)[order[at]])))
-        last = order[min(at + size, len(order)) - 1]
-        size = max(1, batches.tokens // max(1, int((end - begin)[last])))
-        chosen = order[at : at + size]
-        at += size
+    for some in filled((end - begin)[order], batches.tokens):
+        chosen = order[some]
         rows = WindowRows(users[chosen], begin[chosen], end[chosen], end[chosen] + 1)
         yield _build(store, rows, max(1, int(rows.lengths.max())), np.zeros(len(chosen), np.int64), 0, told=batches.told)
 

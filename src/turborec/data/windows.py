@@ -3,6 +3,7 @@
 Letters: R rows (windows). A window shows the events begin .. end - 1 and predicts the events first .. end.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,6 +81,17 @@ def drawn(users: Int64, starts: Int64, ends: Int64, length: int, generator: np.r
     users, starts, ends = users[kept], starts[kept], ends[kept]
     target = generator.integers(starts + 1, ends)
     return WindowRows(users, np.maximum(target - length, starts), target, target)
+
+
+def filled(lengths: Int64, tokens: int) -> Iterator[slice]:
+    """Batches of consecutive rows of ascending lengths, none of more tokens than these when padded, but of one row at least."""
+    at = 0
+    while at < len(lengths):
+        # The width of a batch is that of its last row; it shrinks to the rows that this then allows.
+        size = max(1, tokens // max(1, int(lengths[at])))
+        size = max(1, tokens // max(1, int(lengths[min(at + size, len(lengths)) - 1])))
+        yield slice(at, at + size)
+        at += size
 
 
 def widths(lengths: Int64, longest: int, shapes: int) -> Int64:

@@ -9,6 +9,7 @@ Letters: V items, T tokens of all of them.
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -194,7 +195,7 @@ def _encoded(texts: Sequence[str], most: int, tokenizer: Any) -> Iterator[list[i
 
 def _keep(folder: Path, arrays: dict[str, torch.Tensor], tokenizer: Any, told: dict[str, Any]) -> None:
     """Write a folder that is whole or not there; of several processes the first one's stays."""
-    building = folder.with_name(f".{folder.name}.{id(arrays)}")
+    building = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         building.mkdir(parents=True)
         save_file(arrays, building / "tokens.safetensors")

@@ -17,7 +17,7 @@ from turborec.contract import DotProduct, Loss, Model, Term, read_whole
 from turborec.data.batch import AskedBatch, DataSpec, SequenceBatch
 from turborec.losses import CatalogueLoss, CrossEntropy
 from turborec.models._gate import Gate
-from turborec.nn.attention import Attention, Block, Shape
+from turborec.nn.attention import Attention, Block, Shape, require_heads
 from turborec.nn.keyed import Dropout, uniform
 from turborec.nn.linear import Context, Linear
 from turborec.recipe import Config as BaseConfig
@@ -65,8 +65,7 @@ class Config(BaseConfig):
 
     @model_validator(mode="after")
     def _widths_fit(self) -> "Config":
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} must be divisible by heads {self.heads}")
+        require_heads(self.width, self.heads)
         if self.positions == "sinusoidal" and self.width % 2:
             raise ValueError(f"sinusoidal positions need an even width, got {self.width}")
         return self

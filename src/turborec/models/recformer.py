@@ -17,9 +17,11 @@ from turborec.bridges import pickled
 from turborec.bridges.recformer import encoder_of
 from turborec.contract import DotProduct, Loss, Model, Term
 from turborec.data.batch import DataSpec, ItemTokens, SequenceBatch, TextBatch
+from turborec.data.windows import filled
 from turborec.errors import UserError
 from turborec.features.tokens import Texts, lacking
 from turborec.losses import CatalogueLoss, CrossEntropy
+from turborec.nn.attention import require_heads
 from turborec.nn.keyed import mix
 from turborec.nn.linear import Context
 from turborec.nn.longformer import FIRST_POSITION, TextEncoder, TextShape, Tokens
@@ -70,8 +72,7 @@ class Config(BaseConfig):
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "Config":
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} must be divisible by heads {self.heads}")
+        require_heads(self.width, self.heads)
         return self
 
     def build(self, spec: DataSpec) -> "RecFormer":
@@ -85,8 +86,9 @@ class RecFormer(Model):
     def __init__(self, config: Config, spec: DataSpec) -> None:
         super().__init__()
         if spec.texts is None:
-            raise ValueError("expected the items' texts in the data's facts: a model of texts is built from them")
-        self.config, self.spec, texts = config, spec, spec.texts
+            raise UserError("recformer is built from the texts of its items: its parameters are known with its data.")
+        self.config, self.spec = config, spec
+        self.texts = texts = spec.texts  # on the processor, where batches are made
         self.encoder = TextEncoder(
             TextShape(
                 vocabulary=texts.vocabulary,
@@ -104,22 +106,16 @@ class RecFormer(Model):
             )
         )
         self.encoder.words.weight.requires_grad_(config.train_words)
-        for name in ("ids", "types", "offsets"):
-            self.register_buffer(f"text_{name}", getattr(texts, name), persistent=False)
         self.register_buffer("table", torch.zeros(spec.items + 1, config.width))
         self.register_buffer("encoded", torch.tensor(0))
         self.known = 0  # what `encoded` says, without asking a device: the epoch before which that was, from 1 on; 0: never
         self.register_load_state_dict_post_hook(_remember)  # type: ignore[no-untyped-call]
         self.criterion = config.loss.build(spec.item_counts())
-        self.first_token = texts.begin
         if without := lacking(texts):
             logger.warning(f"{without:,} of {spec.items:,} items have no text: all of them are one and the same to this model.")
 
     table: Tensor
     encoded: Tensor
-    text_ids: Tensor
-    text_types: Tensor
-    text_offsets: Tensor
 
     def begin(self) -> None:
         """Take the encoder of the checkpoint that is named. A UserError where it is of another shape."""
@@ -219,16 +215,11 @@ class RecFormer(Model):
         training = self.training
         self.eval()
         found = torch.zeros_like(self.table)
-        lengths = (self.text_offsets[1:] - self.text_offsets[:-1])[1:].cpu() + 1
-        order = lengths.argsort(stable=True)
-        at = 0
-        while at < len(order):
-            # Lengths ascend, so the longest of a batch is its last; it shrinks to the tokens it then allows.
-            size = max(1, ENCODED // int(lengths[order[at]]))
-            size = max(1, ENCODED // int(lengths[order[min(at + size, len(order)) - 1]]))
-            some = order[at : at + size].to(found.device) + 1
-            found[some] = self._of_items(some)
-            at += size
+        lengths = self.texts.offsets.diff()[1:].numpy() + 1
+        order = lengths.argsort(kind="stable")
+        for some in filled(lengths[order], ENCODED):
+            items = torch.from_numpy(order[some] + 1).to(found.device)
+            found[items] = self._of_items(items)
         self.train(training)
         return found
 
@@ -238,8 +229,7 @@ class RecFormer(Model):
 
     def _texts_of(self, shown: Tensor) -> Tokens:
         """Items, newest first, as the text of their history: int64 [N, K], 0 where there is none."""
-        texts = ItemTokens(self.text_ids, self.text_types, self.text_offsets, 0, self.first_token, 0, 0)
-        return tokens_of(shown[:, : self.spec.max_length], texts, self.config.max_tokens)
+        return tokens_of(shown[:, : self.spec.max_length].cpu(), self.texts, self.config.max_tokens).to(shown.device)
 
     def _vectors(self, tokens: Tokens, context: Context) -> Tensor:
         """Of each text a vector of length one, in float32: [N, D]."""

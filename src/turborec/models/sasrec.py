@@ -13,7 +13,7 @@ from turborec.contract import DotProduct, Loss, Model, read_whole
 from turborec.data.batch import AskedBatch, DataSpec, SequenceBatch
 from turborec.losses import CatalogueLoss, CrossEntropy
 from turborec.models._next_item import NextItem, Repeats
-from turborec.nn.attention import Activation, Block, Shape
+from turborec.nn.attention import Activation, Block, Shape, require_heads
 from turborec.nn.keyed import Dropout
 from turborec.nn.linear import Context
 from turborec.recipe import Config as BaseConfig
@@ -54,8 +54,7 @@ class Config(BaseConfig):
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "Config":
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} must be divisible by heads {self.heads}")
+        require_heads(self.width, self.heads)
         return self
 
     def build(self, spec: DataSpec) -> "SASRec":

@@ -49,8 +49,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"expected a width divisible by the number of heads, got width {width} and {heads} heads")
+        require_heads(width, heads)
         self.heads = heads
         self.causal = causal
         self.q = Linear(width, width)
@@ -87,21 +86,34 @@ class Attention(nn.Module):
             k = torch.cat([self._heads(self.k(nothing, context)), k], dim=2)
             v = torch.cat([self._heads(self.v(nothing, context)), v], dim=2)
             visible = _weighted(blanks, visible, q, k)
-        if x.device.type == "cpu":
-            # The CPU's bf16 attention kernel is slower than its fp32 one; see docs/log.md.
-            q, k, v = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (q, k, v))
-            with torch.autocast("cpu", enabled=False):
-                mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=causal)
-        else:
-            # Not cuDNN's, which plans anew, for ten milliseconds and more, with each shape that a batch brings (docs/log.md).
-            with sdpa_kernel(KERNELS):
-                mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=causal)
+        mixed = attend(q, k, v, visible, causal)
         projected: Tensor = self.o(mixed.transpose(1, 2).flatten(2), context)
         return projected
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, H, L, D / H]."""
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+def require_heads(width: int, heads: int) -> None:
+    """A ValueError where heads do not divide the width among them."""
+    if width % heads:
+        raise ValueError(f"width {width} must be divisible by heads {heads}")
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, causal: bool = False) -> Tensor:
+    """Values in the shares of a softmax of scaled products with keys: queries [..., H, M, E] -> [..., H, M, E].
+
+    `visible` [..., M, L] is True where a key may be seen, or what is added to the products.
+    """
+    if q.device.type == "cpu":
+        # The CPU's bf16 attention kernel is slower than its fp32 one; see docs/log.md.
+        q, k, v = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (q, k, v))
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=causal)
+    # Not cuDNN's, which plans anew, for ten milliseconds and more, with each shape that a batch brings (docs/log.md).
+    with sdpa_kernel(KERNELS):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=causal)
 
 
 def _weighted(blanks: Tensor, visible: Tensor | None, q: Tensor, k: Tensor) -> Tensor:

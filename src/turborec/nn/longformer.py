@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from turborec.contract import read_whole
-from turborec.nn.attention import KERNELS, FeedForward, Shape
+from turborec.nn.attention import FeedForward, Shape, attend, require_heads
 from turborec.nn.keyed import Dropout
 from turborec.nn.linear import Context, Linear
 
@@ -54,6 +54,13 @@ class Tokens:
     item_positions: Tensor  # int64 [T]
     lengths: Tensor  # int64 [B], one at least
     longest: int  # L: the greatest of the lengths, known without asking a device
+
+    def to(self, device: torch.device) -> "Tokens":
+        """The same texts on a device."""
+        ids, types, item_positions, lengths = (
+            part.to(device) for part in (self.ids, self.types, self.item_positions, self.lengths)
+        )
+        return Tokens(ids, types, item_positions, lengths, self.longest)
 
     @cached_property
     def starts(self) -> Tensor:
@@ -110,8 +117,9 @@ class WindowAttention(nn.Module):
     def __init__(self, width: int, heads: int, window: int, alone: bool = False) -> None:
         """`alone`: nobody asks for other tokens than the first, so there are no projections of theirs."""
         super().__init__()
-        if width % heads or window % 2:
-            raise ValueError(f"expected a width divisible by heads and an even window, got {width}, {heads} and {window}")
+        require_heads(width, heads)
+        if window % 2:
+            raise ValueError(f"expected an even window, got {window}")
         self.heads, self.near = heads, window // 2
         self.alone = alone
         if not alone:
@@ -153,7 +161,7 @@ class WindowAttention(nn.Module):
         place = torch.arange(tokens.longest, device=q.device)
         near = ((place[:, None] - place).abs() <= self.near) | (place == 0)
         visible = near & tokens.real[:, None, None]
-        mixed = _attend(self._heads(q), self._heads(k), self._heads(v), visible)
+        mixed = attend(self._heads(q), self._heads(k), self._heads(v), visible)
         return mixed.transpose(1, 2).flatten(2)
 
     def _banded(self, q: Tensor, k: Tensor, v: Tensor, tokens: Tokens) -> Tensor:
@@ -179,23 +187,12 @@ class WindowAttention(nn.Module):
         # The first token is there already, as the one that all see.
         there = (at > 0) & (at < tokens.lengths[:, None, None])  # [B, N, 4W]
         visible = F.pad(near & there[:, :, None], (1, 0), value=True).flatten(0, 1)[:, None]
-        mixed = _attend(asked.flatten(0, 1), seen(k), seen(v), visible)  # [B N, H, 2W, E]
+        mixed = attend(asked.flatten(0, 1), seen(k), seen(v), visible)  # [B N, H, 2W, E]
         return mixed.transpose(1, 2).reshape(rows, number * block, width)[:, :length]
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, H, L, D / H]."""
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-    """Softmax of the products of queries and keys that are visible, times values: [..., H, M, E] -> [..., H, M, E]."""
-    if q.device.type == "cpu":
-        # The CPU's bf16 attention kernel is slower than its fp32 one; see docs/log.md.
-        q, k, v = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (q, k, v))
-        with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-    with nn.attention.sdpa_kernel(KERNELS):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
 
 
 class TextBlock(nn.Module):
