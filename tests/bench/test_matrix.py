@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from stores import store_of
 from turborec import recipes
 from turborec.assembly import assemble, without_data
-from turborec.bench import eager, flops, levers, matrix, profile
+from turborec.bench import configurations, eager, flops, levers, matrix, profile
 from turborec.bench.evidence import observe
 from turborec.data.loader import TrainingBatches
 from turborec.engine import hardware
@@ -187,7 +187,7 @@ def test_levers_are_those_that_a_recipe_has():
     assert "sampled is none of this recipe's" in levers.why_not(levers.lever("sampled"), pairs)
 
 
-def test_a_model_whose_size_is_known_with_its_data_is_measured(tmp_path):
+def test_a_model_whose_size_is_known_with_its_data_is_measured(tmp_path, monkeypatch):
     pytest.importorskip("tokenizers", reason="text: tokenizers is not installed")
     generator = np.random.default_rng(0)
     histories = [generator.integers(1, 31, generator.integers(3, 12)).tolist() for _ in range(40)]
@@ -196,6 +196,7 @@ def test_a_model_whose_size_is_known_with_its_data_is_measured(tmp_path):
     recipe = recipes.from_tree(
         TREE | {"model": {"kind": "recformer", "width": 16, "hidden": 32, "texts": {"vocabulary": 300}}}, "the test"
     )
+    monkeypatch.setattr(configurations, "EIGHT", configurations.EIGHT[:1])  # nothing is compiled
     plan = matrix.Plan(("clip",), rounds=1, seconds=0, memory=False, eight=True)
     found = matrix.run(recipe, store, plan, "cpu")
     assert found["rows"][0]["parameters"] is None and found["rows"][0]["step_ms"] > 0
