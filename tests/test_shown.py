@@ -1,13 +1,126 @@
-from turborec.shown import visible
+"""Impressions and publication dates in evaluations, against the raw files of a generated twin of MIND."""
+
+import sys
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from scored import Table
+from stores import store_of
+from test_impressions import official
+from turborec.data.loader import Batches, evaluation_batches
+from turborec.data.prepare import Prepare, prepare
+from turborec.data.split import GlobalTime, LeaveOneOut
+from turborec.data.store import open_store
+from turborec.errors import UserError
+from turborec.evaluate import Evaluation, evaluate
+from turborec.metrics import HR, MRR, CatalogueAUC, Coverage, ImpressionAUC, ImpressionMRR, ImpressionNDCG
+from turborec.sources.mind import Config
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+twin = import_module("mind_twin")
+
+OF_IMPRESSIONS = (ImpressionAUC(), ImpressionMRR(), ImpressionNDCG(k=5), ImpressionNDCG(k=10))
+DAYS = GlobalTime(validation_from="2019-11-14", test_from="2019-11-15")
 
 
-def test_what_moves_a_cursor_is_written_as_its_code():
-    assert visible("red \x1b[31m\x9b2J text\r") == "red \\u001b[31m\\u009b2J text\\u000d"
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mind")
+    twin.write(folder, twin.Settings(seed=5, users=60, news=300, impressions=400))
+    return folder
 
 
-def test_what_turns_the_text_around_is_written_as_its_code():
-    assert visible("a\u202eb\u2066c") == "a\\u202eb\\u2066c"
+@pytest.fixture(scope="module", params=[DAYS, LeaveOneOut()], ids=["days", "leave_one_out"])
+def store(raw, request, tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    return open_store(prepare(Config().parse(raw), {"kind": "mind"}, Prepare(min_item_events=0), request.param, home))
 
 
-def test_ordinary_text_stays_as_it_is():
-    assert visible("żółw\tи 漢字\n🙂 [brackets]") == "żółw\tи 漢字\n🙂 [brackets]"
+def lines(raw):
+    """User, time, what was shown with its clicks, and the history, of each line."""
+    for part in ("train", "dev"):
+        for line in (raw / f"MINDsmall_{part}" / "behaviors.tsv").read_text().splitlines():
+            _, user, time, history, shown = line.split("\t")
+            moment = datetime.strptime(time, "%m/%d/%Y %I:%M:%S %p").replace(tzinfo=UTC)
+            yield user, moment, [entry.rsplit("-", 1) for entry in shown.split()], history.split()
+
+
+def measured(store, part, config, seed=0):
+    scores = torch.randn(store.num_users, store.num_items + 1, generator=torch.Generator().manual_seed(seed))
+    batches = evaluation_batches(store, part, Batches(max_length=8, tokens=64), config.users(store, part))
+    return scores, evaluate(Table(scores), batches, store, part, config, torch.device("cpu"), max_length=8)
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+@pytest.mark.parametrize("memory", [0, 256])
+def test_each_impression_of_a_part_is_ranked_among_what_it_shows(raw, store, part, memory):
+    config = Evaluation(metrics=(*OF_IMPRESSIONS, HR(k=10)), memory_mb=memory)
+    scores, result = measured(store, part, config)
+    users = {name: row for row, name in enumerate(store.user_ids.raw(range(store.num_users)))}
+    items = {name: row + 1 for row, name in enumerate(store.item_ids.raw(range(store.num_items)))}
+    times = store.histories.times
+    expected = []
+    for user, moment, shown, _ in lines(raw):
+        row, time = users.get(user, -1), int(moment.timestamp() * 1000)
+        if row not in result.targets.users:
+            continue
+        begin, end = (int(edge[0]) for edge in store.span(part, np.array([row])))
+        if not times[begin - 1] < time <= times[end - 1]:
+            continue
+        order = sorted(shown, key=lambda entry: -scores[row, items[entry[0]]])
+        expected.append(official([int(click) for _, click in order]))
+    assert len(expected) > 20 and result.card["shown"]["impressions"] == len(expected)
+    mean = np.nanmean(expected, axis=0)
+    names = [metric.name for metric in OF_IMPRESSIONS]
+    assert [result.values[name] for name in names] == pytest.approx(mean.tolist(), abs=1e-12)
+    assert result.kept["impression_auc"] == result.masked["impression_auc"] and 0 <= result.values["hr@10"] <= 1
+
+
+def test_all_of_a_day_is_measured_but_for_users_without_a_history(raw, tmp_path):
+    store = open_store(prepare(Config().parse(raw), {"kind": "mind"}, Prepare(min_item_events=0), DAYS, tmp_path))
+    _, result = measured(store, "test", Evaluation(metrics=OF_IMPRESSIONS))
+    assert store.card["source"]["terms"].startswith("Generated, not MIND: benchmarks/mind_twin.py drew this from seed 5")
+    before = {user for user, moment, _, history in lines(raw) if history or moment.day < 15}
+    assert result.card["shown"]["impressions"] == sum(moment.day == 15 and user in before for user, moment, *_ in lines(raw))
+    result.write(tmp_path / "result", store)
+    table = pq.read_table(tmp_path / "result" / "per_impression.parquet").to_pydict()
+    assert np.nanmean(table["impression_auc"]) == pytest.approx(result.values["impression_auc"])
+    assert set(table["user"]) <= before and min(table["shown"]) >= 2
+
+
+@pytest.mark.parametrize("memory", [0, 256])
+def test_what_nobody_had_seen_yet_is_no_candidate(raw, store, memory):
+    config = Evaluation(candidates="published", memory_mb=memory, metrics=(MRR(), CatalogueAUC(), Coverage(k=5)))
+    scores, result = measured(store, "test", config)
+    first, names = {}, store.item_ids.raw(range(store.num_items))
+    for _, moment, shown, history in lines(raw):
+        for name in history:
+            first[name] = -np.inf
+        for name, _ in shown:
+            first[name] = min(first.get(name, np.inf), moment.timestamp() * 1000)
+    for history in ("kept", "masked"):
+        found, sizes = [], []
+        for row in result.targets.users:
+            begin, cut, end = store.histories.offsets[row], store.cuts[row, 1], store.histories.offsets[row + 1]
+            targets, moment = set(store.histories.items[cut:end].tolist()), store.histories.times[cut]
+            ranked = {i for i, name in enumerate(names, 1) if first.get(name, np.inf) <= max(moment, -1e18)} | targets
+            sizes.append(len(ranked))
+            ranked -= (set(store.histories.items[begin:cut].tolist()) - targets) if history == "masked" else set()
+            best = max(float(scores[row, i]) for i in targets)
+            found.append(1 / (1 + sum(float(scores[row, i]) > best for i in ranked)))
+        assert getattr(result, history)["mrr"] == pytest.approx(np.mean(found))
+        if history == "kept":
+            assert result.ranks["kept"].candidates.tolist() == sizes and min(sizes) < store.num_items
+    assert "had seen by the time" in result.card["candidates"]
+
+
+def test_data_without_impressions_are_told(tmp_path):
+    store = store_of(tmp_path / "store", [[1, 2, 3]], items=3)
+    with pytest.raises(UserError, match="do not say what was shown"):
+        measured(store, "test", Evaluation(metrics=OF_IMPRESSIONS))

@@ -5,7 +5,7 @@ Letters: U users, P (user, target) pairs, V items.
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from turborec import __version__
+from turborec import __version__, impressions
 from turborec.contract import Scorer
 from turborec.data.store import Part, Store
 from turborec.errors import DivergedError, UserError
@@ -30,6 +30,8 @@ from turborec.metrics import (
     Coverage,
     Exposure,
     Float64,
+    ImpressionMetric,
+    ImpressionNDCG,
     Int64,
     ListMetric,
     Metric,
@@ -39,7 +41,7 @@ from turborec.metrics import (
     definition,
 )
 from turborec.progress import task
-from turborec.ranking import Ranker, Tally, Targets, UserBatch
+from turborec.ranking import Ranker, Shown, Tally, Targets, UserBatch
 from turborec.recipe import Config
 
 History = Literal["masked", "kept"]
@@ -65,8 +67,10 @@ class Evaluation(Config):
     masks: Literal["history", "training"] = Field(
         "history", description="what masked means: all events before the part, or those of training alone, as MMRec has it"
     )
-    candidates: Literal["catalogue", "unseen"] = Field(
-        "catalogue", description="what is ranked: every item, or, with a split by items, those alone that training never sees"
+    candidates: Literal["catalogue", "unseen", "published"] = Field(
+        "catalogue",
+        description="what is ranked: every item; with a split by items, those alone that training never sees; or those that "
+        "anybody had seen by the time of the user's first event of the part",
     )
     memory_mb: int = Field(
         256, ge=0, description="scores of a batch held at a time; where they are more, each is computed twice"
@@ -93,11 +97,16 @@ class Evaluation(Config):
 
     def among(self, store: Store) -> NDArray[np.bool_] | None:
         """What is ranked, and may be a target: bool [V + 1], never the padding; None for the whole catalogue."""
-        if self.candidates == "catalogue":
+        if self.candidates != "unseen":
             return None
         unseen: NDArray[np.bool_] = store.item_counts() == 0
         unseen[0] = False
         return unseen
+
+    @property
+    def of_impressions(self) -> tuple[ImpressionMetric, ...]:
+        """The metrics of what was shown."""
+        return tuple(metric for metric in self.metrics if isinstance(metric, ImpressionMetric))
 
     def users(self, store: Store, part: Part) -> Int64:
         """The users to evaluate, ascending: all who have a target, or a sample of them that depends on the seed alone."""
@@ -122,6 +131,8 @@ class Result:
     targets: Targets  # those of a user in order of rank
     ranks: dict[History, Ranks]
     per_user: dict[History, dict[str, Float64]]  # [U] by name of the metric; a list metric has no such values
+    shown: Shown | None = None
+    per_impression: dict[str, Float64] = field(default_factory=dict)  # [I] by name of the metric, NaN where it has none
 
     @property
     def values(self) -> dict[str, float]:
@@ -140,6 +151,8 @@ class Result:
             temporary = folder / ".per_user.parquet"
             self._write_parquet(temporary, store)
             temporary.replace(folder / "per_user.parquet")
+            if self.shown is not None:
+                self._write_impressions(folder / "per_impression.parquet", self.shown, store)
         write_whole(folder / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
 
     def _write_parquet(self, path: Path, store: Store) -> None:
@@ -155,6 +168,18 @@ class Result:
             per_pair = name == "target" or name.startswith("rank_")
             columns[name] = pa.LargeListArray.from_arrays(offsets, array) if per_pair else array
         parquet.write_table(pa.table(columns), path, compression="zstd")
+
+    def _write_impressions(self, path: Path, shown: Shown, store: Store) -> None:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        log = store.impressions
+        assert log is not None  # of which these are some
+        names = store.user_ids.raw(log.users[shown.numbers])
+        facts = {"time": log.times[shown.numbers], "shown": np.diff(shown.offsets)}
+        table = pa.table({"user": pa.array(names, pa.large_string()), **facts, **self.per_impression})
+        parquet.write_table(table, path.with_name(f".{path.name}"), compression="zstd")
+        path.with_name(f".{path.name}").replace(path)
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         """The columns of the per-user table; `target` and ranks are [P] and told apart by `offsets`."""
@@ -187,10 +212,20 @@ def evaluate(
 
     Where several processes take a share of the batches each, `add_up` replaces arrays by their sums over all of them.
     """
-    targets = Targets.of(store, part, config.users(store, part), config.among(store))
-    tally = count(scorer, batches, store, part, targets, config, device)
+    targets = targets_of(store, part, config)
+    shown = Shown.of(store, part, targets.users) if config.of_impressions else None
+    tally = count(scorer, batches, store, part, targets, config, device, shown)
     add_up(tally.arrays())
-    return summarise(tally, targets, store, part, config, max_length)
+    return summarise(tally, targets, store, part, config, max_length, shown)
+
+
+def targets_of(store: Store, part: Part, config: Evaluation) -> Targets:
+    """What there is to rank."""
+    users = config.users(store, part)
+    targets = Targets.of(store, part, users, config.among(store))
+    if config.candidates != "published":
+        return targets
+    return replace(targets, moments=store.histories.times[store.span(part, users)[0]])
 
 
 def count(
@@ -201,10 +236,11 @@ def count(
     targets: Targets,
     config: Evaluation,
     device: torch.device,
+    shown: Shown | None = None,
 ) -> Tally:
-    """Rank `targets` for the users in `batches`: all of them, or one process's share."""
+    """Rank `targets`, and score what was `shown`, for the users in `batches`: all of them, or one process's share."""
     before: Part = part if config.masks == "history" else "validation"  # what comes before that is training
-    ranker = Ranker(store, before, targets, config.cutoffs, config.memory_mb * 2**20, device)
+    ranker = Ranker(store, before, targets, config.cutoffs, config.memory_mb * 2**20, device, shown)
     with task(f"Ranking {part}", len(targets.users), "users") as advance:
         for batch in batches:
             ranker.rank(scorer, batch)
@@ -212,21 +248,24 @@ def count(
     return ranker.tally
 
 
-def summarise(tally: Tally, targets: Targets, store: Store, part: Part, config: Evaluation, max_length: int) -> Result:
+def summarise(
+    tally: Tally, targets: Targets, store: Store, part: Part, config: Evaluation, max_length: int, shown: Shown | None = None
+) -> Result:
     """Values from a complete tally; a UserError if a score was not a number or there is nobody to evaluate."""
     _check(tally, part, config)
     users = np.repeat(np.arange(len(targets.users)), np.diff(targets.offsets))
     order = np.lexsort((tally.greater, users))
     targets = replace(targets, items=targets.items[order])
-    ranked = store.num_items if targets.among is None else int(targets.among.sum())
+    ranked = _candidates(targets, store)
     greater, equal, greater_seen, equal_seen = (
         counts[order] for counts in (tally.greater, tally.equal, tally.greater_seen, tally.equal_seen)
     )
     # Masking keeps the order of a user's targets, because it takes none of them away.
     ranks: dict[History, Ranks] = {
         "masked": Ranks.of_counts(targets.offsets, greater - greater_seen, equal - equal_seen, ranked - tally.seen),
-        "kept": Ranks.of_counts(targets.offsets, greater, equal, np.full_like(tally.seen, ranked)),
+        "kept": Ranks.of_counts(targets.offsets, greater, equal, ranked),
     }
+    per_impression = _of_impressions(tally, shown, config)
     exposures = _exposures(tally, store, config)
     means: dict[History, dict[str, float]] = {history: {} for history in HISTORIES}
     per_user: dict[History, dict[str, Float64]] = {history: {} for history in HISTORIES}
@@ -234,11 +273,45 @@ def summarise(tally: Tally, targets: Targets, store: Store, part: Part, config: 
         for history in HISTORIES:
             if isinstance(metric, ListMetric):
                 means[history][metric.name] = metric.value(exposures[history, metric.k])
+            elif isinstance(metric, ImpressionMetric):
+                means[history][metric.name] = float(np.nanmean(per_impression[metric.name]))
             else:
                 values = per_user[history][metric.name] = metric.per_user(ranks[history])
                 means[history][metric.name] = float(values.mean())
     card = protocol(store.card, config, part, max_length, len(targets.users))
-    return Result(card, means["masked"], means["kept"], targets, ranks, per_user)
+    if shown is not None:
+        told = {"impressions": len(shown.numbers), "users": len(np.unique(shown.users)), "history": SHOWN_AFTER}
+        card["shown"] = told
+    return Result(card, means["masked"], means["kept"], targets, ranks, per_user, shown, per_impression)
+
+
+SHOWN_AFTER = "what was before the part; users without any have no part in it"
+
+
+def _candidates(targets: Targets, store: Store) -> Int64:
+    """How many items are ranked for each user: [U]."""
+    if targets.moments is None:
+        ranked = store.num_items if targets.among is None else int(targets.among.sum())
+        return np.full(len(targets.users), ranked, dtype=np.int64)
+    first = store.first_seen
+    found = np.searchsorted(np.sort(first[1:]), targets.moments, side="right")
+    rows = np.repeat(np.arange(len(targets.users)), np.diff(targets.offsets))
+    later = first[targets.items] > targets.moments[rows]  # and so are candidates as targets alone
+    return (found + np.bincount(rows[later], minlength=len(found))).astype(np.int64)
+
+
+def _of_impressions(tally: Tally, shown: Shown | None, config: Evaluation) -> dict[str, Float64]:
+    """The values of each impression, by the metrics' names: [I]."""
+    if shown is None:
+        return {}
+    if not shown.clicked.any():
+        raise UserError(
+            "Nobody who takes part clicked anything that was shown after what came before the part: choose another part or "
+            "split, or leave out the metrics whose names begin with impression_."
+        )
+    cuts = [metric.k for metric in config.of_impressions if isinstance(metric, ImpressionNDCG)]
+    found = impressions.values(tally.scores, shown.clicked, shown.offsets, cuts)
+    return {metric.name: found[metric.name.removeprefix("impression_")] for metric in config.of_impressions}
 
 
 def protocol(store_card: Mapping[str, Any], config: Evaluation, part: Part, max_length: int, users: int) -> dict[str, Any]:
@@ -255,7 +328,7 @@ def protocol(store_card: Mapping[str, Any], config: Evaluation, part: Part, max_
         "part": part,
         "users": users,
         "sample": sample,
-        "candidates": "the whole catalogue" if config.candidates == "catalogue" else "the items that training has no event of",
+        "candidates": CANDIDATES[config.candidates],
         "history": config.history,
         **masks,
         "repeated_targets": "a target that is in the history stays a candidate",
@@ -266,6 +339,13 @@ def protocol(store_card: Mapping[str, Any], config: Evaluation, part: Part, max_
         "metrics": {metric.name: definition(metric) for metric in config.metrics},
         "turborec": __version__,
     }
+
+
+CANDIDATES = {
+    "catalogue": "the whole catalogue",
+    "unseen": "the items that training has no event of",
+    "published": "the items that anybody had seen by the time of the user's first event of the part, and the user's targets",
+}
 
 
 def _exposures(tally: Tally, store: Store, config: Evaluation) -> dict[tuple[History, int], Exposure]:

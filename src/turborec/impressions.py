@@ -5,16 +5,18 @@ nDCG with gains 2^label - 1 and discounts 1 / log2(rank + 1). Where scores tie, 
 is the mean over all orders of those that tie. Letters: I impressions, C candidates of all of them.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
-CUTS = (5, 10)
 
-
-def values(scores: NDArray[np.floating], clicked: NDArray[np.bool_], offsets: Int64) -> dict[str, Floats]:
+def values(
+    scores: NDArray[np.floating], clicked: NDArray[np.bool_ | np.uint8], offsets: Int64, cuts: Sequence[int] = (5, 10)
+) -> dict[str, Floats]:
     """By name, a value of each impression, whose candidates lie from one of the offsets [I + 1] to the next: [C], [C] -> [I].
 
     NaN where it is not defined: without a click, and AUC with nothing but clicks.
@@ -23,7 +25,7 @@ def values(scores: NDArray[np.floating], clicked: NDArray[np.bool_], offsets: In
         raise ValueError("expected finite scores of impressions")
     sizes = np.diff(offsets)
     if not len(scores):
-        return {name: np.full(len(sizes), np.nan) for name in ("auc", "mrr", *(f"ndcg@{cut}" for cut in CUTS))}
+        return {name: np.full(len(sizes), np.nan) for name in ("auc", "mrr", *(f"ndcg@{cut}" for cut in cuts))}
     row = np.repeat(np.arange(len(sizes)), sizes)
     order = np.lexsort((-scores, row))
     score, click = scores[order], clicked[order].astype(np.float64)
@@ -57,7 +59,7 @@ def values(scores: NDArray[np.floating], clicked: NDArray[np.bool_], offsets: In
         inverse = np.divide(1.0, places, out=np.zeros_like(places), where=places > 0)
         found["mrr"] = summed(clicks * mean_of(inverse)) / positives
         discount = np.append(0.0, 1 / np.log2(places[1:] + 1))
-        for cut in CUTS:
+        for cut in cuts:
             counted = np.where(places <= cut, discount, 0.0)
             found[f"ndcg@{cut}"] = summed(clicks * mean_of(counted)) / np.cumsum(counted)[positives.astype(np.int64)]
     return {name: np.where(positives > 0, value, np.nan) for name, value in found.items()}

@@ -6,7 +6,7 @@ Ranks may be fractional, because ties share their places: a hit at k is r <= k.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -280,11 +280,44 @@ class ARP(Config):
         return float(exposure.listed @ exposure.events) / listed if listed else 0.0
 
 
+class ImpressionAUC(Config):
+    """Of the pairs of a clicked item and one that was shown beside it, the share in which the clicked one scores higher.
+
+    The mean over impressions, as MIND's official scorer has it; ties count half. Impressions with nothing but clicks have none.
+    """
+
+    kind: Literal["impression_auc"] = "impression_auc"
+    name: ClassVar[str] = "impression_auc"
+
+
+class ImpressionMRR(Config):
+    """The mean of 1 / r over an impression's clicks, its items ranked among themselves, and then over impressions.
+
+    So defined by MIND's official scorer, which is not the first hit's.
+    """
+
+    kind: Literal["impression_mrr"] = "impression_mrr"
+    name: ClassVar[str] = "impression_mrr"
+
+
+class ImpressionNDCG(Config):
+    """NDCG within k of an impression's items ranked among themselves; the mean over impressions, as MIND's scorer has it."""
+
+    kind: Literal["impression_ndcg"] = "impression_ndcg"
+    k: int = Field(10, ge=1, le=LONGEST_LIST)
+
+    @property
+    def name(self) -> str:
+        """As in results."""
+        return f"impression_ndcg@{self.k}"
+
+
 RankMetric = HR | Recall | Precision | NDCG | MAP | MRR | CatalogueAUC
 ListMetric = Coverage | ARP
-Metric = Annotated[RankMetric | ListMetric, Field(discriminator="kind")]
+ImpressionMetric = ImpressionAUC | ImpressionMRR | ImpressionNDCG
+Metric = Annotated[RankMetric | ListMetric | ImpressionMetric, Field(discriminator="kind")]
 
 
-def definition(metric: RankMetric | ListMetric) -> str:
+def definition(metric: RankMetric | ListMetric | ImpressionMetric) -> str:
     """What the metric is, in the words of its own documentation."""
     return (type(metric).__doc__ or "").partition("\n")[0]

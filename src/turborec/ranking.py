@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from turborec.contract import Scorer
+from turborec.data.schema import UNKNOWN_TIME
 from turborec.data.store import Part, Store
+from turborec.errors import UserError
 from turborec.tiles import TopK, cells_by_tile, distinct, hide, tile_edges
 
 Int64 = NDArray[np.int64]
@@ -44,6 +46,7 @@ class Targets:
     items: Int64  # [P], ascending within a user
     events: Int64  # [U] events of the history, which is everything before the part
     among: NDArray[np.bool_] | None = None  # [V + 1] what is ranked; the whole catalogue when None
+    moments: Int64 | None = None  # [U] when each user asks; what was first seen later is no candidate, unless it is a target
 
     @classmethod
     def of(cls, store: Store, part: Part, users: Int64, among: NDArray[np.bool_] | None = None) -> Self:
@@ -61,6 +64,36 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """What the users of a part were shown in it, and clicked: I impressions, C items of all of them."""
+
+    numbers: Int64  # [I] in the store
+    users: Int64  # [I] places in `Targets`, ascending
+    offsets: Int64  # [I + 1]
+    items: Int64  # [C]
+    clicked: NDArray[np.bool_]  # [C]
+
+    @classmethod
+    def of(cls, store: Store, part: Part, users: Int64) -> Self:
+        """What came after all that the users had before the part, and not after their last event of it."""
+        log = store.impressions
+        if log is None:
+            raise UserError(
+                "evaluation.metrics asks for impressions, and these data do not say what was shown: leave out the metrics "
+                "whose names begin with impression_, or choose a source such as mind."
+            )
+        times, (starts, ends) = store.histories.times, store.span(part, users)
+        place = np.searchsorted(users, log.users).clip(max=len(users) - 1)
+        after = np.where(starts > store.histories.offsets[users], times[starts - 1], UNKNOWN_TIME)
+        here = (users[place] == log.users) & (log.times > after[place]) & (log.times <= times[ends - 1][place])
+        numbers = np.flatnonzero(here).astype(np.int64)
+        _, cells = _ranges(log.offsets[numbers], log.offsets[numbers + 1])
+        sizes = np.diff(log.offsets)[numbers]
+        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        return cls(numbers, place[numbers], offsets, log.items[cells].astype(np.int64), log.clicked[cells] > 0)
+
+
+@dataclass(frozen=True)
 class Tally:
     """Counts over the whole catalogue and, apart from them, over the seen items: masking subtracts the latter.
 
@@ -75,16 +108,18 @@ class Tally:
     greater_seen: Int64  # [P] the seen ones among them
     equal_seen: Int64  # [P]
     listed: Int64  # [2, K, V + 1] how often an item is among the best k, for K values of k; history masked, kept
+    scores: NDArray[np.float64]  # [C] of what was shown
 
     @classmethod
-    def empty(cls, targets: Targets, cutoffs: int, items: int) -> Self:
+    def empty(cls, targets: Targets, cutoffs: int, items: int, shown: Shown | None = None) -> Self:
         """Nothing counted yet, for `cutoffs` values of k."""
         users, pairs = (len(targets.users),), (len(targets.items),)
         shapes = (users, users, users, pairs, pairs, pairs, pairs, (2, cutoffs, items + 1))
-        return cls(*(np.zeros(shape, dtype=np.int64) for shape in shapes))
+        arrays: list[NDArray[Any]] = [np.zeros(shape, dtype=np.int64) for shape in shapes]
+        return cls(*arrays, *[np.zeros(0 if shown is None else len(shown.items))])
 
-    def arrays(self) -> list[Int64]:
-        """All counts; where several processes ranked a share of the users each, sum these over them in place."""
+    def arrays(self) -> list[NDArray[Any]]:
+        """All of it; where several processes ranked a share of the users each, sum these over them in place."""
         return [getattr(self, field.name) for field in fields(self)]
 
 
@@ -99,15 +134,18 @@ class Ranker:
         cutoffs: Sequence[int],
         memory: int,
         device: torch.device,
+        shown: Shown | None = None,
     ) -> None:
         """`cutoffs`: the lengths of the top lists to tally, ascending. `memory`: bytes of scores that may be held.
 
-        What a user had before the part `before` is seen.
+        What a user had before the part `before` is seen. What was `shown` is scored besides.
         """
         self.store, self.before, self.targets = store, before, targets
         self.cutoffs, self.memory, self.device = cutoffs, memory, device
-        self.tally = Tally.empty(targets, len(cutoffs), store.num_items)
+        self.shown = shown
+        self.tally = Tally.empty(targets, len(cutoffs), store.num_items, shown)
         self._left_out = None if targets.among is None else torch.from_numpy(np.flatnonzero(~targets.among)).to(device)
+        self._first_seen = None if targets.moments is None else torch.from_numpy(store.first_seen).to(device)
 
     @torch.no_grad()
     def rank(self, scorer: Scorer, batch: UserBatch) -> None:
@@ -116,15 +154,21 @@ class Ranker:
         seen = self._seen(pairs)
         size = len(pairs.places)
         edges = tile_edges(size, self.store.num_items, self.device)
-        wanted_cells, seen_cells = (cells_by_tile(keys, size, edges, self.device) for keys in (pairs.keys, seen))
-        tiles = list(zip(pairwise(edges), wanted_cells, seen_cells, strict=True))
+        cells, cell_keys = self._shown(pairs)
+        wanted_cells, seen_cells, shown_cells = (
+            cells_by_tile(keys, size, edges, self.device) for keys in (pairs.keys, seen, cell_keys)
+        )
+        tiles = list(zip(pairwise(edges), wanted_cells, seen_cells, shown_cells, strict=True))
+        moments = None if self.targets.moments is None else torch.from_numpy(self.targets.moments[pairs.places]).to(self.device)
         masked, kept = (TopK(size, min(max(self.cutoffs, default=1), self.store.num_items), self.device) for _ in range(2))
         broken = torch.zeros(size, dtype=torch.bool, device=self.device)
-        wanted_scores, seen_scores, held = [], [], []
+        wanted_scores, seen_scores, shown_scores, held = [], [], [], []
         state = scorer.users(batch.to(self.device))
-        for (lo, hi), wanted_here, seen_here in tiles:
-            tile = self._tile(scorer, state, lo, hi)
+        for (lo, hi), wanted_here, seen_here, shown_here in tiles:
+            tile = scorer.score(state, lo, hi)
             broken |= tile.amax(1).isnan()
+            shown_scores.append(tile.flatten().index_select(0, shown_here))
+            tile = self._among(tile, lo, hi, wanted_here, moments)
             flat = tile.flatten()  # single places are taken faster than pairs of row and column
             wanted_scores.append(flat.index_select(0, wanted_here))
             seen_scores.append(flat.index_select(0, seen_here))
@@ -137,21 +181,35 @@ class Ranker:
         # shape may round differently. So targets' scores are taken from the tiles in a first pass and compared with the
         # same tiles in a second one: held ones where memory allows it, else ones computed again in the same shape.
         counts = _Counts(pairs.table(torch.cat(wanted_scores)), pairs.slots(self.device))
-        for number, ((lo, hi), _, _) in enumerate(tiles):
-            counts.add(held[number] if held else self._tile(scorer, state, lo, hi))
+        for number, ((lo, hi), wanted_here, _, _) in enumerate(tiles):
+            counts.add(held[number] if held else self._among(scorer.score(state, lo, hi), lo, hi, wanted_here, moments))
+        self.tally.scores[cells] = torch.cat(shown_scores).double().cpu().numpy()
         rows = seen % size
         counts.add_seen(torch.from_numpy(rows).to(self.device), torch.cat(seen_scores))
         self._record(pairs, counts, broken, np.bincount(rows, minlength=size))
         for place, top in enumerate((masked, kept)):
             self._record_list(place, top)
 
-    def _tile(self, scorer: Scorer, state: Any, lo: int, hi: int) -> Tensor:
+    def _among(self, tile: Tensor, lo: int, hi: int, targets: Tensor, moments: Tensor | None) -> Tensor:
         """Scores of items lo..hi-1; -inf for those that are not ranked, which are above nothing and are not listed."""
-        tile = scorer.score(state, lo, hi)
+        if moments is not None and self._first_seen is not None:
+            scores = tile.flatten()
+            tile = tile.masked_fill(self._first_seen[lo:hi] > moments[:, None], -math.inf)
+            tile.view(-1)[targets] = scores[targets]
         if self._left_out is None:
             return tile
         here = self._left_out[(self._left_out >= lo) & (self._left_out < hi)] - lo
         return tile.index_fill(1, here, -math.inf)
+
+    def _shown(self, pairs: "_Pairs") -> tuple[Int64, Int64]:
+        """Numbers of the cells that the batch was shown, and their keys item * B + row, ascending: [N], [N]."""
+        if self.shown is None:
+            return pairs.places[:0], pairs.places[:0]
+        begin, end = (np.searchsorted(self.shown.users, pairs.places, side) for side in ("left", "right"))
+        rows, cells = _ranges(self.shown.offsets[begin], self.shown.offsets[end])
+        keys = self.shown.items[cells] * len(pairs.places) + rows
+        order = np.argsort(keys, kind="stable")
+        return cells[order], keys[order]
 
     def _seen(self, pairs: "_Pairs") -> Int64:
         """The seen cells of a batch as ascending keys item * B + row: [S]."""

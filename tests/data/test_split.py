@@ -122,9 +122,19 @@ def test_share_keeps_events_of_one_instant_together() -> None:
     ]
 
 
-def test_global_time_needs_every_time() -> None:
-    with pytest.raises(UserError, match="needs the time of every event"):
-        GlobalTime().cut(ordered([2], [UNKNOWN_TIME, 5]))
+@pytest.mark.parametrize(
+    ("times", "said"), [([5, UNKNOWN_TIME], "that follow others is unknown"), ([UNKNOWN_TIME] * 2, "none is known")]
+)
+def test_global_time_needs_times(times: list[int], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        GlobalTime().cut(ordered([2], times))
+
+
+def test_what_begins_a_history_at_an_unknown_time_is_before_any_instant() -> None:
+    unknown = [UNKNOWN_TIME] * 2
+    events = ordered([4, 2, 2], [*unknown, 86400, 2 * 86400, *unknown, UNKNOWN_TIME, 0])
+    found = spans(GlobalTime(validation_from="1970-01-02", test_from="1970-01-03"), events)
+    assert [sizes[:3] for sizes in found] == [(2, 1, 1), (2, 0, 0), (2, 0, 0)]
 
 
 @pytest.mark.parametrize("block", [2, 2**22])

@@ -8,7 +8,7 @@ import pytest
 
 from turborec.data.prepare import Prepare, prepare
 from turborec.data.schema import UNKNOWN_TIME
-from turborec.data.split import LeaveOneOut
+from turborec.data.split import GlobalTime, LeaveOneOut
 from turborec.data.store import open_store
 from turborec.errors import UserError
 from turborec.sources.mind import Config
@@ -54,6 +54,54 @@ def test_parts_apart_or_together(tmp_path):
     found = histories(prepared(FIXTURE, tmp_path, Config(parts=("dev",))))
     assert found["U1"] == [("N1", None), ("N2", None), ("N1", None), ("N3", None), ("N8", "15 08:01:02")]
     assert set(found) == {"U1", "U4", "U5"}
+
+
+def shown(store):
+    found, log = [], store.impressions
+    for number, user in enumerate(store.user_ids.raw(log.users)):
+        span = slice(*log.offsets[number : number + 2])
+        items = dict(zip(store.item_ids.raw(log.items[span] - 1), log.clicked[span].tolist(), strict=True))
+        found.append((user, clock(int(log.times[number])), items))
+    return found
+
+
+def test_impressions_by_user_and_time(tmp_path):
+    store = prepared(FIXTURE, tmp_path)
+    assert shown(store) == [
+        ("U1", "11 12:59:59", {"N6": 1, "N7": 0}),
+        ("U1", "12 14:14:46", {"N4": 1, "N5": 0, "N6": 0}),
+        ("U1", "15 08:01:02", {"N7": 0, "N8": 1}),
+        ("U2", "09 00:05:01", {"N1": 1, "N4": 1, "N7": 0}),
+        ("U2", "14 09:00:00", {"N2": 0, "N3": 1}),
+        ("U3", "13 05:53:12", {"N4": 0, "N5": 1}),
+        ("U3", "14 09:00:01", {"N6": 1}),
+        ("U4", "10 23:00:00", {"N1": 0, "N2": 0}),
+        ("U4", "15 10:00:00", {"N4": 1, "N8": 0}),
+        ("U5", "15 13:30:00", {"N1": 0, "N3": 1}),
+    ]
+    assert store.card["impressions"] == {"number": 10, "items": 21, "of_what_is_not_kept": 0}
+    first = {
+        name: None if t == UNKNOWN_TIME else clock(int(t))
+        for name, t in zip(store.item_ids.raw(range(8)), store.first_seen[1:], strict=True)
+    }
+    assert first == {"N1": None, "N2": None, "N3": None, "N4": "09 00:05:01", "N5": None, "N6": None, "N7": None, "N8": None}
+
+
+def test_what_is_shown_and_never_clicked_is_among_the_items_where_all_that_is_described_is(tmp_path):
+    config = Config(parts=("train",))
+    few, all_of_them = (prepared(FIXTURE, tmp_path, config, min_item_events=least) for least in (1, 0))
+    assert few.item_ids.raw(range(few.num_items)) == ["N1", "N2", "N3", "N4", "N5", "N6"]
+    assert few.card["impressions"]["of_what_is_not_kept"] == 2
+    assert all_of_them.item_ids.raw(range(all_of_them.num_items)) == ["N1", "N2", "N3", "N4", "N5", "N6", "N7"]
+    assert ("U1", "11 12:59:59", {"N6": 1, "N7": 0}) in shown(all_of_them)
+    assert clock(int(all_of_them.first_seen[7])) == "09 00:05:01"
+    assert histories(few) == histories(all_of_them)
+
+
+def test_one_day_is_for_validation_and_a_later_one_for_the_test(tmp_path):
+    split = GlobalTime(validation_from="2019-11-14", test_from="2019-11-15")
+    store = open_store(prepare(Config().parse(FIXTURE), {"kind": "mind"}, Prepare(min_item_events=0), split, tmp_path))
+    assert [store.user_ids.raw(store.users_of(part)) for part in ("validation", "test")] == [["U2", "U3"], ["U1", "U4", "U5"]]
 
 
 def test_kinds_and_texts(tmp_path):

@@ -27,10 +27,14 @@ TIE_RULES = {
 """What orders a user's events, by the column that leads."""
 
 
-def number_ids(con: Engine) -> None:
-    """`raw_users` and `raw_items`: every raw id of a sound row with its rank."""
-    for raw, column in (("raw_users", "user"), ("raw_items", "item")):
-        con.ranks(raw, f'SELECT DISTINCT "{column}" AS id FROM staged_events WHERE _reason IS NULL', "id", "rank", 1)
+def number_ids(con: Engine, described: bool = False) -> None:
+    """`raw_users` and `raw_items`: every raw id of a sound row with its rank; with `described` of rows about items too."""
+    sound = "SELECT {0} AS id FROM {1} WHERE _reason IS NULL"
+    users, items = (sound.format(f'"{column}"', "staged_events") for column in ("user", "item"))
+    if described:
+        items += f" UNION ALL {sound.format('item', 'staged_items')}"
+    for raw, ids in (("raw_users", users), ("raw_items", items)):
+        con.ranks(raw, f"SELECT DISTINCT id FROM ({ids})", "id", "rank", 1)
 
 
 def locate(con: Engine, columns: Sequence[str], labelled: bool, conditions: Sequence[str], values: bool = False) -> None:
@@ -74,9 +78,12 @@ def drop_duplicates(con: Engine, policy: Duplicates, values: bool = False) -> No
 
 def keep_core(con: Engine, user_events: int, item_events: int, values: bool = False) -> None:
     """`users` and `items`: the largest sets in which each user has `user_events` events with the items, and each item
-    `item_events` events with the users; with their dense rows, users from 0 and items from 1.
+    `item_events` events with the users; with their dense rows, users from 0 and items from 1. With 0 for items these are all
+    that have events, and what is described.
     """
-    con.table("core_items", "SELECT DISTINCT i FROM events")
+    described = "SELECT item FROM staged_items WHERE _reason IS NULL"
+    also = f" UNION SELECT rank AS i FROM raw_items WHERE id IN ({described})" if item_events == 0 else ""
+    con.table("core_items", f"SELECT DISTINCT i FROM events{also}")
     before: tuple[int, ...] = ()
     with task("Dropping rare users and items", unit="rounds") as advance:
         while True:
@@ -84,6 +91,8 @@ def keep_core(con: Engine, user_events: int, item_events: int, values: bool = Fa
                 ("core_users", "u", "core_items", "i", user_events),
                 ("core_items", "i", "core_users", "u", item_events),
             ):
+                if least == 0:
+                    continue
                 known = f"{i} IN (SELECT {i} FROM {others})"
                 con.table(kept, f"SELECT {u} FROM events WHERE {known} GROUP BY {u} HAVING count(*) >= {least}")
             advance(1)
@@ -133,6 +142,14 @@ def events_query(values: bool) -> str:
 USER_IDS = "SELECT id FROM users JOIN raw_users ON rank = u ORDER BY row"
 ITEM_IDS = "SELECT id FROM items JOIN raw_items ON rank = i ORDER BY row"
 """Raw ids by row."""
+
+
+SHOWN = f"""
+    SELECT users.row AS u, position, coalesce(time, {UNKNOWN_TIME}) AS time, items.row AS item, clicked FROM staged_impressions
+    JOIN raw_users ON raw_users.id = staged_impressions."user" JOIN users ON users.u = raw_users.rank
+    JOIN raw_items ON raw_items.id = staged_impressions.item JOIN items ON items.i = raw_items.rank
+    WHERE _reason IS NULL"""
+"""What was shown to users that are kept, and is among the items that are; an impression is what shares a position."""
 
 
 def attributes_query(names: Sequence[str]) -> str:

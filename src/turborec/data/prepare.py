@@ -32,6 +32,7 @@ from turborec.data.read import (
     bad_records,
     columns_of,
     event_checks,
+    impression_checks,
     ingest,
     item_checks,
     literal,
@@ -41,7 +42,7 @@ from turborec.data.read import (
 from turborec.data.schema import TICKS, RawTable, RawTables
 from turborec.data.split import GlobalTime, ItemHoldout, Labelled, Split
 from turborec.data.store import FORMAT, Ids, open_store, sha256
-from turborec.data.write import seal, write_attributes, write_cuts, write_events, write_ids
+from turborec.data.write import seal, write_attributes, write_cuts, write_events, write_ids, write_impressions
 from turborec.errors import UserError
 from turborec.files import sync
 from turborec.progress import task
@@ -60,7 +61,7 @@ class Prepare(Config):
     min_value: float | None = None  # events below it are dropped, and those whose value is unknown
     duplicates: clean.Duplicates = "keep"
     min_user_events: int = Field(default=1, ge=1, le=2**31)  # with the next one: a k-core, to its fixed point
-    min_item_events: int = Field(default=1, ge=1, le=2**31)
+    min_item_events: int = Field(default=1, ge=0, le=2**31)  # 0: the catalogue also has all that the source describes
     values: bool = False  # whether the store keeps each event's value, such as a rating, for `turborec drift`
     bad_rows: float = Field(default=0.01, ge=0, le=1)  # the share of bad rows above which nothing is prepared
     engine: Literal["duckdb", "spark"] = "duckdb"  # what runs the SQL; changes no result
@@ -128,7 +129,7 @@ def _description(table: RawTable) -> dict[str, Any]:
 def _parts(tables: RawTables) -> dict[str, RawTable]:
     """The tables by name, each after those that it looks something up in: `events_item` before `events`."""
     parts: dict[str, RawTable] = {}
-    for name, table in (("events", tables.events), ("items", tables.items)):
+    for name, table in (("events", tables.events), ("items", tables.items), ("impressions", tables.impressions)):
         if table:
             parts |= {f"{name}_{column}": lookup.table for column, lookup in table.lookups.items()}
             parts[name] = table
@@ -136,7 +137,10 @@ def _parts(tables: RawTables) -> dict[str, RawTable]:
 
 
 def _file_facts(tables: RawTables) -> list[dict[str, Any]]:
-    files = [file for table in _parts(tables).values() for file in zip(table.paths, table.names, strict=True)]
+    parts = _parts(tables)
+    if tables.impressions and tables.impressions.paths == tables.events.paths:  # which are told of already
+        del parts["impressions"]
+    files = [file for table in parts.values() for file in zip(table.paths, table.names, strict=True)]
     files += [(path, path.name) for _, table in sorted(tables.features.items()) for path in table.files]
     for path, _ in files:
         if not path.is_file():
@@ -169,12 +173,13 @@ def _make(tables: RawTables, config: Prepare, split: Split, folder: Path, card: 
 def _build(tables: RawTables, config: Prepare, split: Split, folder: Path, work: Path) -> dict[str, Any]:
     """Everything but the card, of which the facts are returned."""
     columns = columns_of(tables.events)
-    _require_columns(columns, config, split)
+    _require_columns(columns, config, split, described=tables.items is not None)
     with closing(_engine(work, config)) as con:
         intakes = _ingest(con, tables, config.bad_rows, folder)
         dropped = _clean(con, columns, config, split)
         _require_events(con, intakes["events"], dropped)
         users, items = (number(con, f"SELECT count(*) FROM {name}") for name in ("users", "items"))
+        shown = write_impressions(con, folder) if tables.impressions else {}
         if isinstance(split, ItemHoldout):
             clean.label_items(con, split.labels(items), config.values)
         events = write_events(con, folder, work / "labels.npy", TICKS[tables.time], config.values)
@@ -184,7 +189,7 @@ def _build(tables: RawTables, config: Prepare, split: Split, folder: Path, work:
             write_attributes(con, names, folder / "items.parquet")
         earliest, latest = con.rows("SELECT min(time), max(time) FROM core")[0]
         _require_plausible(con, latest, tables)
-        known = _values(con) if config.values else {}
+        known = shown | (_values(con) if config.values else {})
     if tables.features:
         known["features"] = write_features(tables.features, Ids(folder / "item_ids"), folder)
     taking_part = write_cuts(folder, split, events)
@@ -264,6 +269,8 @@ def _ingest(con: Engine, tables: RawTables, bad_rows: float, folder: Path) -> di
     checks = {name: LOOKUP_CHECKS for name in parts} | {"events": event_checks(tables.time)}
     if tables.items:
         checks["items"] = item_checks(tables.items)
+    if tables.impressions:
+        checks["impressions"] = impression_checks(tables.time)
     intakes = {name: ingest(con, f"staged_{name}", table, checks[name], bad_rows, name) for name, table in parts.items()}
     if any(intake.rejected for intake in intakes.values()):
         records = chain.from_iterable(bad_records(con, f"staged_{name}", table) for name, table in parts.items())
@@ -280,7 +287,7 @@ def _clean(con: Engine, columns: list[str], config: Prepare, split: Split) -> di
         tests["below_min_value"] = f"value >= CAST('{config.min_value!r}' AS DOUBLE)"
     conditions = ["_reason IS NULL", *tests.values()]
     with task("Cleaning events", 3, "steps") as advance:
-        clean.number_ids(con)
+        clean.number_ids(con, described=not config.min_item_events)
         advance(1)
         left = [
             number(con, f"SELECT count(*) FROM staged_events WHERE {' AND '.join(conditions[: 1 + applied])}")
@@ -297,7 +304,9 @@ def _clean(con: Engine, columns: list[str], config: Prepare, split: Split) -> di
     return {reason: before - after for reason, (before, after) in zip(reasons, pairwise(left), strict=True)}
 
 
-def _require_columns(columns: list[str], config: Prepare, split: Split) -> None:
+def _require_columns(columns: list[str], config: Prepare, split: Split, described: bool) -> None:
+    if not config.min_item_events and not described:
+        raise UserError("prepare.min_item_events=0 keeps every item that is described, and this source describes none.")
     needs = {
         "kind": config.kinds is not None and "prepare.kinds",
         "value": (config.min_value is not None and "prepare.min_value") or (config.values and "prepare.values"),

@@ -85,12 +85,22 @@ LABEL = Check(
     f"CAST(CASE {{x}} {' '.join(f'WHEN {label!r} THEN {place}' for place, label in enumerate(LABELS))} END AS TINYINT)",
     ((f"coalesce({{x}}, '') NOT IN {LABELS}", f"is none of {', '.join(LABELS)}, which atomic files call 0, 1, 2"),),
 )
+CLICKED = Check(
+    "TINYINT",
+    "CAST({x} = '1' AS TINYINT)",
+    (("coalesce({x}, '') NOT IN ('0', '1')", "is neither 0 nor 1, for what was shown and for what was clicked too"),),
+)
 
 
 def event_checks(time: TimeFormat) -> dict[str, Check]:
     """The columns an event may have."""
     when = ISO if time == "iso" else TICKS
     return {"user": ID, "item": ID, "time": when, "order": ORDER, "value": VALUE, "kind": TEXT, "label": LABEL}
+
+
+def impression_checks(time: TimeFormat) -> dict[str, Check]:
+    """The columns of what was shown."""
+    return {"user": ID, "item": ID, "time": ISO if time == "iso" else TICKS, "clicked": CLICKED}
 
 
 def time_format(table: RawTable) -> TimeFormat:

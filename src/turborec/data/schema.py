@@ -142,7 +142,8 @@ class RawTables:
 
     `events` selects `user`, `item` and any of `time`, `order`, `value`, `kind`, `label` (train, valid or test). `order`
     is the place of an event in its user's history, for data whose times are unknown or too coarse.
-    `items` selects `item` and any attributes, kept as text. `time` says how the time column is written.
+    `items` selects `item` and any attributes, kept as text. `impressions` selects `user`, `item`, `time` and `clicked`: what
+    was shown to somebody, each line of a file once. `time` says how the time columns are written.
     """
 
     events: RawTable
@@ -150,3 +151,4 @@ class RawTables:
     time: TimeFormat = "seconds"
     features: Mapping[str, FeatureTable] = field(default_factory=dict)  # by name, such as image, text or audio
     terms: str = ""  # one line: whose data it is and what may be done with it
+    impressions: RawTable | None = None

@@ -77,8 +77,9 @@ class Ratio(Config):
 class GlobalTime(Config):
     """Events from one instant on are the validation, from a later one on the test; the same instants for all users.
 
-    An instant is an ISO 8601 date (UTC where it names no zone) or the share of all events that come before it. Every
-    time must be known. Users with nothing before a cut take no part in that evaluation.
+    An instant is an ISO 8601 date (UTC where it names no zone) or the share of all events that come before it. Events of
+    unknown time must stand at the beginning of their histories, and are before any instant. Users with nothing before a cut
+    take no part in that evaluation.
     """
 
     kind: Literal["global_time"] = "global_time"
@@ -216,13 +217,18 @@ def _blocks(offsets: Int64) -> Iterator[tuple[int, int]]:
 
 
 def _require_times(events: Ordered) -> None:
-    """Every time must be known and no history may go back in time."""
-    if int(events.times.min()) == UNKNOWN_TIME:
-        raise UserError("A split by global time needs the time of every event, but some are unknown.")
+    """No history may go back in time, nor from a known time to an unknown one; some must be known."""
+    if int(events.times.max()) == UNKNOWN_TIME:
+        raise UserError("A split by global time needs times, but none is known.")
     for lo, hi in _blocks(events.offsets):
         begin, end = events.offsets[lo], events.offsets[hi]
-        back = np.diff(events.times[begin:end]) < 0
+        before, after = events.times[begin : end - 1], events.times[begin + 1 : end]
+        back = before > after
         back[events.offsets[lo + 1 : hi] - begin - 1] = False
+        if (back & (after == UNKNOWN_TIME)).any():
+            raise UserError(
+                "A split by global time needs to know when events were, but the time of some that follow others is unknown."
+            )
         if back.any():
             raise UserError(
                 "A split by global time needs histories in the order of time, but the column `order` contradicts the "

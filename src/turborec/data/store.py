@@ -13,6 +13,8 @@ Letters: U users, E events, V items. A user is a row 0..U-1; an item id runs fro
     user_ids.*, item_ids.*              raw ids as UTF-8 (.bytes) with their ends (.ends.npy), in byte order
     features.NAME.npy   float32 [V + 1, W]  numbers that describe the items, such as image, text or audio; NaN in row 0 and in
                                         those of items without any; where the source or data.features name such tables
+    impressions.*.npy   what users were shown at a time, where the source knows: users, times int64 [I] of each, by user and
+                        time, and from offsets[i] to offsets[i + 1] its items int32 [C] and whether they were clicked uint8 [C]
     items.parquet       the items' attributes in item order, where the source has any
 
 Any file but the last may lie in shards (`shards.py`): NAME.00000, NAME.00001, …
@@ -129,6 +131,17 @@ class Histories:
 
 
 @dataclass(frozen=True)
+class Impressions:
+    """What users were shown, by user and time, as memory maps. I impressions, C items shown in all of them."""
+
+    users: Int64  # [I]
+    times: Int64  # [I] in the unit of the store
+    offsets: Int64  # [I + 1]
+    items: Int32  # [C]
+    clicked: NDArray[np.uint8]  # [C]
+
+
+@dataclass(frozen=True)
 class Store:
     """An open store; every array is memory-mapped and read-only."""
 
@@ -175,6 +188,31 @@ class Store:
                     "rows belong. Delete the store and prepare it again."
                 )
         return MappingProxyType(found)
+
+    @cached_property
+    def impressions(self) -> Impressions | None:
+        """What users were shown; None where the source does not know."""
+        if "impressions" not in self.card:
+            return None
+        kinds = {"users": "int64", "times": "int64", "offsets": "int64", "items": "int32", "clicked": "uint8"}
+        return Impressions(**{name: _array(self.folder / f"impressions.{name}.npy", kind) for name, kind in kinds.items()})
+
+    @cached_property
+    def first_seen(self) -> Int64:
+        """The earliest time at which each item was part of an event or an impression: [V + 1].
+
+        Of one that was before any known time `UNKNOWN_TIME`, of one that never was the greatest number there is.
+        """
+        found = np.full(self.num_items + 1, np.iinfo(np.int64).max)
+        shown = self.impressions
+        logs: list[tuple[Int32, Int64, Int64 | None]] = [(self.histories.items, self.histories.times, None)]
+        logs += [(shown.items, shown.times, shown.offsets)] if shown is not None else []
+        for items, times, offsets in logs:
+            for begin in range(0, len(items), BLOCK):
+                of = np.arange(begin, min(begin + BLOCK, len(items)))
+                when = of if offsets is None else np.searchsorted(offsets, of, "right") - 1
+                np.minimum.at(found, items[of], times[when])
+        return found
 
     @cached_property
     def user_ids(self) -> Ids:

@@ -7,13 +7,13 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from turborec.data import clean
-from turborec.data.engine import BATCH, Engine
+from turborec.data.engine import BATCH, Engine, number
 from turborec.data.shards import UNIT, divide
 from turborec.data.split import Ordered, Split
 from turborec.data.store import PART_BITS, Ids, Int64, seal_of, sha256
@@ -38,16 +38,47 @@ def write_events(con: Engine, folder: Path, labels: Path, ticks: int, values: bo
     targets += [(folder / "values.npy", np.float32)] * values
     with ExitStack() as stack, task("Ordering events", total, "events") as advance:
         # Appended and not written through a memory map, which on a full disk kills the process.
-        files = [stack.enter_context(path.open("wb")) for path, _ in targets]
-        for file, (_, kind) in zip(files, targets, strict=True):
-            header = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": (total,)}
-            np.lib.format.write_array_header_1_0(file, header)
+        files = [stack.enter_context(_appended(path, kind, total)) for path, kind in targets]
         for batch in con.batches(clean.events_query(values)):
             for file, (_, kind), column in zip(files, targets, batch.columns, strict=True):
                 file.write(_as(column.to_numpy(), kind).tobytes())
             advance(batch.num_rows)
     times, groups = (np.load(path, mmap_mode="r") for path, _ in targets[1:3])
     return Ordered(offsets, times, groups, ticks)
+
+
+def _appended(path: Path, kind: Any, total: int) -> BinaryIO:
+    """A file that begins as an array of so many numbers, which are still to be written."""
+    file = path.open("wb")
+    np.lib.format.write_array_header_1_0(file, {"descr": np.dtype(kind).str, "fortran_order": False, "shape": (total,)})
+    return file
+
+
+def write_impressions(con: Engine, folder: Path) -> dict[str, Any]:
+    """Write what was shown to whom, by user and time, and what of it was clicked; what the card says of it."""
+    con.table("shown", clean.SHOWN)
+    total = number(con, "SELECT count(*) FROM shown")
+    facts: list[Int64] = []  # of the rows at which impressions begin: number, user, time
+    before, done = None, 0
+    with ExitStack() as stack, task("Ordering impressions", total, "items shown") as advance:
+        items, clicked = (
+            stack.enter_context(_appended(folder / f"impressions.{name}.npy", kind, total))
+            for name, kind in (("items", np.int32), ("clicked", np.uint8))
+        )
+        for batch in con.batches("SELECT * FROM shown ORDER BY u, time, position, item, clicked"):
+            u, position, time, item, click = (column.to_numpy().astype(np.int64) for column in batch.columns)
+            items.write(item.astype(np.int32).tobytes())
+            clicked.write(click.astype(np.uint8).tobytes())
+            begins = np.flatnonzero(np.diff(position, prepend=-1 if before is None else before))
+            facts.append(np.stack([begins + done, u[begins], time[begins]]))
+            before, done = position[-1], done + len(item)
+            advance(len(item))
+    con.drop("shown")
+    begins, users, times = np.concatenate([np.zeros((3, 0), np.int64), *facts], axis=1)
+    for name, array in (("offsets", np.append(begins, total)), ("users", users), ("times", times)):
+        np.save(folder / f"impressions.{name}.npy", array)
+    read = number(con, "SELECT count(*) FROM staged_impressions WHERE _reason IS NULL")
+    return {"impressions": {"number": len(begins), "items": total, "of_what_is_not_kept": read - total}}
 
 
 def _as(column: NDArray[Any], kind: Any) -> NDArray[Any]:

@@ -20,11 +20,20 @@ TERMS = (
     "ACL 2020."
 )
 ADDRESS = "https://recodatasets.z20.web.core.windows.net/newsrec"
+GENERATED = "GENERATED.txt"
+"""Beside files that are none of MIND's, and says whose they are."""
 BEHAVIORS, NEWS = "behaviors.tsv", "news.tsv"
 BEHAVIOR = ("impression", "user", "time", "history", "impressions")
 ARTICLE = ("item", "category", "subcategory", "title", "abstract", "url", "title_entities", "abstract_entities")
 
 Part = Literal["train", "dev"]
+
+
+def _terms(folder: Path) -> str:
+    """Whose data it is; what was generated says so itself."""
+    note = folder / GENERATED
+    told = note.read_text(encoding="utf-8", errors="replace").strip().splitlines()[:1] if note.is_file() else []
+    return f"Generated, not MIND: {told[0]}" if told else TERMS
 
 
 def _clock(time: str) -> str:
@@ -88,9 +97,10 @@ class Config(recipe.Config):
         item = f'CASE WHEN {clicked} THEN {named} ELSE "{ENTRY}" END'
         when = _clock('"time"')
         digits = f"replace(replace(replace({when}, '-', ''), 'T', ''), ':', '')"
+        behaviors = tuple(filter(None, found[BEHAVIORS]))
         return RawTables(
             events=RawTable(
-                tuple(filter(None, found[BEHAVIORS])),
+                behaviors,
                 Listed(Text("\t", BEHAVIOR), ("history", "impressions"), once=("history", "user")),
                 select={"user": "user"},
                 # An entry of an impression is a story, `-`, and whether it was clicked.
@@ -108,8 +118,18 @@ class Config(recipe.Config):
                 Text("\t", ARTICLE),
                 {name: name for name in ("item", "title", "abstract", "category", "subcategory")},
             ),
+            impressions=RawTable(
+                behaviors,
+                Listed(Text("\t", BEHAVIOR), ("impressions",)),
+                select={"user": "user"},
+                derive={
+                    "item": f"""CASE WHEN "{ENTRY}" LIKE '%-_' THEN substr("{ENTRY}", 1, length("{ENTRY}") - 2) ELSE '' END""",
+                    "time": when,
+                    "clicked": f'right("{ENTRY}", 1)',
+                },
+            ),
             time="iso",
-            terms=TERMS,
+            terms=_terms(folder),
         )
 
     def _find(self, part: Part, name: str, folder: Path) -> Path | None:
