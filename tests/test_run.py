@@ -182,6 +182,38 @@ def test_a_stage_that_keeps_the_optimizer_has_its_own_settings(options, tmp_path
     assert steps == state.state["position"]["global_step"]
 
 
+def test_a_second_stage_goes_on_along_the_schedule_and_must_beat_the_first(options, tmp_path, caplog):
+    """RecFormer's two stages: one optimizer, one schedule laid over both, and the best value carried over."""
+    line = {"kind": "linear", "warmup": 0.2, "within": True}
+    first = {"epochs": 3, "schedule": line, "schedule_epochs": 6, "optimizer": {"lr": 1e-3}}
+    second = {"epochs": 4, "start": "best", "optimizer": {"lr": 1e-9}, "patience_epochs": 2}
+    kept = {"keep_optimizer": True, "keep_schedule": True, "keep_best": True}
+    recipe = recipes.from_tree(TREE | {"train": first, "then": [second | kept]}, "the test")
+    run.train(recipe, tmp_path / "run", options)
+    steps = records_of(tmp_path / "run", "train")
+    epochs = records_of(tmp_path / "run", "epoch")
+    sizes = np.diff([0, *(r["step"] for r in epochs)])
+    shares = [(epoch + (step + 0.5) / size) / 6 for epoch, size in enumerate(sizes) for step in range(size)]
+    expected = [(1e-3 if s < 0.5 else 1e-9) * (s / 0.2 if s < 0.2 else 1 - s) for s in shares]
+    assert [r["lr"] for r in steps] == pytest.approx(expected)
+    best = max(epochs[:3], key=lambda r: r["ndcg@10"])
+    assert len(epochs) == 5  # of the second stage two, since nothing was gained
+    assert checkpoint.load_latest(tmp_path / "run" / "checkpoints").state["best_step"] == best["step"]
+    assert f"(best {best['ndcg@10']:.4f} in the stage before; 2 of 2 epochs without gain)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        ({"train": {"keep_schedule": True}}, "train.keep_schedule: there is no stage before the first"),
+        ({"then": [{"keep_schedule": True, "schedule": {"kind": "cosine"}}]}, "then.0: keep_schedule goes on along"),
+    ],
+)
+def test_what_is_kept_must_be_there(stages, said):
+    with pytest.raises(UserError, match=said):
+        recipes.from_tree(TREE | stages, "the test")
+
+
 def test_items_without_names_go_by_their_ids(options, tmp_path):
     done, _ = run.train(recipes.from_tree({"data": TREE["data"], "model": {"kind": "markov"}}, "t"), tmp_path / "r", options)
     assert apply.titles(done.store) is None

@@ -16,9 +16,10 @@ from turborec.data.loader import Epoch, Some, TrainingBatches
 from turborec.data.pairs import PairBatches
 from turborec.engine import checkpoint, hardware, log, loop, monitor, world
 from turborec.engine.interrupt import Interruption, heed
+from turborec.engine.loop import Stage
 from turborec.engine.sharding import load_whole
 from turborec.engine.state import Position, Tensors, TrainState
-from turborec.engine.stopping import StopperState, still_rising
+from turborec.engine.stopping import EarlyStopping, StopperState, still_rising
 from turborec.engine.trackers import Tracking
 from turborec.errors import UserError
 from turborec.progress import Pace, task
@@ -77,7 +78,7 @@ def fit(run: Run, steps: int | None, interruption: Interruption, tracking: Track
             stated = (run.recipe.train, *run.recipe.then)[number]
             if told := stated.scaling.told(stated.optimizer, run.recipe.batches.total(world.size())):
                 logger.info(told)
-            stopping = run.recipe.stopping
+            stopping = _stopping(run, stage)
             while state.position.stage == number and state.position.epoch < stage.epochs:
                 if stopping.should_stop(state.stopper):
                     logger.info("No gain for %d epochs: stopping early", stopping.patience_epochs)
@@ -196,12 +197,13 @@ def _epoch(job: _Job, state: TrainState) -> None:
 def _end(job: _Job, state: TrainState, values: dict[str, float], clock: monitor.Clock) -> str:
     """Validate where that is due, write down what the epoch came to and how long it took, and say how good it is."""
     run, position = job.run, state.position
-    stopping, select, told = run.recipe.stopping, run.recipe.select, "not validated"
+    stopping, select, told = _stopping(run, run.recipe.stages[position.stage]), run.recipe.select, "not validated"
     spent = clock.read("training")
     if stopping.due(state.stopper, position.epoch, run.recipe.stages[position.stage].epochs):
         _validate(run, state, values)
         spent |= clock.read("validation")
-        best = f"best {state.stopper.best or 0:.4f} in epoch {state.stopper.best_epoch}{_patience(run, state)}"
+        where = f"in epoch {state.stopper.best_epoch}" if state.stopper.best_epoch else "in the stage before"
+        best = f"best {state.stopper.best or 0:.4f} {where}{_patience(stopping, state)}"
         told = f"validation {select} {values[select]:.4f} ({best})"
     _tell_time(job, state, spent, position.epoch)
     if job.metrics:
@@ -235,9 +237,15 @@ def _warn_if_small(run: Run, used: monitor.Usage) -> None:
         )
 
 
-def _patience(run: Run, state: TrainState) -> str:
+def _stopping(run: Run, stage: Stage) -> EarlyStopping:
+    """When the stage is to stop."""
+    own = {} if stage.patience_epochs is None else {"patience_epochs": stage.patience_epochs}
+    return run.recipe.stopping.model_copy(update=own)
+
+
+def _patience(stopping: EarlyStopping, state: TrainState) -> str:
     """How near the training is to being stopped early."""
-    without, most = state.stopper.epoch - state.stopper.reference_epoch, run.recipe.stopping.patience_epochs
+    without, most = state.stopper.epoch - state.stopper.reference_epoch, stopping.patience_epochs
     return f"; {without} of {most} epochs without gain" if without and most else ""
 
 
@@ -258,7 +266,8 @@ def _validate(run: Run, state: TrainState, values: dict[str, float]) -> None:
         result = measure(run, "validation", config=run.recipe.evaluation.without_lists())
     values.update(result.values)
     epoch = state.position.epoch
-    state.stopper = run.recipe.stopping.update(state.stopper, epoch, values[run.recipe.select])
+    stopping = _stopping(run, run.recipe.stages[state.position.stage])
+    state.stopper = stopping.update(state.stopper, epoch, values[run.recipe.select])
     if state.stopper.best_epoch == epoch:
         state.best_step = state.position.global_step
 
@@ -290,8 +299,11 @@ def _next_stage(run: Run, state: TrainState, number: int) -> TrainState:
         # What the optimizer remembers is kept; its settings are the new stage's.
         kept = state.optimizer.state_dict()["state"]
         fresh.optimizer.load_state_dict({**fresh.optimizer.state_dict(), "state": kept})
-    fresh.position = Position(stage=number, global_step=state.position.global_step)
-    fresh.stopper = StopperState()
+    along = state.position.scheduled + state.position.epoch if stage.keep_schedule else 0
+    fresh.position = Position(stage=number, global_step=state.position.global_step, scheduled=along)
+    if stage.keep_best:
+        fresh.stopper = StopperState(best=state.stopper.best, reference=state.stopper.best)
+        fresh.best_step = state.best_step
     memory = "the optimizer's memory kept" if stage.keep_optimizer else "a fresh optimizer"
     logger.info(f"Stage {number + 1} of {len(run.recipe.stages)} begins with the {stage.start} weights and {memory}")
     return fresh

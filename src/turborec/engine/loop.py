@@ -36,6 +36,7 @@ class Stage(Config):
     scaling: Scaling = Scaling()
     exchange: Exchange = Exchange()
     schedule: Schedule = Constant()
+    schedule_epochs: int | None = Field(None, ge=1, description="epochs that the schedule is laid over; null: the stage's own")
     clip_norm: float | None = Field(None, gt=0.0, description="largest norm of the whole gradient")
     accumulate: int = Field(1, ge=1, description="parts a global batch is computed in, to save memory")
     recompute: bool = Field(False, description="keep what enters each layer alone, and compute the rest again going backward")
@@ -59,6 +60,9 @@ class Stage(Config):
     )
     start: Literal["last", "best"] = Field("last", description="which weights of the stage before it begins with")
     keep_optimizer: bool = Field(False, description="go on with the optimizer state of the stage before")
+    keep_schedule: bool = Field(False, description="go on along the schedule of the stage before, from where that ended")
+    keep_best: bool = Field(False, description="only what is better than the best of the stage before takes its place")
+    patience_epochs: int | None = Field(None, ge=1, description="of this stage; null: as stopping says")
 
     @model_validator(mode="after")
     def _rows_can_be_clipped(self) -> "Stage":
@@ -167,8 +171,8 @@ def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device)
     while position.step < len(batches):
         began = time.perf_counter()
         # The middle of the step's share of the stage: a rate of zero at either end would waste a step.
-        progress = (position.epoch + (position.step + 0.5) / len(batches)) / stage.epochs
-        factor = stage.schedule.factor(progress)
+        done = position.scheduled + position.epoch + (position.step + 0.5) / len(batches)
+        factor = stage.schedule.factor(min(1.0, done / (stage.schedule_epochs or stage.epochs)))
         for group in state.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         with record_function("data"):

@@ -263,9 +263,12 @@ class Linear(Config):
     kind: Literal["linear"] = "linear"
     warmup: Share = 0.0
     end: Share = Field(0.0, description="share of the rate left at the end")
+    within: bool = Field(False, description="the line begins with the stage, and the warm-up only replaces its beginning")
 
     def factor(self, progress: float) -> float:
         """The share of the optimizer's rate at `progress` in [0, 1] of the stage."""
+        if self.within:  # as RecFormer's authors have it: their warm-up is no share of the line, and ends below the full rate
+            return progress / self.warmup if progress < self.warmup else 1 - (1 - self.end) * progress
         return _warm(progress, self.warmup) * (1 - (1 - self.end) * _after(progress, self.warmup))
 
 

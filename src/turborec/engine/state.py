@@ -31,6 +31,7 @@ class Position:
     global_step: int = 0  # optimizer steps done in all
     loss: float = 0.0  # of the epoch so far, summed over its targets
     targets: int = 0  # predicted in the epoch so far
+    scheduled: int = 0  # epochs of the stage's schedule that those before it went through
 
 
 @dataclass

@@ -104,6 +104,16 @@ class Recipe(Config, Generic[SourceConfig, ModelConfig]):
         return self
 
     @model_validator(mode="after")
+    def _what_is_kept_is_there(self) -> "AnyRecipe":
+        kept = [name for name in ("keep_optimizer", "keep_schedule", "keep_best") if getattr(self.train, name)]
+        if kept:
+            raise ValueError(f"train.{kept[0]}: there is no stage before the first: state it of a stage in then")
+        for number, stage in enumerate(self.then):
+            if stage.keep_schedule and {"schedule", "schedule_epochs"} & stage.model_fields_set:
+                raise ValueError(f"then.{number}: keep_schedule goes on along the schedule of the stage before: state no other")
+        return self
+
+    @model_validator(mode="after")
     def _sharded_once(self) -> "AnyRecipe":
         if any(stage.exchange.shard != self.train.exchange.shard for stage in self.then):
             raise ValueError("then: exchange.shard must be that of train: a model is shared out once for a run")
@@ -118,7 +128,14 @@ class Recipe(Config, Generic[SourceConfig, ModelConfig]):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages in order, for batches of the size that they have in this many processes."""
-        return tuple(stage.at(self.batches.total(world.size())) for stage in (self.train, *self.then))
+        found: list[Stage] = []
+        for stage in (self.train, *self.then):
+            if stage.keep_schedule:
+                before = found[-1]
+                kept = {"schedule": before.schedule, "schedule_epochs": before.schedule_epochs or before.epochs}
+                stage = stage.model_copy(update=kept)
+            found.append(stage.at(self.batches.total(world.size())))
+        return tuple(found)
 
 
 AnyRecipe = Recipe[Any, Any]
