@@ -88,6 +88,70 @@ def test_a_search_goes_on_where_it_was_stopped(places, tmp_path, monkeypatch):
     assert len(more) == 4
 
 
+KILLED = """
+import os, signal, sys
+from turborec import search, training
+from turborec.__main__ import main
+real = training._save
+def save(run, state):
+    real(run, state)
+    if state.position.epoch == 3 and run.folder.name == "trial-0000":  # saved, and the study does not know of it yet
+        os.kill(os.getpid(), signal.SIGKILL)
+training._save = save
+main()
+"""
+
+
+def test_an_epoch_that_was_saved_and_not_yet_told_is_told_when_the_search_goes_on(places, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(dump(RECIPE))
+    written(tmp_path, "train.optimizer.lr: {low: 1.0e-4, high: 1.0e-1, log: true}")
+    arguments = ["search", "recipe.yaml", "space.yaml", "--trials", "2", "--no-prune", "--store", str(places.store), "--json"]
+    found = []
+    for name, start in (("killed", ["-c", KILLED]), ("killed", ["-m", "turborec"]), ("whole", ["-m", "turborec"])):
+        command = [sys.executable, *start, *arguments, "--out", name]
+        done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        found.append((done.returncode, [(t["number"], t["value"], t["epochs"]) for t in json.loads(done.stdout or "[]")]))
+    assert found[0][0] == -signal.SIGKILL and found[1] == found[2]
+    assert {epochs for _, _, epochs in found[1][1]} == {3}
+
+
+def test_a_trial_that_another_process_has_ended_meanwhile_is_left_alone(places, tmp_path, monkeypatch):
+    optuna = search._optuna()
+    plan = Plan(trials=2, prune=False)
+    search.search(RECIPE, SPACE, Plan(trials=1, prune=False), tmp_path, places)
+    study = optuna.load_study(study_name=search.NAME, storage=search._storage(tmp_path))
+    trial = study.ask()
+    first = search.search(RECIPE, SPACE, plan, tmp_path, places)
+    monkeypatch.setattr(search, "_left", lambda study: [optuna.Trial(study, trial._trial_id)])
+    assert search.search(RECIPE, SPACE, plan, tmp_path, places) == first
+
+
+def test_the_test_part_of_a_trial_stays_closed_wherever_it_lies(places, tmp_path):
+    found = search.search(RECIPE, SPACE, Plan(trials=1), tmp_path / "search", places)
+    moved = found[0].folder.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="whose test part stays closed"):
+        run.evaluate(run.reopen(moved, places), "test")
+    with pytest.raises(UserError, match="whose test part stays closed"):
+        run.train(run.recipe_of(moved), moved, places)
+    assert set(run.evaluate(run.reopen(moved, places), "validation")) == {"sasrec"}
+
+
+@pytest.mark.parametrize(("epochs", "spared"), [(3, 1), (5, 1), (9, 2), (10, 2)])
+def test_the_first_fifth_of_the_epochs_is_not_held_against_a_trial(epochs, spared):
+    optuna = search._optuna()
+    recipe = RECIPE.model_copy(update={"train": RECIPE.train.model_copy(update={"epochs": epochs})})
+    study = optuna.create_study(direction="maximize", pruner=search._pruner(Plan(), recipe))
+    for value in (0.5, 0.5, 0.5, 0.5, 0.5, 0.1):
+        trial = study.ask()
+        for epoch in range(1, epochs + 1):
+            trial.report(value, epoch)
+            if trial.should_prune():
+                assert (value, epoch) == (0.1, spared + 1)
+                return
+        study.tell(trial, value)
+    raise AssertionError("nothing was pruned")
+
+
 def test_what_validates_below_the_others_is_cut_short(tmp_path):
     turns = [[(start + step) % 30 + 1 for step in range(12)] for start in range(60)]  # each item is followed by the next
     places = Places(home=tmp_path, store=store_of(tmp_path / "store", turns, items=30).folder)
@@ -125,6 +189,10 @@ def written(folder, text):
         ("model.dropout: {lo: 0.0, high: 0.1}", r"low: needed, but not given\n  space.model.dropout.lo: no such key$"),
         ("model.width: [8, 16]", "expected a mapping of keys to values, got"),
         ("data.prepare.min_user_events: {choices: [3, 5]}", "would need data of its own"),
+        (
+            "model.widht: {choices: [8]}\ntrain.epoch: {low: 1, high: 2}",
+            r"has 3 mistakes:\n  model.widht.*\n  train.epoch",
+        ),
     ],
 )
 def test_a_space_that_cannot_be_is_refused(text, told, tmp_path):

@@ -39,8 +39,8 @@ logger = logging.getLogger("turborec")
 MODEL = "model.json"
 """In a run folder: how large its model is."""
 
-SEARCH = "search.json"
-"""Beside runs that are trials: what is searched."""
+TRIAL = "trial.json"
+"""In the folder of a run that is one of a search: its test part stays closed."""
 
 
 def train(
@@ -59,10 +59,8 @@ def train(
     """
     if recipe.adapters is not None and recipe.base is None:
         raise UserError("adapters are added to what another run has learnt: name its folder, base=RUN.")
-    if watch is None and (folder.parent / SEARCH).is_file() and folder.name.startswith("trial-"):
-        raise UserError(
-            f"{folder} is a trial of a search, whose test part stays closed: go on with that search, or train its best.yaml."
-        )
+    if watch is None:
+        _refuse_trial(folder)
     tracking = tracking or remembered(folder)
     if tracking:
         tracking.require()
@@ -115,6 +113,13 @@ def carry_out(
     return run, results
 
 
+def _refuse_trial(folder: Path) -> None:
+    if (folder / TRIAL).is_file():
+        raise UserError(
+            f"{folder} is a trial of a search, whose test part stays closed: go on with that search, or train its best.yaml."
+        )
+
+
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """The run folder for this run alone, and its log; of several processes the leader holds both, the others tell warnings."""
@@ -122,7 +127,9 @@ def _held(folder: Path) -> Iterator[None]:
         with log.logging_to(None, logging.WARNING):
             yield
         return
-    with leaving_at_once(), lock(folder), log.logging_to(None), log.logging_to(folder):
+    # Of many trials the log tells in their folders, and whoever searches tells in a line each what came of them.
+    told = logging.ERROR if (folder / TRIAL).is_file() else logging.INFO
+    with leaving_at_once(), lock(folder), log.logging_to(None, told), log.logging_to(folder):
         yield
 
 
@@ -237,6 +244,8 @@ def anchors(run: Run) -> tuple[str, ...]:
 
 def evaluate(run: Run, part: Part) -> dict[str, Result]:
     """Rank a part's targets by the model and by the anchors it must beat, and write down what came of it."""
+    if part == "test":
+        _refuse_trial(run.folder)
     models: dict[str, Model] = {run.recipe.model.kind: run.model}
     for kind in anchors(run):
         if kind not in models:

@@ -6,6 +6,7 @@ search one folder at a time.
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from turborec import run
 from turborec.engine import log
 from turborec.engine.lock import lock
+from turborec.engine.log import read_metrics
 from turborec.errors import InterruptedRunError, UserError
 from turborec.files import write_whole
-from turborec.recipe import Config, Tree, dump, override, read, validate
+from turborec.recipe import Config, MistakesError, Tree, dump, override, read, validate
 from turborec.recipes import AnyRecipe, from_tree
 from turborec.stores import Places
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("turborec")
 
-JOURNAL, BEST, MADE_OF = "trials.journal", "best.yaml", run.SEARCH
+JOURNAL, BEST, MADE_OF = "trials.journal", "best.yaml", "search.json"
 NAME = "search"
 
 SPARED = 5
@@ -126,6 +128,7 @@ class _Job:
     study: "optuna.Study"
     recipe: AnyRecipe
     space: Space
+    plan: Plan
     folder: Path
     places: Places
     device: str
@@ -135,12 +138,19 @@ def space_of(path: Path, recipe: AnyRecipe) -> Space:
     """The space in a YAML file: a recipe's keys and what they may be. A UserError where the recipe has no such key."""
     tree = read(path)
     space = validate(_Read, {"space": tree}, str(path)).space
+    mistakes: list[str] = []
     for name, one in space.items():
         if name.split(".")[0] == "data":
-            raise UserError(f"{path}: {name} would need data of its own for each trial: search those of one store.")
+            mistakes.append(f"{name} would need data of its own for each trial: search those of one store.")
+            continue
         values = one.choices if isinstance(one, Choice) else (one.low, one.high)
         for value in values:
-            _changed(recipe, {name: value})
+            try:
+                _changed(recipe, {name: value})
+            except MistakesError as error:
+                mistakes += [f"{mistake}, with {name}={json.dumps(value)}" for mistake in error.mistakes]
+    if mistakes:
+        raise MistakesError(str(path), mistakes)
     return space
 
 
@@ -155,22 +165,28 @@ def search(recipe: AnyRecipe, space: Space, plan: Plan, folder: Path, places: Pl
     study = optuna.create_study(
         study_name=NAME, storage=_storage(folder), direction="maximize", load_if_exists=True, pruner=_pruner(plan, recipe)
     )
-    job = _Job(study, recipe, space, folder, places, device)
-    for left in [one for one in study.get_trials(deepcopy=False) if one.state == optuna.trial.TrialState.RUNNING]:
-        _carry_out(job, optuna.Trial(study, left._trial_id))
+    job = _Job(study, recipe, space, plan, folder, places, device)
+    for trial in _left(study):
+        _carry_out(job, trial)
     while len(_begun(study)) < plan.trials:
         trial = study.ask()
         if trial.number not in _begun(study)[: plan.trials]:  # another process was faster
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             break
-        # By the trial's number, so that processes side by side do not draw alike.
-        study.sampler = _sampler(plan, trial.number)
         _carry_out(job, trial)
     found = trials_of(study, folder)
     if best := best_of(found):
         told = f"# Trial {best.number} of {len(found)}: validation {recipe.select} {best.value:.4f}.\n"
         write_whole(folder / BEST, told + dump(_changed(recipe, best.settings)))
     return found
+
+
+def _left(study: "optuna.Study") -> "list[optuna.Trial]":
+    """Trials that have begun and not ended, another process's among them."""
+    import optuna
+
+    trials = study.get_trials(deepcopy=False)
+    return [optuna.Trial(study, one._trial_id) for one in trials if one.state == optuna.trial.TrialState.RUNNING]
 
 
 def best_of(found: Sequence[Trial]) -> Trial | None:
@@ -214,32 +230,42 @@ def _carry_out(job: _Job, trial: "optuna.Trial") -> None:
             stack.enter_context(lock(job.folder / "held" / f"{trial.number:04d}"))
         except UserError:
             return
-        _train(job, trial)
+        if not job.study.get_trials(deepcopy=False)[trial.number].state.is_finished():  # by another process, meanwhile
+            _train(job, trial)
 
 
 def _train(job: _Job, trial: "optuna.Trial") -> None:
     import optuna
 
+    # By the trial's number, so that processes side by side do not draw alike.
+    job.study.sampler = _sampler(job.plan, trial.number)
     settings, select = {name: one.drawn(trial, name) for name, one in job.space.items()}, job.recipe.select
+    place = _place(job.folder, trial.number)
     known = dict(job.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
     pruned = False
 
     def watch(epoch: int, values: Mapping[str, float]) -> None:
         nonlocal pruned
-        if select not in values or epoch in known:
+        if select not in values:
             return
-        known[epoch] = values[select]
-        trial.report(values[select], epoch)
+        if epoch not in known:
+            known[epoch] = values[select]
+            trial.report(values[select], epoch)
         if trial.should_prune():
             pruned = True
             raise InterruptedRunError(f"Pruned: its validation {select} is below what is usual after {epoch} epochs.", 0)
 
-    told = ", ".join(f"{name}={value}" for name, value in settings.items())
-    with log.logging_to(None):
-        logger.info(f"Trial {trial.number}: {told}")
+    _say(f"Trial {trial.number}: {', '.join(f'{name}={value}' for name, value in settings.items())}")
     state, why = optuna.trial.TrialState.COMPLETE, ""
     try:
-        run.train(_changed(job.recipe, settings), _place(job.folder, trial.number), job.places, job.device, watch=watch)
+        recipe = _changed(job.recipe, settings)
+        place.mkdir(exist_ok=True)
+        write_whole(place / run.TRIAL, json.dumps({"number": trial.number, "settings": settings}))
+        for record in read_metrics(place):  # a process may have been killed before it told the study of an epoch
+            if record["kind"] == "epoch":
+                before = recipe.stages[: record.get("stage", 1) - 1]
+                watch(sum(stage.epochs for stage in before) + record["epoch"], record)
+        run.train(recipe, place, job.places, job.device, watch=watch)
     except InterruptedRunError as error:
         if not pruned:  # the trial stays as it is, for whoever goes on
             said = f"Trial {trial.number} is stopped and everything is saved. Go on with the same command, turborec search …"
@@ -251,7 +277,15 @@ def _train(job: _Job, trial: "optuna.Trial") -> None:
         state, why = optuna.trial.TrialState.FAIL, f"it was never validated by {select}"
     if why:
         logger.warning(f"Trial {trial.number} failed: {why}")
+    elif known:
+        ended = "pruned" if pruned else "complete"
+        _say(f"Trial {trial.number}: {ended} after {max(known)} epochs, best validation {select} {max(known.values()):.4f}")
     job.study.tell(trial, max(known.values()) if state == optuna.trial.TrialState.COMPLETE else None, state)
+
+
+def _say(text: str) -> None:
+    with log.logging_to(None):
+        logger.info(text)
 
 
 def _claim(folder: Path, recipe: AnyRecipe, space: Space) -> None:
@@ -296,8 +330,9 @@ def _pruner(plan: Plan, recipe: AnyRecipe) -> "optuna.pruners.BasePruner":
     from optuna.pruners import MedianPruner, NopPruner
 
     # What learns slowly at first is often better in the end, and rates still rise then.
-    spared = sum(stage.epochs for stage in recipe.stages) // SPARED
-    return MedianPruner(n_warmup_steps=spared) if plan.prune else NopPruner()
+    # Optuna spares what is below a number of steps, and these are epochs that are over: one more.
+    spared = math.ceil(sum(stage.epochs for stage in recipe.stages) / SPARED)
+    return MedianPruner(n_warmup_steps=spared + 1) if plan.prune else NopPruner()
 
 
 def _place(folder: Path, number: int) -> Path:

@@ -184,13 +184,13 @@ def _epoch(job: _Job, state: TrainState) -> None:
         f"loss {values['loss']:.4f}, {told}, {speed:,.0f} targets/s"
     )
     _save(run, state)
+    if job.watch is not None:
+        job.watch(number + 1, values)
     if stage.collect_garbage:
         collecting = time.monotonic()
         hardware.collect_garbage(run.device)
         spent = time.monotonic() - collecting
         logger.info(f"{label}: garbage collected in {spent:.2f} s ({spent / (collecting - began):.1%} of the epoch)")
-    if job.watch is not None:
-        job.watch(number + 1, values)
     heed(int(world.greatest([int(job.interruption.signal or 0)])[0]), position.global_step, _to_go_on(run))
 
 
@@ -207,7 +207,7 @@ def _end(job: _Job, state: TrainState, values: dict[str, float], clock: monitor.
         told = f"validation {select} {values[select]:.4f} ({best})"
     _tell_time(job, state, spent, position.epoch)
     if job.metrics:
-        job.metrics.write("epoch", position.global_step, {"epoch": position.epoch, **values})
+        job.metrics.write("epoch", position.global_step, {"stage": position.stage + 1, "epoch": position.epoch, **values})
     return told
 
 

@@ -109,8 +109,9 @@ def logging_to(folder: Path | None, level: int = logging.INFO) -> Iterator[None]
         folder.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder / LOG, encoding="utf-8") if folder else _StandardError()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler.setLevel(level)
     before = logger.level
-    logger.setLevel(level)
+    logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     try:
         yield
