@@ -82,6 +82,7 @@ def bars(rows: list[Row], value: str, label: str) -> Drawing:
             axes.annotate(f"  {told}", (max([length, *seeds]), at), va="center", fontsize=8)
         if lengths and max(lengths) > APART * min(lengths) > 0:
             axes.set_xscale("log")
+            axes.set_xlim(left=min(lengths) / 2)  # where bars begin says nothing
         axes.invert_yaxis()
         axes.margins(x=0.15)
         axes.set_xlabel(label)

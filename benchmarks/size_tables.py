@@ -44,10 +44,16 @@ def _sizes(rows: list[Row]) -> list[str]:
             "",
             f"### {data}, {members[0]['model']} by size",
             "",
-            f"{machine}; history masked, the mean of the seeds.",
+            f"{machine}; history masked, the mean of the seeds. Each size has the rate that validation chose for it, with one",
+            "seed, so that a size which is the shipped recipe's need not have its values.",
             "",
         ]
-        lines += _table(members, columns, ("top operation", "seeds"), lambda row: (_top(row), str(row["protocol"]["seeds"])))
+        lines += _table(
+            members,
+            columns,
+            ("rate", "top operation", "seeds"),
+            lambda row: (f"{row['protocol']['rate']:g}", _top(row), str(row["protocol"]["seeds"])),
+        )
     return lines
 
 

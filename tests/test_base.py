@@ -1,6 +1,7 @@
 """Runs that begin with the weights of another: whole, or with adapters beside them."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -188,6 +189,14 @@ def test_what_cannot_work_is_refused_before_a_step(changes, told, trained, place
         changes = {**changes, "base": str(trained)}
     with pytest.raises(UserError, match=told):
         run.train(recipe(**changes), tmp_path / "run", places)
+
+
+def test_a_run_whose_best_weights_may_still_change_is_no_base(trained, places, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "base")
+    status = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps({**status, "state": "interrupted"}))
+    with pytest.raises(UserError, match=r"base: the run in .* is interrupted, and its best weights may still change"):
+        run.train(recipe(base=str(folder), adapters=LORA), tmp_path / "run", places)
 
 
 def test_a_gate_of_the_whole_history_is_refused_where_it_would_tell_what_follows(places, tmp_path):

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +56,20 @@ def test_scores_are_the_model_s_at_any_number_and_length_of_histories(kind, plac
             assert torch.allclose(program(items, lengths), model(items, lengths), atol=1e-5)
     assert found.difference < 1e-4 and (tmp_path / "out" / "items.txt").read_text().splitlines()[4] == item_id(5)
     assert json.loads((tmp_path / "out" / "export.json").read_text())["max_length"] == 12
+
+
+def test_what_the_guide_shows_calls_a_program(places, tmp_path):
+    done = trained(places, tmp_path / "run", MODELS["sasrec"])
+    exporting.export(done, tmp_path / "program")
+    with pytest.raises(UserError, match="holds a program already"):
+        exporting.export(done, tmp_path / "program")
+    guide = (Path(__file__).parents[1] / "docs" / "speed.md").read_text()
+    code = re.search(r"```python\n(.*?)```", guide, re.DOTALL)[1]
+    code = code.replace('["1193", "661", "914"]', str([item_id(n) for n in (3, 9, 4)]))
+    shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    with torch.no_grad():
+        scores = exporting.Ranking(done.model, 30)(torch.tensor([[3, 9, 4]]), torch.tensor([3]))
+    assert shown.stdout.strip() == str([item_id(int(n) + 1) for n in scores[0].topk(10).indices])
 
 
 def test_adapters_are_a_part_of_the_program(places, tmp_path):

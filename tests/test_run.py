@@ -174,7 +174,7 @@ def test_a_store_of_another_split_is_refused(options, tmp_path):
 
 
 def test_a_stage_that_keeps_the_optimizer_has_its_own_settings(options, tmp_path):
-    tree = TREE | {"then": [{"epochs": 1, "keep_optimizer": True, "optimizer": {"weight_decay": 0.25}}]}
+    tree = TREE | {"then": [{"epochs": 1, "keep": ["optimizer"], "optimizer": {"weight_decay": 0.25}}]}
     run.train(recipes.from_tree(tree, "the test"), tmp_path / "run", options)
     state = checkpoint.load_latest(tmp_path / "run" / "checkpoints")
     assert state.state["optimizer"]["groups"][0]["weight_decay"] == 0.25
@@ -187,7 +187,7 @@ def test_a_second_stage_goes_on_along_the_schedule_and_must_beat_the_first(optio
     line = {"kind": "linear", "warmup": 0.2, "within": True}
     first = {"epochs": 3, "schedule": line, "schedule_epochs": 6, "optimizer": {"lr": 1e-3}}
     second = {"epochs": 4, "start": "best", "optimizer": {"lr": 1e-9}, "patience_epochs": 2}
-    kept = {"keep_optimizer": True, "keep_schedule": True, "keep_best": True}
+    kept = {"keep": ["optimizer", "schedule", "best"]}
     recipe = recipes.from_tree(TREE | {"train": first, "then": [second | kept]}, "the test")
     run.train(recipe, tmp_path / "run", options)
     steps = records_of(tmp_path / "run", "train")
@@ -205,8 +205,11 @@ def test_a_second_stage_goes_on_along_the_schedule_and_must_beat_the_first(optio
 @pytest.mark.parametrize(
     ("stages", "said"),
     [
-        ({"train": {"keep_schedule": True}}, "train.keep_schedule: there is no stage before the first"),
-        ({"then": [{"keep_schedule": True, "schedule": {"kind": "cosine"}}]}, "then.0: keep_schedule goes on along"),
+        ({"train": {"keep": ["schedule"]}}, "train.keep: there is no stage before the first"),
+        (
+            {"then": [{"keep": ["schedule"], "schedule": {"kind": "cosine"}}]},
+            "then.0.keep: its schedule is that of the stage before",
+        ),
     ],
 )
 def test_what_is_kept_must_be_there(stages, said):

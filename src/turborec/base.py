@@ -16,7 +16,7 @@ from turborec import stores
 from turborec.contract import Counted, Model
 from turborec.data.batch import SequenceBatch
 from turborec.data.store import Store, open_store
-from turborec.engine import checkpoint
+from turborec.engine import checkpoint, log
 from turborec.engine.sharding import load_whole
 from turborec.errors import UserError
 from turborec.models._gate import Gate
@@ -53,12 +53,17 @@ def weights_of(folder: Path, key: str = "base") -> Weights:
     path = folder / "recipe.yaml"
     if not path.is_file():
         raise UserError(
-            f"{key}: {folder} is not a run folder: it has no recipe.yaml. Adapters need the run that they were trained beside "
-            "where it was, unless they are merged with it first."
+            f"{key}: {folder} is not a run folder: it has no recipe.yaml. Expected the folder of a finished run; where this "
+            "was one, it has been moved, and adapters need it where it was when they were trained (or `turborec merge` before)."
         )
     recipe = from_tree(read(path), str(path))
     if recipe.adapters is not None:
         raise UserError(f"{key}: {folder} holds adapters and no whole model. `turborec merge {folder}` makes one of it.")
+    if (state := log.state_of(folder)) not in (None, "finished"):
+        raise UserError(
+            f"{key}: the run in {folder} is {state}, and its best weights may still change: `turborec train --resume {folder}` "
+            "ends it."
+        )
     newest = checkpoint.load_latest(folder / "checkpoints")
     if newest is None or newest.state["best_step"] is None:
         raise UserError(f"{key}: {folder} has no validated weights: it must be a finished run of a model that is trained.")

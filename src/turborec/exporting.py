@@ -94,8 +94,10 @@ def examples(run: Run, rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def export(run: Run, folder: Path) -> Exported:
     """Write the program, the raw ids of its items, and how to call it, unless its scores are not the model's.
 
-    A UserError where the scores differ.
+    A UserError where the scores differ, or the folder holds a program already.
     """
+    if (folder / PROGRAM).exists():
+        raise UserError(f"{folder} holds a program already. Name another folder.")
     program, names = program_of(run), run.store.item_ids.raw(range(run.store.num_items))
     if unfit := next((name for name in names if "\n" in name or "\r" in name), None):
         raise UserError(f"{ITEMS} has an id on each line, and {unfit!r} would take two.")

@@ -205,6 +205,7 @@ def _describe(run: Run) -> None:
     if not (run.folder / MODEL).is_file():
         write_whole(run.folder / MODEL, json.dumps({"kind": run.recipe.model.kind, "parameters": vars(sizes)}, indent=1))
     adapted = f", {sizes.trained:,} ({sizes.trained / sizes.total:.2%}) of them trained" * (run.recipe.adapters is not None)
+    adapted += f" beside {run.recipe.base}" * (run.recipe.adapters is not None)
     dtype = str(hardware.compute_dtype(run.recipe.train.precision, run.device)).removeprefix("torch.")
     logger.info(
         f"Model: {run.recipe.model.kind} with {sizes.total:,} parameters, {sizes.body:,} in the body and {sizes.tables:,} in "

@@ -180,7 +180,8 @@ def _epoch(job: _Job, state: TrainState) -> None:
     position.epoch, position.step, position.loss, position.targets = position.epoch + 1, 0, 0.0, 0
     told = _end(job, state, values, clock)
     logger.info(
-        f"{label}: step {position.global_step:,} of about {epochs * steps:,} ({(number + 1) / epochs:.0%}), "
+        f"{label}: step {position.global_step:,} of about {position.global_step + (epochs - number - 1) * steps:,} "
+        f"({(number + 1) / epochs:.0%}), "
         f"loss {values['loss']:.4f}, {told}, {speed:,.0f} targets/s"
     )
     _save(run, state)
@@ -295,16 +296,16 @@ def _next_stage(run: Run, state: TrainState, number: int) -> TrainState:
     if stage.start == "best" and newest is not None:
         load_best(run, newest)
     fresh = loop.start(run.model, stage, run.device)
-    if stage.keep_optimizer:
+    if "optimizer" in stage.keep:
         # What the optimizer remembers is kept; its settings are the new stage's.
         kept = state.optimizer.state_dict()["state"]
         fresh.optimizer.load_state_dict({**fresh.optimizer.state_dict(), "state": kept})
-    along = state.position.scheduled + state.position.epoch if stage.keep_schedule else 0
+    along = state.position.scheduled + state.position.epoch if "schedule" in stage.keep else 0
     fresh.position = Position(stage=number, global_step=state.position.global_step, scheduled=along)
-    if stage.keep_best:
+    if "best" in stage.keep:
         fresh.stopper = StopperState(best=state.stopper.best, reference=state.stopper.best)
         fresh.best_step = state.best_step
-    memory = "the optimizer's memory kept" if stage.keep_optimizer else "a fresh optimizer"
+    memory = "the optimizer's memory kept" if "optimizer" in stage.keep else "a fresh optimizer"
     logger.info(f"Stage {number + 1} of {len(run.recipe.stages)} begins with the {stage.start} weights and {memory}")
     return fresh
 

@@ -183,8 +183,8 @@ def test_levers_are_those_that_a_recipe_has():
     assert {*matrix.named("all", pairs)} >= {"bf16", "whole_model"} and not {"bucketing", "sampled", "recompute", "masked"} & {
         *matrix.named("all", pairs)
     }
-    assert "bucketing is one of batches of histories" in levers.why_not(levers.lever("bucketing"), pairs)
-    assert "sampled is none of this recipe's" in levers.why_not(levers.lever("sampled"), pairs)
+    assert "bucketing is one of batches of histories" in levers.why_not(levers.lever("bucketing"), pairs, torch.device("cpu"))
+    assert "sampled is none of this recipe's" in levers.why_not(levers.lever("sampled"), pairs, torch.device("cpu"))
 
 
 def test_a_model_whose_size_is_known_with_its_data_is_measured(tmp_path, monkeypatch):

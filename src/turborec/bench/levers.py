@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from turborec.assembly import layers_of, shape_of
 from turborec.bench.evidence import Evidence
 from turborec.data.batch import SequenceBatch
@@ -198,8 +200,10 @@ def changed(recipe: AnyRecipe, change: Change) -> AnyRecipe:
     return from_tree(override(tree, assignments), "The recipe with " + " ".join(assignments))
 
 
-def why_not(one: Lever, recipe: AnyRecipe) -> str | None:
-    """Why a recipe has no such lever; None where it has."""
+def why_not(one: Lever, recipe: AnyRecipe, device: torch.device) -> str | None:
+    """Why a recipe has no such lever on a device; None where it has."""
+    if one.cuda and device.type != "cuda":
+        return f"The lever {one.name} is one of CUDA devices, and this is a {device.type}."
     if one.widens and recipe.model.batch is not SequenceBatch:
         return f"The lever {one.name} is one of batches of histories, and {recipe.model.kind} trains on pairs."
     try:

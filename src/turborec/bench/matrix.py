@@ -61,10 +61,9 @@ def run(recipe: AnyRecipe, store: Store, plan: Plan, device: str = "auto") -> di
     """Measure the recipe on the store: plain data, ready to be written as JSON."""
     hardware.keep_freed_memory()
     chosen = [levers.lever(name) for name in plan.levers]
-    if hardware.device_of(device).type != "cuda" and (cuda := [one.name for one in chosen if one.cuda]):
-        raise UserError(f"The lever {cuda[0]} is one of CUDA devices, and this is a {hardware.device_of(device).type}.")
-    if unfit := next(filter(None, (levers.why_not(one, recipe) for one in chosen)), None):
-        raise UserError(unfit)
+    unfit = [reason for one in chosen if (reason := levers.why_not(one, recipe, hardware.device_of(device)))]
+    if unfit:
+        raise UserError("\n".join(unfit))
     variants = _variants(recipe, store, chosen, plan.against, hardware.device_of(device))
     possible, missing = configurations.possible(recipe, hardware.device_of(device)) if plan.eight else ({}, {})
     variants |= possible
@@ -139,8 +138,7 @@ def named(text: str, recipe: AnyRecipe) -> tuple[str, ...]:
     """The levers that a comma-separated text names; `all` names every one that this machine and the recipe have."""
     if text != "all":
         return tuple(filter(None, map(str.strip, text.split(","))))
-    here = [one for one in levers.LEVERS if torch.cuda.is_available() or not one.cuda]
-    return tuple(one.name for one in here if levers.why_not(one, recipe) is None)
+    return tuple(one.name for one in levers.LEVERS if levers.why_not(one, recipe, hardware.device_of("auto")) is None)
 
 
 def opponents(text: str) -> tuple[str, ...]:

@@ -154,8 +154,10 @@ def bench_tables(found: "dict[str, Any]") -> None:
             )
         console.print(table)
     console.print(
-        "“a CPU second”: targets a processor second; a target is a prediction in the loss. “recipe is”: how many times that "
-        "rate the recipe has. “useful work”: the arithmetic a step cannot do without, as a share of the best product in its "
+        "“a CPU second”: targets a processor second; a target is a prediction in the loss. “recipe is”: how many times the "
+        "row's rate the recipe has, so that a lever which helps has more than 1 in its row “without”, and less in “with”. "
+        "“gain”: the rate with a lever over that without it, in targets, or in events seen where the lever changes how many "
+        "are predicted (masked). “useful work”: the arithmetic a step cannot do without, as a share of the best product in its "
         "type:"
     )
     for name, limit in found["limits"].items():

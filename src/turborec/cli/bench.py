@@ -52,7 +52,7 @@ def plan(
         return
     found = forecast(assemble(chosen, opened, device), out)
     if as_json:
-        print(json.dumps(asdict(found)))
+        print(json.dumps({**asdict(found), "tried": True}, indent=1))
     else:
         forecast_lines(found)
     if found.problems:
@@ -190,7 +190,7 @@ def _parameters(recipe: "AnyRecipe", items: int, why: str, as_json: bool) -> Non
 
     found = without_data(recipe, items)
     if as_json:
-        print(json.dumps({"items": items, "parameters": asdict(found), "warning": why or None}))
+        print(json.dumps({"items": items, "parameters": asdict(found), "tried": False, "warning": why or None}, indent=1))
         return
     console.print(f"items       {items:,} ({items + 1:,} rows a table: the first is padding)")
     console.print(f"parameters  {parameters_line(found)}")

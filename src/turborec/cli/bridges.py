@@ -91,3 +91,4 @@ def export_model(
     program = f"[bold]{escape(str(out / exporting.PROGRAM))}[/bold]"
     console.print(f"{program}: its scores differ from the model's by {found.difference:.2g} at most")
     console.print(f"Histories of at most {found.values['max_length']} events; {exporting.ITEMS} has the raw id of each column.")
+    console.print(f"{exporting.FACTS} says how it is called, and docs/speed.md shows it.")

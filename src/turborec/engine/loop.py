@@ -24,6 +24,8 @@ from turborec.engine.state import Position, TrainState
 from turborec.errors import DivergedError, UserError
 from turborec.recipe import Config
 
+Kept = Literal["optimizer", "schedule", "best"]
+
 TOLD = ("clip_norm", "accumulate", "recompute", "collect_garbage", "average", "compile", "compile_mode", "replay", "kernels")
 """Settings of a step that a run tells where they are not those by default."""
 
@@ -59,9 +61,11 @@ class Stage(Config):
         "auto", description="what computes the recurrences of state-space models: the best there is, loops, or these kernels"
     )
     start: Literal["last", "best"] = Field("last", description="which weights of the stage before it begins with")
-    keep_optimizer: bool = Field(False, description="go on with the optimizer state of the stage before")
-    keep_schedule: bool = Field(False, description="go on along the schedule of the stage before, from where that ended")
-    keep_best: bool = Field(False, description="only what is better than the best of the stage before takes its place")
+    keep: tuple[Kept, ...] = Field(
+        (),
+        description="of the stage before: what its optimizer remembers, its schedule from where that ended, its best value, "
+        "which only a better one replaces",
+    )
     patience_epochs: int | None = Field(None, ge=1, description="of this stage; null: as stopping says")
 
     @model_validator(mode="after")

@@ -105,12 +105,12 @@ class Recipe(Config, Generic[SourceConfig, ModelConfig]):
 
     @model_validator(mode="after")
     def _what_is_kept_is_there(self) -> "AnyRecipe":
-        kept = [name for name in ("keep_optimizer", "keep_schedule", "keep_best") if getattr(self.train, name)]
-        if kept:
-            raise ValueError(f"train.{kept[0]}: there is no stage before the first: state it of a stage in then")
+        if self.train.keep:
+            raise ValueError("train.keep: there is no stage before the first: state it of a stage in then")
         for number, stage in enumerate(self.then):
-            if stage.keep_schedule and {"schedule", "schedule_epochs"} & stage.model_fields_set:
-                raise ValueError(f"then.{number}: keep_schedule goes on along the schedule of the stage before: state no other")
+            own = stage.model_dump(include={"schedule", "schedule_epochs"}, exclude_defaults=True)
+            if "schedule" in stage.keep and own:
+                raise ValueError(f"then.{number}.keep: its schedule is that of the stage before: leave out {min(own)}")
         return self
 
     @model_validator(mode="after")
@@ -130,7 +130,7 @@ class Recipe(Config, Generic[SourceConfig, ModelConfig]):
         """The stages in order, for batches of the size that they have in this many processes."""
         found: list[Stage] = []
         for stage in (self.train, *self.then):
-            if stage.keep_schedule:
+            if "schedule" in stage.keep:
                 before = found[-1]
                 kept = {"schedule": before.schedule, "schedule_epochs": before.schedule_epochs or before.epochs}
                 stage = stage.model_copy(update=kept)
