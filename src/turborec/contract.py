@@ -131,6 +131,13 @@ def reads_of(table: Tensor, shared: bool) -> Tensor:
     return counts
 
 
+def forget_reads(model: nn.Module) -> None:
+    """Take back what was read in a step that is done again."""
+    for parameter in model.parameters():
+        for ids in getattr(parameter, "_reads", {}).values():
+            ids.clear()
+
+
 class Batch(Protocol):
     """A frozen set of named tensors. Never edited; everything random in a step is keyed by what it carries."""
 

@@ -90,6 +90,37 @@ def test_accumulation_changes_nothing_though_terms_count_differently(parts):
     assert [r.loss for r in records[0]] == pytest.approx([r.loss for r in records[1]], rel=1e-6)
 
 
+class Greedy(Slope):
+    """Finds no memory for more than two rows at a time; the last of which it has computed something with before."""
+
+    def forward(self, batch):
+        found = super().forward(batch)
+        if len(batch.x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return found
+
+
+def test_where_memory_does_not_suffice_batches_are_computed_in_more_parts(caplog):
+    stage, parted = Stage(precision="float32", clip_norm=0.5), Stage(precision="float32", clip_norm=0.5, accumulate=4)
+    torch.manual_seed(0)
+    short = loop.start(Greedy(), stage, CPU)
+    records = [list(loop.fit(state, Epoch(4), one, CPU)) for state, one in ((short, stage), (begin(parted), parted))]
+    assert [vars(r) | {"seconds": 0, "waited": 0} for r in records[0]] == [
+        vars(r) | {"seconds": 0, "waited": 0} for r in records[1]
+    ]
+    assert short.parts == 4 and short.capture()[1]["parts"] == 4
+    assert [text.partition(":")[0] for text in caplog.messages] == ["Out of memory after step 0"] * 2
+    again = loop.start(Greedy(), stage, CPU)
+    again.restore(*copy.deepcopy(short.capture()))
+    assert again.parts == 4
+
+
+def test_what_does_not_fit_in_any_parts_is_told(monkeypatch):
+    monkeypatch.setattr(Points, "split", lambda self, parts: [self])
+    with pytest.raises(torch.OutOfMemoryError):
+        list(loop.fit(loop.start(Greedy(), Stage(), CPU), Epoch(1), Stage(), CPU))
+
+
 def test_the_loss_is_divided_once_by_its_count():
     state, batch = begin(Stage(precision="float32")), Epoch(1).batch(0)
     error = (state.model.linear(batch.x)[:, 0] - batch.y).square().detach()

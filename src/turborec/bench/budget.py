@@ -102,10 +102,8 @@ def trial(recipe: AnyRecipe, store: Store, device: str) -> int | None:
             free, everything = torch.cuda.mem_get_info(assembly.device)
             torch.cuda.set_per_process_memory_fraction(RESERVE * free / everything, assembly.device)
         _widest_steps(assembly)
-    except (MemoryError, torch.OutOfMemoryError):
-        return None
-    except RuntimeError as error:
-        if "alloc" not in str(error).lower() and "out of memory" not in str(error).lower():
+    except (MemoryError, RuntimeError) as error:
+        if not hardware.out_of_memory(error) and "alloc" not in str(error).lower():
             raise
         return None
     if assembly.device.type == "cuda":

@@ -82,6 +82,12 @@ def collect_garbage(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error says: torch has a class for accelerators alone."""
+    told = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in told or "allocate memory" in told
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be had: of the accelerator, or of this machine or container, what this process holds included."""
     if device.type == "cuda":

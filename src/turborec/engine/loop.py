@@ -1,6 +1,7 @@
 """The training loop: batches in, one record per optimizer step out. It knows no model and no data set."""
 
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -12,8 +13,8 @@ import torch
 from pydantic import Field, model_validator
 from torch.profiler import record_function
 
-from turborec.contract import Batch, Model
-from turborec.engine import world
+from turborec.contract import Batch, Model, forget_reads
+from turborec.engine import hardware, world
 from turborec.engine.ahead import Batches, ordered
 from turborec.engine.hardware import Precision, compute_dtype
 from turborec.engine.optim import AdamW, Constant, Optimizer, Schedule, clip, gradient_norm
@@ -25,6 +26,8 @@ from turborec.errors import DivergedError, UserError
 from turborec.recipe import Config
 
 Kept = Literal["optimizer", "schedule", "best"]
+
+logger = logging.getLogger("turborec")
 
 TOLD = ("clip_norm", "accumulate", "recompute", "collect_garbage", "average", "compile", "compile_mode", "replay", "kernels")
 """Settings of a step that a run tells where they are not those by default."""
@@ -163,6 +166,7 @@ def start(model: Model, stage: Stage, device: torch.device) -> TrainState:
 def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device) -> Iterator[Record]:
     """Train for the rest of the epoch, from `state.position.step` on; the position moves on before each record."""
     model, position = state.model, state.position
+    stage = stage.model_copy(update={"accumulate": max(stage.accumulate, state.parts)})
     dtype = compute_dtype(stage.precision, device)
     if stage.refresh:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -182,10 +186,21 @@ def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device)
         with record_function("data"):
             batch = next(coming)
         waited = time.perf_counter() - began
-        if state.replays is None:
-            losses, norm, predicted, asked = train_step(state, batch, stage, device)
-        else:
-            losses, norm, predicted, asked = _replayed(state, state.replays, batch)
+        try:
+            if state.replays is None:
+                losses, norm, predicted, asked = train_step(state, batch, stage, device)
+            else:
+                losses, norm, predicted, asked = _replayed(state, state.replays, batch)
+        except (MemoryError, RuntimeError) as error:
+            raw = batches.batch(position.step)
+            if not hardware.out_of_memory(error) or not _can_be_halved(state, raw, stage):
+                raise
+            stage = stage.model_copy(update={"accumulate": 2 * stage.accumulate})
+            batch = None
+        if batch is None:  # only here, where nothing holds what the step had computed
+            _begin_again(state, stage, device)
+            coming = ordered(batches, position.step, device, partial(_ready, model, stage, device))
+            continue
         position.step += 1
         position.global_step += 1
         position.loss += losses["loss"] * predicted
@@ -195,6 +210,24 @@ def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device)
         seconds = time.perf_counter() - began
         rate = stage.optimizer.lr * factor
         yield Record(replace(position), len(batches), losses, norm, rate, predicted, asked, seconds, waited)
+
+
+def _can_be_halved(state: TrainState, batch: Batch, stage: Stage) -> bool:
+    """Whether a batch has more parts to be computed in. Of several processes one alone would know of it."""
+    more = len(batch.split(2 * stage.accumulate)) > len(batch.split(stage.accumulate))
+    return more and state.replays is None and world.size() == 1 and not stage.exchange.static_graph
+
+
+def _begin_again(state: TrainState, stage: Stage, device: torch.device) -> None:
+    """Forget a step that memory did not suffice for: it is done again in more parts, which is the same gradient more slowly."""
+    state.parts = stage.accumulate
+    state.optimizer.zero_grad(set_to_none=True)
+    forget_reads(state.model)
+    hardware.collect_garbage(device)
+    logger.warning(
+        f"Out of memory after step {state.position.global_step}: from here on each batch is computed in {state.parts} parts, "
+        f"with the same gradient (train.accumulate={state.parts} says so from the beginning)."
+    )
 
 
 def _ready(model: Model, stage: Stage, device: torch.device, batch: Any) -> Any:

@@ -46,6 +46,7 @@ class TrainState:
     best_step: int | None = None  # global step of the checkpoint with the best validation value of the stage
     average: dict[str, Tensor] | None = None  # exponential moving average of the parameters
     guard: Guard = field(default_factory=Guard)
+    parts: int = 1  # a batch is computed in so many at least, since memory did not suffice for fewer
     replays: Replays | None = None  # recordings of steps; none of a checkpoint's business
 
     @property
@@ -68,6 +69,7 @@ class TrainState:
             "best_step": self.best_step,
             "optimizer": optimizer_facts,
             "scaler": self.scaler.state_dict(),
+            "parts": self.parts,
         }
         return tensors, facts
 
@@ -84,7 +86,7 @@ class TrainState:
         self.scaler.load_state_dict(facts["scaler"])
         self.position = Position(**facts["position"])
         self.stopper = StopperState.from_json(facts["stopper"])
-        self.best_step = facts["best_step"]
+        self.best_step, self.parts = facts["best_step"], facts.get("parts", 1)
         parameters, saved = dict(self.model.named_parameters()), tensors.get("average")
         self.average = (
             None if saved is None else {n: part_of(t, parameters[n]).to(parameters[n].device) for n, t in saved.items()}
