@@ -206,3 +206,19 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path, settings, made, said
     model, _ = built(pretrained=str(tmp_path / "model.bin"), **settings)
     with pytest.raises(UserError, match=said):
         model.begin()
+
+
+def test_a_vector_of_each_item_s_own_is_added_to_its_tokens():
+    model, batch = built(ids=True, items="trained", loss=SampledSoftmax(negatives=3))
+    plain, _ = built(items="trained", loss=SampledSoftmax(negatives=3))
+    plain.load_state_dict(model.state_dict(), strict=False)
+    assert torch.equal(model.scorer().users(batch).users, plain.scorer().users(batch).users)  # they begin at zero
+    loss = model(batch).terms["next_item"].sum
+    assert loss.item() == pytest.approx(plain(batch).terms["next_item"].sum.item())
+    loss.backward()
+    learnt = model.ids.weight.grad.abs().sum(1)
+    assert learnt[0] == 0 and learnt[3] == 0 and (learnt[[1, 2, 4]] > 0).all()  # item 3 has no token to add it to
+    with torch.no_grad():
+        model.ids.weight[2] += 1
+    moved = (model.scorer().items - plain.scorer().items).abs().sum(1)
+    assert moved[2] > 0 and moved[[1, 3, 4]].eq(0).all()

@@ -202,6 +202,7 @@ class TextBatch(SequenceBatch):
     tokens: Tensor  # int64 [T], one text after the other
     types: Tensor  # int64 [T]
     item_positions: Tensor  # int64 [T]: 0 of a text's first token, 1 of the newest item's, 2 of the one before it
+    token_items: Tensor | None  # int64 [T]: whose token it is, where it matters
     token_lengths: Tensor  # int64 [N]: tokens of each text
     longest: int  # of these
     text_keys: Tensor  # int64 [N]: the random key of each text

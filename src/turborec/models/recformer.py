@@ -11,11 +11,11 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from turborec.bridges import pickled
 from turborec.bridges.recformer import encoder_of
-from turborec.contract import DotProduct, Loss, Model, Term
+from turborec.contract import DotProduct, Loss, Model, Term, rows_of
 from turborec.data.batch import DataSpec, ItemTokens, SequenceBatch, TextBatch
 from turborec.data.windows import filled
 from turborec.errors import UserError
@@ -63,6 +63,9 @@ class Config(BaseConfig):
         "kept", description="kept: as they were encoded last; trained: those that a step compares are encoded in it, and learn"
     )
     refresh_every: int = Field(1, ge=1, description="epochs between two encodings of all items")
+    ids: bool = Field(
+        False, description="also learn a vector for each item, added to its tokens, from zero: of new items there is text alone"
+    )
     train_words: bool = Field(True, description="false: the vectors of tokens stay what they are")
     texts: Texts = Texts()
     pretrained: str | None = Field(
@@ -106,6 +109,10 @@ class RecFormer(Model):
             )
         )
         self.encoder.words.weight.requires_grad_(config.train_words)
+        self.ids: nn.Embedding | None = None
+        if config.ids:
+            self.ids = nn.Embedding(spec.items + 1, config.width)
+            nn.init.zeros_(self.ids.weight)
         self.register_buffer("table", torch.zeros(spec.items + 1, config.width))
         self.register_buffer("encoded", torch.tensor(0))
         self.known = 0  # what `encoded` says, without asking a device: the epoch before which that was, from 1 on; 0: never
@@ -150,7 +157,7 @@ class RecFormer(Model):
     def forward(self, batch: SequenceBatch) -> Loss:
         """The loss of naming every target of the batch by the text of what comes before it."""
         asked = self.asked(batch)
-        tokens = Tokens(asked.tokens, asked.types, asked.item_positions, asked.token_lengths, asked.longest)
+        tokens = Tokens(asked.tokens, asked.types, asked.item_positions, asked.token_lengths, asked.longest, asked.token_items)
         states = self._vectors(tokens, Context(asked.text_keys)) / self.config.temperature
         if self.config.items == "trained":
             total = self.criterion.of_rows(states, self._of_items, asked.wanted, asked.key)
@@ -173,6 +180,7 @@ class RecFormer(Model):
             tokens=found.ids,
             types=found.types,
             item_positions=found.item_positions,
+            token_items=None if self.ids is None else found.items,
             token_lengths=found.lengths,
             longest=found.longest,
             text_keys=mix(batch.keys[rows] + at),
@@ -233,7 +241,10 @@ class RecFormer(Model):
 
     def _vectors(self, tokens: Tokens, context: Context) -> Tensor:
         """Of each text a vector of length one, in float32: [N, D]."""
-        states: Tensor = self.encoder(tokens, context)
+        added = None
+        if self.ids is not None and tokens.items is not None:  # nothing is added to a text's first token
+            added = rows_of(self.ids.weight, tokens.items) * (tokens.items > 0)[:, None]
+        states: Tensor = self.encoder(tokens, context, added)
         return F.normalize(states.float(), dim=-1)
 
 
@@ -262,5 +273,6 @@ def tokens_of(shown: Tensor, texts: ItemTokens, most: int) -> Tokens:
     first, source = place == 0, begin[piece] + within
     source = source.clamp(max=max(0, len(texts.ids) - 1))
     ids, types = (part[source].long() if len(part) else torch.zeros_like(source) for part in (texts.ids, texts.types))
+    ids, types = torch.where(first, texts.begin, ids), torch.where(first, 0, types)
     lengths = sizes.sum(1) + 1
-    return Tokens(torch.where(first, texts.begin, ids), torch.where(first, 0, types), place, lengths, int(lengths.max()))
+    return Tokens(ids, types, place, lengths, int(lengths.max()), F.pad(shown, (1, 0)).flatten()[piece])

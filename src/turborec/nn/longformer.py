@@ -54,13 +54,15 @@ class Tokens:
     item_positions: Tensor  # int64 [T]
     lengths: Tensor  # int64 [B], one at least
     longest: int  # L: the greatest of the lengths, known without asking a device
+    items: Tensor | None = None  # int64 [T]: whose token it is, 0 of a text's first; for who has something to add of items
 
     def to(self, device: torch.device) -> "Tokens":
         """The same texts on a device."""
         ids, types, item_positions, lengths = (
             part.to(device) for part in (self.ids, self.types, self.item_positions, self.lengths)
         )
-        return Tokens(ids, types, item_positions, lengths, self.longest)
+        items = None if self.items is None else self.items.to(device)
+        return Tokens(ids, types, item_positions, lengths, self.longest, items)
 
     @cached_property
     def starts(self) -> Tensor:
@@ -250,19 +252,23 @@ class TextEncoder(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def forward(self, tokens: Tokens, context: Context) -> Tensor:
-        """The state of each text [B, D]; of every token [T, D], where the shape says so."""
-        x = self._embedded(tokens, context)
+    def forward(self, tokens: Tokens, context: Context, added: Tensor | None = None) -> Tensor:
+        """The state of each text [B, D]; of every token [T, D], where the shape says so.
+
+        What is `added` [T, D] is a part of the tokens' embeddings beside their words.
+        """
+        x = self._embedded(tokens, context, added)
         for block in self.blocks:
             x = block(x, tokens, context)
         normed: Tensor = self.last_norm(x)
         return normed
 
-    def _embedded(self, tokens: Tokens, context: Context) -> Tensor:
+    def _embedded(self, tokens: Tokens, context: Context, added: Tensor | None) -> Tensor:
         if tokens.longest + FIRST_POSITION > self.positions.num_embeddings:
             most = self.positions.num_embeddings - FIRST_POSITION
             raise ValueError(f"expected texts of at most {most} tokens, got one of {tokens.longest}")
         x = self.words(tokens.ids) + self.positions(tokens.places + FIRST_POSITION)
+        x = x if added is None else x + added
         x = self.norm(x + self.types(tokens.types) + self.item_positions(tokens.item_positions))
         return single(self.dropout, x, tokens.of_each(context))
 
