@@ -149,7 +149,7 @@ def measure(assembly: Assembly, part: Part, model: Model | None = None, config: 
     if assembly.recipe.model.batch is SequenceBatch:  # models of pairs are shown no windows
         card["training_windows"] = shown.model_dump(include={"max_length", "coverage", "overlap", "seams"})
     if options := stated(assembly.recipe) if not isinstance(model, Counted) else {}:
-        if "features" in options:
+        if "features" in options or getattr(assembly.recipe.model, "features", None):
             options["features"] = used_features(assembly)
         card["model_options"] = options
     return replace(result, card=card)

@@ -184,9 +184,10 @@ def spec_of(store: Store, recipe: AnyRecipe) -> DataSpec:
     home = store.folder.parents[1] if store.folder.parent.name == "stores" else None
     if (texts := getattr(recipe.model, "texts", None)) is not None:
         return replace(spec, texts=tokens_of(store, texts, home))
+    spec = replace(spec, features=_Tables(store))
     if recipe.model.batch is not PairBatch:
         return spec
-    return replace(spec, graph=interactions(store), features=_Tables(store), kept=home and home / "graphs")
+    return replace(spec, graph=interactions(store), kept=home and home / "graphs")
 
 
 class _Tables(Mapping[str, torch.Tensor]):

@@ -45,6 +45,7 @@ VARIANTS = {
     "gru4rec with repeats": {"repeat_bias": True, "loss": SampledSoftmax(negatives=5)},
     "sasrec of RecTools": {"norm": "query", "activation": "relu", "blanks": "seen"},
     "sasrec of RePlay": {"norm": "query", "activation": "relu", "scale_items": True, "table_std": 0.02},
+    "sasrec with features": {"features": ("text", "image")},
     "bert4rec of RecBole": {"norm": "post", "norm_eps": 1e-12, "count_from": "start", "skip_first": True},
     "ss4rec of its authors": {"parametrisation": "faithful", "init": "official"},
     "ss4rec with all": {"norm": "pre", "hidden": 32, "shared_norm": False, "embedding_norm": True, "embedding_dropout": True}
@@ -257,7 +258,7 @@ SLOW = {
 @pytest.mark.parametrize("kind", [kind for kind in SEQUENTIAL if kind not in (*NOT_PERSONAL, *SLOW)])
 def test_learns_a_checkerboard(kind):
     """Users of even and of odd taste walk through the items of their parity; the next one must rank first."""
-    spec = DataSpec(users=16, items=12, max_length=8, texts=texts_of(12))
+    spec = replace(spec_of(16, 12, 8, lambda u, i: True), graph=None)
     config = config_of(kind)
     torch.manual_seed(0)
     model = config.build(spec)

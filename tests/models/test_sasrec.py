@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from scored import catalogue_scores
 from turborec.data.batch import DataSpec, SequenceBatch
+from turborec.errors import UserError
 from turborec.models.sasrec import Config
 
 SPEC = DataSpec(users=5, items=11, max_length=7)
@@ -85,3 +88,53 @@ def test_padding_is_never_drawn_nor_moved():
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(ValueError, match="width 10 must be divisible by heads 4"):
         Config(width=10, heads=4)
+
+
+def featured(**settings):
+    """Items with two tables of features, one of which item 4 lacks; nobody has chosen items 10 and 11."""
+    generator = torch.Generator().manual_seed(5)
+    tables = {"text": torch.randn(12, 6, generator=generator) @ torch.randn(6, 6, generator=generator) + 3}
+    tables["image"] = torch.randn(12, 3, generator=generator)
+    tables["text"][[0, 4]] = tables["image"][[0, 4, 6]] = float("nan")
+    spec = replace(SPEC, features=tables)
+    torch.manual_seed(0)
+    return Config(width=8, layers=1, hidden=12, dropout=0.0, **settings).build(spec), tables
+
+
+def test_an_item_s_vector_is_its_own_and_what_is_read_off_its_features():
+    model, tables = featured(features=("text", "image"))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    expected = model.items.weight.double().clone()
+    for name, table in tables.items():
+        there = ~table.isnan().any(1)
+        rows = table[there].double()
+        rows = rows - rows.mean(0)
+        left, _, right = torch.linalg.svd(rows, full_matrices=False)
+        whitened = left @ right  # the nearest of the same variance in every direction
+        whitened = whitened / whitened.square().sum(1).mean().sqrt()
+        expected[there] += whitened @ model.maps[f"of_{name}"].weight.double().T
+    scorer = model.scorer()
+    assert torch.allclose(scorer.items.double(), expected, atol=1e-5)
+
+
+def test_of_features_alone_new_items_have_vectors_too_and_what_lacks_them_has_none():
+    model, _ = featured(features=("text",), ids=False)
+    assert model.items is None and not [name for name, _ in model.named_parameters() if "items" in name]
+    table = model.scorer().items
+    assert table[[0, 4]].eq(0).all() and table[[1, 2, 3, 5, 6, 7, 8, 9, 10, 11]].abs().sum(1).gt(0).all()
+    batch = SequenceBatch.example(SPEC, 4, torch.Generator().manual_seed(2))
+    model(batch).terms["next_item"].sum.backward()
+    assert model.maps["of_text"].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"ids": False}, "ids: false needs features"),
+        ({"features": ("txt",)}, "There are no features 'txt'"),
+    ],
+)
+def test_features_must_be_there(settings, said):
+    with pytest.raises((UserError, ValueError), match=said):
+        featured(**settings)

@@ -116,6 +116,8 @@ class _Embedding(nn.Embedding):
 
 def split_tables(model: Model) -> None:
     """Leave each process some rows of every table of embeddings."""
+    if getattr(model, "features", None) is not None:
+        raise UserError("train.exchange.shard=tables: items are made of features by each process as a whole: leave it out.")
     for module in _tables(model):
         table = module.weight.detach()
         if len(table) < 2 * world.size():

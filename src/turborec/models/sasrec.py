@@ -9,13 +9,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from turborec.contract import DotProduct, Loss, Model, read_whole
+from turborec.contract import DotProduct, Loss, Model, read_whole, rows_of
 from turborec.data.batch import AskedBatch, DataSpec, SequenceBatch
 from turborec.losses import CatalogueLoss, CrossEntropy
 from turborec.models._next_item import NextItem, Repeats
 from turborec.nn.attention import Activation, Block, Shape, require_heads
 from turborec.nn.keyed import Dropout
 from turborec.nn.linear import Context
+from turborec.nn.modality import Modalities, part_of
 from turborec.recipe import Config as BaseConfig
 
 
@@ -50,7 +51,19 @@ class Config(BaseConfig):
     )
     table_std: float = Field(0.05, gt=0.0, description="standard deviation of the initial item and position tables")
     repeat_bias: Repeats = False
+    features: tuple[str, ...] = Field(
+        (), description="tables of features that an item's vector is made of: whitened, and by a linear map each"
+    )
+    ids: bool = Field(
+        True, description="a vector of its own for each item; false: its features alone, which new items have too"
+    )
     loss: CatalogueLoss = CrossEntropy()
+
+    @model_validator(mode="after")
+    def _items_have_vectors(self) -> "Config":
+        if not self.ids and not self.features:
+            raise ValueError("ids: false needs features, which the items' vectors are then made of")
+        return self
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "Config":
@@ -63,12 +76,15 @@ class Config(BaseConfig):
 
 
 class SASRec(Model):
-    """The module; its item table serves both ends."""
+    """The module; one table of the items' vectors serves both ends: their own, or what is read off features, or the sum."""
 
     def __init__(self, config: Config, spec: DataSpec) -> None:
         super().__init__()
         self.config = config
-        self.items = nn.Embedding(spec.items + 1, config.width, padding_idx=0)
+        self.items = nn.Embedding(spec.items + 1, config.width, padding_idx=0) if config.ids else None
+        self.features = Modalities(spec.features, config.features, whitened=True) if config.features else None
+        widths = {} if self.features is None else {part_of(name): one.width for name, one in self.features.each()}
+        self.maps = nn.ModuleDict({name: nn.Linear(width, config.width, bias=False) for name, width in widths.items()})
         self.positions = read_whole(nn.Embedding(spec.max_length, config.width))
         self.dropout = Dropout(config.dropout, site=4 * config.layers)
         eps = config.norm_eps
@@ -90,7 +106,11 @@ class SASRec(Model):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         with torch.no_grad():
-            self.items.weight[0].zero_()
+            if self.items is not None:
+                self.items.weight[0].zero_()
+        for module in self.maps.modules():  # rows of features have a mean square norm of 1: what is made of them begins as
+            if isinstance(module, nn.Linear):  # large as rows of a table
+                nn.init.normal_(module.weight, std=self.config.table_std)
 
     @property
     def replays(self) -> bool:
@@ -100,8 +120,9 @@ class SASRec(Model):
     def forward(self, batch: SequenceBatch) -> Loss:
         """The loss of predicting every target of the batch."""
         asked = self.asked(batch)
-        states = self._encode(asked).flatten(0, 1).index_select(0, asked.where)
-        return self.head.loss(states, self.items.weight, asked)
+        table = self._table()
+        states = self._encode(asked, table).flatten(0, 1).index_select(0, asked.where)
+        return self.head.loss(states, table, asked)
 
     def asked(self, batch: SequenceBatch, again: bool = False) -> AskedBatch:
         """The batch with the places of its targets."""
@@ -109,19 +130,23 @@ class SASRec(Model):
 
     def scorer(self) -> DotProduct:
         """Scores by the state after the last event."""
-        return self.head.scorer(self._last_state, self.items.weight)
+        table = self._table()
+        return self.head.scorer(lambda batch: self._encode(batch, table, batch.last()[:, None])[:, 0], table)
 
-    def _last_state(self, batch: SequenceBatch) -> Tensor:
-        """[B, D]."""
-        return self._encode(batch, batch.last()[:, None])[:, 0]
+    def _table(self) -> Tensor:
+        """The items' vectors: [V + 1, D]. What an item lacks adds nothing."""
+        parts: list[Tensor] = [] if self.items is None else [self.items.weight]
+        if self.features is not None:
+            parts += [self.maps[part_of(name)](table.values) for name, table in self.features.each()]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
-    def _encode(self, batch: SequenceBatch, at: Tensor | None = None) -> Tensor:
+    def _encode(self, batch: SequenceBatch, table: Tensor, at: Tensor | None = None) -> Tensor:
         """[B, L] -> [B, L, D], or [B, M, D] at the places `at` [B, M]; beyond a row's length they hold nothing of meaning."""
         context, config = Context(keys=batch.keys), self.config
         place = torch.arange(batch.items.shape[1], device=batch.items.device)
         if config.count_from == "end":
             place = batch.lengths[:, None] - 1 - place
-        x = self.items(batch.items)
+        x = self.items(batch.items) if self.items is not None and self.features is None else rows_of(table, batch.items)
         x = x * config.width**0.5 if config.scale_items else x
         # Beyond a row's end a place may be none of the table's: nobody looks there.
         x = x + self.positions(place.clamp(0, self.positions.num_embeddings - 1))

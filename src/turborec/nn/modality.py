@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from turborec.errors import UserError, closest
 
+LEAST = 1e-4
+"""Of the greatest variance of a direction, below which one is noise."""
+
 
 class Modality(nn.Module):
     """One table. It comes back with the data, so no checkpoint carries it."""
@@ -18,13 +21,19 @@ class Modality(nn.Module):
     values: Tensor  # float32 [V + 1, F], zero where an item has none
     there: Tensor  # bool [V + 1]
 
-    def __init__(self, table: Tensor, centred: bool = False) -> None:
-        """`table` [V + 1, F]; a row that is NaN is missing. `centred`: less the mean of the rows, their mean square norm 1."""
+    def __init__(self, table: Tensor, centred: bool = False, whitened: bool = False) -> None:
+        """`table` [V + 1, F]; a row that is NaN is missing. `centred`: less the mean of the rows, their mean square norm 1.
+
+        `whitened`: centred, and then of the same variance in every direction that they have (Su et al. 2021, arXiv 2103.15316):
+        sentence vectors lie in a narrow cone, whose width says more of language than of what tells items apart.
+        """
         super().__init__()
         missing = table.isnan().any(1)
         values = table.float()
-        if centred and not missing.all():
+        if (centred or whitened) and not missing.all():
             values = values - values[~missing].mean(0)
+            if whitened:
+                values = values @ _whitening(values[~missing])
             values = values / values[~missing].square().sum(1).mean().sqrt().clamp(min=1e-12)
         self.register_buffer("values", values.masked_fill(missing[:, None], 0.0), persistent=False)
         self.register_buffer("there", ~missing, persistent=False)
@@ -35,10 +44,21 @@ class Modality(nn.Module):
         return self.values.shape[1]
 
 
+def _whitening(rows: Tensor) -> Tensor:
+    """[N, F] with mean zero -> [F, F]; directions of hardly any variance, which are noise, are left at nothing."""
+    covariance = rows.double().T @ rows.double() / len(rows)
+    variances, directions = torch.linalg.eigh(covariance)
+    kept = variances > LEAST * variances[-1]
+    scaled = directions[:, kept] / variances[kept].sqrt()
+    return (scaled @ directions[:, kept].T).float()
+
+
 class Modalities(nn.Module):
     """Several tables by name."""
 
-    def __init__(self, features: Mapping[str, Tensor], wanted: Sequence[str] | None, centred: bool = False) -> None:
+    def __init__(
+        self, features: Mapping[str, Tensor], wanted: Sequence[str] | None, centred: bool = False, whitened: bool = False
+    ) -> None:
         """The tables of these names, all where none are named; a UserError where there are none, or not one of them."""
         super().__init__()
         if not features:
@@ -52,7 +72,7 @@ class Modalities(nn.Module):
         if wanted and len(set(wanted)) < len(wanted):
             raise UserError(f"Each table is to be named once in model.features: got {', '.join(wanted)}.")
         self.names = list(wanted or features)
-        self.tables = nn.ModuleDict({part_of(name): Modality(features[name], centred) for name in self.names})
+        self.tables = nn.ModuleDict({part_of(name): Modality(features[name], centred, whitened) for name in self.names})
 
     def __getitem__(self, name: str) -> Modality:
         table = self.tables[part_of(name)]
