@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from turborec.bridges.recformer import encoder_of
 from turborec.errors import UserError
+from turborec.features.pretrained import found_in
 from turborec.nn.linear import Context
 from turborec.nn.longformer import TextEncoder, TextShape, Tokens
 
@@ -109,6 +111,42 @@ def test_what_is_not_whole_or_strange_is_refused(change, said):
         encoder_of(weights, ORIGIN)
 
 
+def bert():
+    """A BERT's names: two types, positions from 0 on, nothing of its own for the first token."""
+    weights = {name: one for name, one in theirs(plain=True).items() if "_global" not in name}
+    weights["embeddings.token_type_embeddings.weight"] = torch.randn(2, WIDTH)
+    return weights | {"pooler.dense.weight": torch.zeros(WIDTH, WIDTH), "pooler.dense.bias": torch.zeros(WIDTH)}
+
+
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_a_bert_s_first_token_is_projected_as_all_others(prefix):
+    weights = {f"{prefix}{name}": one for name, one in bert().items()} | {"cls.predictions.bias": torch.zeros(30)}
+    found = encoder_of(weights, ORIGIN)
+    assert found.plain and found.shape()["positions"] == 42 and found.weights["positions.weight"][:2].eq(0).all()
+    assert (found.weights["types.weight"] == weights[f"{prefix}embeddings.token_type_embeddings.weight"][0]).all()
+    for part in ("q.weight", "q.bias", "k.weight", "v.weight", "v.bias"):
+        name, kind = part.split(".")
+        at = "blocks.1.attention"
+        assert torch.equal(found.weights[f"{at}.{name}_first.{kind}"], found.weights[f"{at}.{name}.{kind}"])
+    model_of(found)
+
+
+def test_encoders_are_found_in_files_and_folders(tmp_path):
+    weights = bert()
+    save_file(weights, tmp_path / "model.safetensors")
+    for name in (tmp_path, tmp_path / "model.safetensors"):
+        state, path = found_in(str(name))
+        assert path == tmp_path / "model.safetensors" and state.keys() == weights.keys()
+    (tmp_path / "model.safetensors").rename(tmp_path / "weights")
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    assert found_in(str(tmp_path))[0].keys() == weights.keys()
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be read as weights in safetensors"):
+        found_in(str(tmp_path / "broken.safetensors"))
+    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+        found_in(str(tmp_path / "nowhere.bin"))
+
+
 def test_what_is_no_checkpoint_is_refused():
     with pytest.raises(UserError, match="expected weights by name, got list"):
         encoder_of([1], ORIGIN)
@@ -148,3 +186,35 @@ def test_the_encoder_is_hugging_faces_longformer(dense, monkeypatch):
     with torch.no_grad():
         torch.testing.assert_close(model(tokens, Context(None)), expected[:, 0], rtol=0, atol=1e-4)
         torch.testing.assert_close(whole(tokens, Context(None)), expected[mask], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta"])
+def test_the_encoder_is_hugging_faces_bert(kind):
+    transformers = pytest.importorskip("transformers", reason="text: transformers is not installed")
+    roberta = kind == "Roberta"
+    config = getattr(transformers, f"{kind}Config")(
+        **{"vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40},
+        **{"max_position_embeddings": 100, "pad_token_id": 1 if roberta else 0, "type_vocab_size": 1 if roberta else 2},
+        layer_norm_eps=1e-12,
+    )
+    torch.manual_seed(0)
+    other = getattr(transformers, f"{kind}Model")(config).eval()
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    lengths = [90, 33, 8, 1]
+    ids = torch.randint(2, 60, (4, 90))
+    mask = torch.arange(90) < torch.tensor(lengths)[:, None]
+    with torch.no_grad():
+        expected = other(input_ids=ids.masked_fill(~mask, config.pad_token_id), attention_mask=mask.long()).last_hidden_state
+    found = encoder_of(other.state_dict(), ORIGIN)
+    shape = TextShape(**found.shape(), types=4, item_positions=6, heads=3, window=256, dropout=0.1, norm_eps=1e-12)
+    nothing = torch.zeros(sum(lengths), dtype=torch.int64)
+    tokens = Tokens(ids[mask], nothing, nothing, torch.tensor(lengths), longest=90)
+    means = torch.stack([row[there].mean(0) for row, there in zip(expected, mask, strict=True)])
+    for pooling, wanted in (("first", expected[:, 0]), ("mean", means)):
+        one = TextEncoder(replace(shape, pooling=pooling)).eval()
+        known = one.state_dict()
+        one.load_state_dict({**known, **{name: value for name, value in found.weights.items() if name in known}})
+        torch.nn.init.zeros_(one.item_positions.weight)
+        with torch.no_grad():
+            torch.testing.assert_close(one(tokens, Context(None)), wanted, rtol=0, atol=1e-4)

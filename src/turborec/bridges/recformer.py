@@ -1,8 +1,9 @@
-"""The encoder of RecFormer, or of a plain Longformer, out of the checkpoints that are handed around.
+"""The encoder of RecFormer, of a plain Longformer, or of a BERT, out of the checkpoints that are handed around.
 
 Facts of their form: RecFormer's repository (AaronHeee/RecFormer, recformer/models.py) and Hugging Face's
-modeling_longformer.py. Every weight is taken, or known to be none of the encoder's, or refused: of a checkpoint that is loaded
-in part nobody is told that it ranks at random.
+modeling_longformer.py, modeling_bert.py and modeling_roberta.py. A BERT is a Longformer whose first token is projected as all
+others are, and whose window is wide enough: with the same weights it is the same numbers. Every weight is taken, or known to
+be none of the encoder's, or refused: of a checkpoint that is loaded in part nobody is told that it ranks at random.
 """
 
 import re
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from turborec.bridges.foreign import State
@@ -22,7 +24,10 @@ WRAPPED_IN = ("state_dict", "module")
 ANCHOR = "embeddings.word_embeddings.weight"
 """The weight that every form has; what stands before its name stands before all of the encoder's."""
 
-LEFT_OUT = (r"(.*\.)?lm_head\..*", r"(.*\.)?position_ids", r"(.*\.)?item_embedding\.weight", r"pooler\.dense\.(weight|bias)")
+LEFT_OUT = (
+    *(r"(.*\.)?lm_head\..*", r"cls\..*", r"(.*\.)?position_ids", r"(.*\.)?item_embedding\.weight"),
+    r"pooler\.dense\.(weight|bias)",
+)
 """What some forms have besides the encoder: a head for words, a count, the items of one data set, an unread pooler."""
 
 ATTENTION = {
@@ -34,8 +39,14 @@ ATTENTION = {
     "v_first": "value_global",
 }
 
+AS_ALL_OTHERS = {our: their for our, their in ATTENTION.items() if not our.endswith("_first")}
+"""Of encoders whose first token is one like others."""
+
+BEFORE = 2
+"""Rows of a table of positions that RoBERTa's kin, and we, have before that of a text's first token."""
+
 TYPES = 4
-"""Rows of RecFormer's table of types of tokens. A Longformer's has one row, which all four begin as."""
+"""Rows of RecFormer's table of types of tokens. A Longformer's has one row, which all four begin as, and a BERT's two."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class Encoder:
 
     weights: dict[str, Tensor]
     left_out: list[str]  # weights of theirs that are none of the encoder's, or that nothing depends on
-    plain: bool  # it knows no places of items in a history: a Longformer that no recommender has been made of
+    plain: bool  # it knows no places of items in a history: an encoder that no recommender has been made of
 
     def shape(self) -> dict[str, int]:
         """What the weights say of the encoder's shape; its heads and its window are not among it."""
@@ -61,7 +72,8 @@ def encoder_of(checkpoint: Any, origin: Path) -> Encoder:
     found = [name for name in tensors if name.endswith(ANCHOR)]
     if len(found) != 1:
         raise UserError(
-            f"{origin} is no checkpoint of a RecFormer or a Longformer: expected one weight called …{ANCHOR}, got {len(found)}."
+            f"{origin} is no checkpoint of a RecFormer, a Longformer or a BERT: expected one weight called …{ANCHOR}, got "
+            f"{len(found)}."
         )
     prefix = found[0].removesuffix(ANCHOR)
     state = State({name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, origin)
@@ -72,15 +84,23 @@ def encoder_of(checkpoint: Any, origin: Path) -> Encoder:
     theirs = {our: f"embeddings.{their}_embeddings.weight" for our, their in tables.items()}
     plain = theirs["item_positions"] not in state.tensors
     weights = {f"{our}.weight": state.take(name) for our, name in theirs.items() if not (plain and our == "item_positions")}
-    if len(weights["types.weight"]) == 1:
-        weights["types.weight"] = weights["types.weight"].repeat(TYPES, 1)
+    types = weights["types.weight"]
+    bert = plain and len(types) == 2
+    if bert:  # whose positions are counted from 0, where RoBERTa's kin has two rows before the first
+        weights["positions.weight"] = F.pad(weights["positions.weight"], (0, 0, BEFORE, 0))
+    if len(types) < TYPES:  # the first of which plain texts have
+        weights["types.weight"] = types[:1].repeat(TYPES, 1)
     weights |= state.linear("norm", "embeddings.LayerNorm")
+    everywhere = not plain or any("_global." in name for name in state.tensors)
     for block in state.blocks("encoder.layer.{}."):
-        weights |= _block(state, block)
+        weights |= _block(state, block, ATTENTION if everywhere else AS_ALL_OTHERS)
+        if not everywhere:
+            at = f"blocks.{block}.attention"
+            weights |= {f"{at}.{p}_first.{kind}": weights[f"{at}.{p}.{kind}"] for p in "qkv" for kind in ("weight", "bias")}
         del weights[f"blocks.{block}.attention.k_first.bias"]  # the same for all keys, so no softmax depends on it
-        left_out.append(f"encoder.layer.{block}.attention.self.key_global.bias")
+        left_out += [f"encoder.layer.{block}.attention.self.key_global.bias"] * everywhere
     if not state.blocks("encoder.layer.{}."):
-        raise UserError(f"{origin} is no checkpoint of a RecFormer or a Longformer: it has no layers.")
+        raise UserError(f"{origin} is no checkpoint of a RecFormer, a Longformer or a BERT: it has no layers.")
     state.require_all_taken()
     return Encoder(weights, left_out, plain)
 
@@ -93,10 +113,10 @@ def _unwrapped(checkpoint: Any, origin: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in checkpoint.items() if isinstance(value, Tensor)}
 
 
-def _block(state: State, number: int) -> dict[str, Tensor]:
+def _block(state: State, number: int, attention: Mapping[str, str]) -> dict[str, Tensor]:
     ours, theirs = f"blocks.{number}", f"encoder.layer.{number}"
     weights: dict[str, Tensor] = {}
-    for our, their in ATTENTION.items():
+    for our, their in attention.items():
         weights |= state.linear(f"{ours}.attention.{our}", f"{theirs}.attention.self.{their}")
     weights |= state.linear(f"{ours}.attention.o", f"{theirs}.attention.output.dense")
     weights |= state.linear(f"{ours}.attention_norm", f"{theirs}.attention.output.LayerNorm")

@@ -27,6 +27,7 @@ from turborec.data.store import Store
 from turborec.errors import UserError, closest
 from turborec.features.plain import plain
 from turborec.files import sync
+from turborec.nn.text import minilm
 from turborec.progress import task
 from turborec.recipe import Config
 
@@ -57,7 +58,9 @@ class Texts(Config):
     max_attributes: int = Field(3, ge=1, description="of an item: those that it has, the first ones")
     max_attribute_tokens: int = Field(32, ge=1, description="of an attribute, its name among them")
     tokenizer: str = Field(
-        "trained", min_length=1, description="trained: from these texts; a tokenizer.json, its folder, or a name on the hub"
+        "trained",
+        min_length=1,
+        description="trained: from these texts; minilm; a tokenizer.json, its folder, or a name on the hub",
     )
     vocabulary: int = Field(8000, ge=300, le=2**31, description="tokens of a tokenizer that is trained")
 
@@ -139,14 +142,14 @@ def _named(name: str) -> Any:
     _require()
     from tokenizers import Tokenizer
 
-    path = Path(name).expanduser()
+    path = minilm() if name == "minilm" else Path(name).expanduser()
     path = path / "tokenizer.json" if path.is_dir() else path
     try:
         return Tokenizer.from_file(str(path)) if path.is_file() else Tokenizer.from_pretrained(name)
     except Exception as error:  # the library raises nothing more particular
         raise UserError(
-            f"model.texts.tokenizer: {name!r} is no tokenizer: expected `trained`, a tokenizer.json, a folder with one, or a "
-            f"name on the Hugging Face hub ({' '.join(str(error).split())[:200]})."
+            f"model.texts.tokenizer: {name!r} is no tokenizer: expected trained, minilm, a tokenizer.json, a folder with "
+            f"one, or a name on the Hugging Face hub ({' '.join(str(error).split())[:200]})."
         ) from error
 
 

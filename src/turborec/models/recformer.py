@@ -5,7 +5,6 @@ Letters: B rows, L positions, D width, V items, N texts, T tokens of all of them
 
 import logging
 import time
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -13,12 +12,12 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from turborec.bridges import pickled
 from turborec.bridges.recformer import encoder_of
 from turborec.contract import DotProduct, Loss, Model, Term, rows_of
 from turborec.data.batch import DataSpec, ItemTokens, SequenceBatch, TextBatch
 from turborec.data.windows import filled
 from turborec.errors import UserError
+from turborec.features.pretrained import found_in
 from turborec.features.tokens import Texts, lacking
 from turborec.losses import CatalogueLoss, CrossEntropy
 from turborec.nn.attention import require_heads
@@ -67,9 +66,15 @@ class Config(BaseConfig):
         False, description="also learn a vector for each item, added to its tokens, from zero: of new items there is text alone"
     )
     train_words: bool = Field(True, description="false: the vectors of tokens stay what they are")
+    pooling: Literal["first", "mean"] = Field(
+        "first", description="what stands for a text: its first token, or the mean of all"
+    )
     texts: Texts = Texts()
     pretrained: str | None = Field(
-        None, min_length=1, description="a checkpoint of RecFormer or a Longformer, whose encoder training begins with"
+        None,
+        min_length=1,
+        description="an encoder that training begins with: a checkpoint of RecFormer, a Longformer or a BERT, its folder, "
+        "minilm, or a name on the Hugging Face hub",
     )
     loss: CatalogueLoss = CrossEntropy()
 
@@ -106,6 +111,7 @@ class RecFormer(Model):
                 dropout=config.dropout,
                 norm_eps=config.norm_eps,
                 norm=config.norm,
+                pooling=config.pooling,
             )
         )
         self.encoder.words.weight.requires_grad_(config.train_words)
@@ -128,8 +134,8 @@ class RecFormer(Model):
         """Take the encoder of the checkpoint that is named. A UserError where it is of another shape."""
         if self.config.pretrained is None:
             return
-        path = Path(self.config.pretrained).expanduser()
-        found, own = encoder_of(pickled.read(path), path), self.encoder.state_dict()
+        checkpoint, path = found_in(self.config.pretrained)
+        found, own = encoder_of(checkpoint, path), self.encoder.state_dict()
         weights = {name: weight for name, weight in found.weights.items() if name in own}
         for name in ("positions.weight", "item_positions.weight"):  # of which there may be more than are needed
             if name in weights:

@@ -43,6 +43,7 @@ class TextShape:
     norm_eps: float = 1e-5
     norm: Literal["post", "pre"] = "post"
     every_state: bool = False  # whether states of other tokens than the first are wanted of the last block
+    pooling: Literal["first", "mean"] = "first"  # what stands for a text: the state of its first token, or the mean of all
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,8 @@ class TextEncoder(nn.Module):
         self.dropout = Dropout(shape.dropout, site=4 * shape.layers)
         last = shape.layers - 1
         self.blocks = nn.ModuleList(
-            TextBlock(shape, site, alone=site == last and not shape.every_state) for site in range(shape.layers)
+            TextBlock(shape, site, alone=site == last and not shape.every_state and shape.pooling == "first")
+            for site in range(shape.layers)
         )
         self.last_norm = nn.LayerNorm(shape.width, eps=shape.norm_eps) if shape.norm == "pre" else nn.Identity()
         for module in self.modules():  # as BERT is drawn: Devlin et al. 2019, arXiv 1810.04805, their code
@@ -261,7 +263,10 @@ class TextEncoder(nn.Module):
         for block in self.blocks:
             x = block(x, tokens, context)
         normed: Tensor = self.last_norm(x)
-        return normed
+        if self.shape.every_state or self.shape.pooling == "first":
+            return normed
+        total = normed.new_zeros(len(tokens.lengths), normed.shape[1], dtype=torch.float32)
+        return total.index_add(0, tokens.rows, normed.float()) / tokens.lengths[:, None]
 
     def _embedded(self, tokens: Tokens, context: Context, added: Tensor | None) -> Tensor:
         if tokens.longest + FIRST_POSITION > self.positions.num_embeddings:

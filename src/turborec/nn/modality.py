@@ -50,7 +50,8 @@ def _whitening(rows: Tensor) -> Tensor:
     variances, directions = torch.linalg.eigh(covariance)
     kept = variances > LEAST * variances[-1]
     scaled = directions[:, kept] / variances[kept].sqrt()
-    return (scaled @ directions[:, kept].T).float()
+    whitening: Tensor = (scaled @ directions[:, kept].T).float()
+    return whitening
 
 
 class Modalities(nn.Module):

@@ -114,7 +114,7 @@ def load(settings: Settings, device: torch.device, dtype: torch.dtype) -> TextEn
             f"The text encoder {settings.encoder!r} needs the package transformers: pip install 'turborec[text]'. "
             "Or take the encoder hashed, which needs none."
         ) from error
-    place = str(_minilm()) if settings.encoder == "minilm" else settings.encoder
+    place = str(minilm()) if settings.encoder == "minilm" else settings.encoder
     shown = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -145,7 +145,7 @@ def versions() -> dict[str, str]:
     return {"torch": torch.__version__, "transformers": transformers.__version__, "tokenizers": tokenizers.__version__}
 
 
-def _minilm() -> Path:
+def minilm() -> Path:
     """The folder of the packaged MiniLM, found without running the package's code; a UserError where a file is another."""
     found = find_spec(MINILM_MODULE)
     if found is None or found.origin is None:
