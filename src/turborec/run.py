@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from turborec import preflight, stores
+from turborec import baseline, preflight, stores
 from turborec.assembly import Run, anchor, assemble, measure, parameters, whole
 from turborec.contract import Counted, Model
 from turborec.data.batch import PairBatch
@@ -100,6 +100,8 @@ def carry_out(
                     logger.info(f"Recurrences computed so far, forward and backward: {told}")
                 run = replace(run, model=whole(run))
                 results = evaluate(run, "test") if tested else {}
+                if tested and world.leads():
+                    baseline.tell_after(run, results[run.recipe.model.kind])
         except (InterruptedRunError, KeyboardInterrupt) as error:
             code = error.code if isinstance(error, InterruptedRunError) else 130
             _write_status(folder, "interrupted", str(error), code)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from turborec import base
+from turborec import base, baseline
 from turborec.assembly import Run, measure
 from turborec.contract import Counted
 from turborec.data.loader import Epoch, Some, TrainingBatches
@@ -65,6 +65,8 @@ def fit(run: Run, steps: int | None, interruption: Interruption, tracking: Track
     if saved is None and run.recipe.base is not None and run.recipe.adapters is None:
         base.begin(run.model, run.recipe, run.store)
         logger.info("Beginning with the weights of %s", run.recipe.base)
+    if saved is None and watch is None and baseline.is_wanted(run.recipe):
+        baseline.measure_before(run)
     if saved:
         _refuse_other_batches(run, saved.state.get("tokens", run.recipe.batches.tokens))
         state.restore(saved.tensors, saved.state)

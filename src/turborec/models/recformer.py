@@ -151,8 +151,10 @@ class RecFormer(Model):
             raise UserError(f"model.pretrained: {path} has no {min(kept)}: it needs norm=post and as many layers as it has.")
         if more := {name for name in found.weights if name.startswith("blocks.")} - own.keys() - self._unread():
             raise UserError(f"model.pretrained: {path} has {min(more)}, and this model has no such layer.")
+        if found.plain:  # what it has not learnt begins at nothing, so that a single text is what it was trained to read
+            weights["item_positions.weight"] = torch.zeros_like(own["item_positions.weight"])
         self.encoder.load_state_dict({**own, **weights})
-        told = "; places of items in a history begin as they were drawn" * found.plain
+        told = "; places of items in a history begin at zero" * found.plain
         logger.info(f"The encoder begins with {len(weights)} weights of {path}{told}")
 
     def _unread(self) -> set[str]:
