@@ -54,6 +54,7 @@ ELSEWHERE = {
     *("ml-20m/sasrec", "ml-20m/bert4rec", "ml-32m/sasrec"),
     *(f"ml-latest-small/{model}" for model in GRAPHS),  # their tables of features are computed first
     *(f"music4all/{model}" for model in ("mmgcn", "dragon", "lightgcn")),
+    *("mind-small/recformer", "mind-small/sasrec"),
 }
 
 

@@ -50,6 +50,15 @@ def test_a_history_stands_once_and_its_clicks_follow_by_time(tmp_path):
     }
 
 
+def test_the_edition_mini_is_the_first_impressions_of_small(tmp_path, monkeypatch):
+    monkeypatch.setattr("turborec.sources.mind.MINI", 2)
+    store = prepared(FIXTURE, tmp_path, Config(edition="mini"), min_item_events=0)
+    assert [(user, time) for user, time, _ in shown(store)] == [
+        *(("U1", "12 14:14:46"), ("U1", "15 08:01:02"), ("U2", "09 00:05:01"), ("U4", "15 10:00:00"))
+    ]
+    assert store.num_items == 8 and set(histories(store)) == {"U1", "U2", "U4"}
+
+
 def test_parts_apart_or_together(tmp_path):
     found = histories(prepared(FIXTURE, tmp_path, Config(parts=("dev",))))
     assert found["U1"] == [("N1", None), ("N2", None), ("N1", None), ("N3", None), ("N8", "15 08:01:02")]

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 def entries(lines: Iterator[Run], layout: Listed, wanted: Sequence[str], seen: set[int]) -> Iterator[Run]:
     """The entries of all lists, in the order of the lines and of the lists in them; what is wrong with lines stays as it is."""
     for run in lines:
-        yield _expanded(run, layout, wanted, seen)
+        yield _expanded(run if layout.first is None else _first_lines(run, layout.first), layout, wanted, seen)
+        if layout.first is not None and run.table.num_rows and run.table.column(LINE)[-1].as_py() >= layout.first:
+            return
+
+
+def _first_lines(run: Run, most: int) -> Run:
+    import pyarrow.compute as pc
+
+    faults = [fault for fault in run.faults if fault.line <= most]
+    return Run(run.table.filter(pc.less_equal(run.table.column(LINE), most)), faults, run.blank, run.bytes)
 
 
 def _expanded(run: Run, layout: Listed, wanted: Sequence[str], seen: set[int]) -> Run:

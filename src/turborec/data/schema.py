@@ -64,13 +64,14 @@ class Listed:
 
     Their columns are LIST, the name of the column that an entry is from; ENTRY, its text; and PLACE, its number in the list,
     from 0 on. A line whose lists are empty has no row. Of lines that have the same in the columns `once`, the first of which
-    is one of `lists`, that list counts once, in whichever file it stands first.
+    is one of `lists`, that list counts once, in whichever file it stands first. Of each file the `first` lines are read.
     """
 
     text: Text
     lists: tuple[str, ...]
     separator: str = " "
     once: tuple[str, ...] = ()
+    first: int | None = None  # None: all of them
 
 
 LIST, ENTRY, PLACE = "list of the entry", "entry", "place of the entry"

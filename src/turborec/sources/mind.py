@@ -23,6 +23,9 @@ ADDRESS = "https://recodatasets.z20.web.core.windows.net/newsrec"
 GENERATED = "GENERATED.txt"
 """Beside files that are none of MIND's, and says whose they are."""
 BEHAVIORS, NEWS = "behaviors.tsv", "news.tsv"
+MINI = 1000
+"""Impressions of each part of the edition mini."""
+
 BEHAVIOR = ("impression", "user", "time", "history", "impressions")
 ARTICLE = ("item", "category", "subcategory", "title", "abstract", "url", "title_entities", "abstract_entities")
 
@@ -69,7 +72,7 @@ class Config(recipe.Config):
     """
 
     kind: Literal["mind"] = "mind"
-    edition: Literal["demo", "small", "large"] = "small"
+    edition: Literal["demo", "small", "large", "mini"] = "small"  # mini: the first impressions of small's parts, with all news
     parts: Annotated[tuple[Part, ...], Field(min_length=1)] = ("train", "dev")  # in this order: later files go on from earlier
     address: str | None = None  # of a copy of the archives; None: the collectors' own
 
@@ -79,7 +82,7 @@ class Config(recipe.Config):
         if missing:
             show_terms(TERMS, folder)
         for part in missing:
-            name = f"MIND{self.edition}_{part}"
+            name = self._archive(part)
             archive = fetch(Remote(f"{(self.address or ADDRESS).rstrip('/')}/{name}.zip", f"{name}.zip"), folder)
             unpack(archive, [BEHAVIORS, NEWS], folder / name)
 
@@ -90,8 +93,9 @@ class Config(recipe.Config):
             if lacking := [part for part, path in zip(self.parts, paths, strict=True) if path is None]:
                 raise UserError(
                     f"MIND {self.edition} needs {name} of {lacking[0]}, with or without .gz; expected in "
-                    f"{folder / f'MIND{self.edition}_{lacking[0]}'} or in {folder / lacking[0]}."
+                    f"{folder / self._archive(lacking[0])} or in {folder / lacking[0]}."
                 )
+        first = MINI if self.edition == "mini" else None
         clicked = f"\"{LIST}\" = 'impressions'"
         named = f"""CASE WHEN "{ENTRY}" LIKE '%-1' THEN substr("{ENTRY}", 1, length("{ENTRY}") - 2) ELSE '' END"""
         item = f'CASE WHEN {clicked} THEN {named} ELSE "{ENTRY}" END'
@@ -101,7 +105,7 @@ class Config(recipe.Config):
         return RawTables(
             events=RawTable(
                 behaviors,
-                Listed(Text("\t", BEHAVIOR), ("history", "impressions"), once=("history", "user")),
+                Listed(Text("\t", BEHAVIOR), ("history", "impressions"), once=("history", "user"), first=first),
                 select={"user": "user"},
                 # An entry of an impression is a story, `-`, and whether it was clicked.
                 where=f"NOT ({clicked} AND \"{ENTRY}\" LIKE '%-0')",
@@ -120,7 +124,7 @@ class Config(recipe.Config):
             ),
             impressions=RawTable(
                 behaviors,
-                Listed(Text("\t", BEHAVIOR), ("impressions",)),
+                Listed(Text("\t", BEHAVIOR), ("impressions",), first=first),
                 select={"user": "user"},
                 derive={
                     "item": f"""CASE WHEN "{ENTRY}" LIKE '%-_' THEN substr("{ENTRY}", 1, length("{ENTRY}") - 2) ELSE '' END""",
@@ -133,5 +137,8 @@ class Config(recipe.Config):
         )
 
     def _find(self, part: Part, name: str, folder: Path) -> Path | None:
-        places = (folder / f"MIND{self.edition}_{part}", folder / part, *([folder] if self.parts == (part,) else []))
+        places = (folder / self._archive(part), folder / part, *([folder] if self.parts == (part,) else []))
         return next(filter(None, (plain_or_packed(place / name) for place in places)), None)
+
+    def _archive(self, part: Part) -> str:
+        return f"MIND{'small' if self.edition == 'mini' else self.edition}_{part}"
