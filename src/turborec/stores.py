@@ -58,7 +58,7 @@ def of_recipe(recipe: AnyRecipe, places: Places) -> Store:
     path = prepare(tables, described, recipe.data.prepare, recipe.data.split, places.home)
     store = open_store(path)
     _tell(store, path)
-    _tell_times(store, ordered=getattr(source, "order", None) is not None)
+    _tell_times(store, ordered="the order column" in store.card["tie_rule"])
     _tell_untested(store)
     return store
 
