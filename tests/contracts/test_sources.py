@@ -21,7 +21,20 @@ import pytest
 
 from turborec import recipe
 from turborec.data.prepare import Prepare, prepare
-from turborec.data.schema import ENTRY, FEATURE_NAME, LIST, PLACE, UNKNOWN_TIME, JsonLines, Listed, RawTable, RawTables, Text
+from turborec.data.schema import (
+    ENTRY,
+    FEATURE_NAME,
+    KEY,
+    LIST,
+    PLACE,
+    UNKNOWN_TIME,
+    JsonLines,
+    JsonObject,
+    Listed,
+    RawTable,
+    RawTables,
+    Text,
+)
 from turborec.data.split import LeaveOneOut
 from turborec.data.store import open_store
 from turborec.sources._source import Source
@@ -81,6 +94,10 @@ def columns(path: Path, layout: object) -> Iterable[str]:
         return {key for row in objects for key in [*row, *(k for inner in row.get(layout.rows, []) for k in inner)]}
     if isinstance(layout, Listed):
         return {*columns(path, layout.text), LIST, ENTRY, PLACE}
+    if isinstance(layout, JsonObject):
+        with opener(path, "rt", encoding="utf-8") as file:
+            assert isinstance(json.load(file), dict)
+        return {KEY, *(layout.columns or (ENTRY, PLACE))}
     if not isinstance(layout, Text):
         return pq.read_schema(path).names
     with opener(path, "rt", encoding=layout.encoding, newline="") as file:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 KEY_DIGITS = 16
 """Of a store's key, which its folder is called by."""
 
-Form = Literal["table", "recbole"]
+Form = Literal["table", "recbole", "recformer"]
 
 app = typer.Typer(help="Raw data and prepared stores.", no_args_is_help=True)
 app.add_typer(features.app, name="features")
@@ -132,23 +132,27 @@ def windows(
 @app.command()
 def export(
     store: StoreOrRecipe,
-    out: Annotated[
-        Path, typer.Option(help="a .parquet, .csv, .tsv or .jsonl file; for RecBole a new folder, whose name its files get")
-    ],
-    form: Annotated[Form, typer.Option("--format", help="one table, or RecBole's atomic files")] = "table",
+    out: Annotated[Path, typer.Option(help="a .parquet, .csv, .tsv or .jsonl file; for RecBole and RecFormer a new folder")],
+    form: Annotated[Form, typer.Option("--format", help="one table, RecBole's atomic files, or RecFormer's six")] = "table",
     parts: Annotated[bool, typer.Option("--parts", help="RecBole: files of their own for train, valid and test")] = False,
     home: Home = DEFAULT_HOME,
     raw: Raw = None,
 ) -> None:
     """Write a store's events with their raw ids and parts."""
-    from turborec.data import atomic
+    from turborec.data import atomic, recformer_files
     from turborec.data import export as exports
 
-    if parts and form == "table":
-        raise UserError("--parts goes with --format recbole; a table has a column that says the part.")
+    if parts and form != "recbole":
+        raise UserError("--parts goes with --format recbole: a table has a column that says the part, RecFormer files.")
     opened = open_named(store, home, raw)
-    events = exports.export(opened, out) if form == "table" else atomic.export_atomic(opened, out, parts)
+    if form == "recformer":
+        events = recformer_files.export_recformer(opened, out)
+    else:
+        events = exports.export(opened, out) if form == "table" else atomic.export_atomic(opened, out, parts)
     console.print(f"{events:,} events written to {escape(str(out))}.")
+    if form == "recformer":
+        told = "data.source='{kind: recformer}' data.split='{kind: labelled}'"
+        console.print(f"turborec reads them again with {escape(told)} and --raw {escape(str(out))}.")
     if form == "recbole":
         settings = {"order": "position"}
         settings |= {"time_format": "milliseconds"} if opened.card.get("time_unit") == "milliseconds" else {}

@@ -17,9 +17,6 @@ from turborec.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-LINE = "line of the row"
-"""The column that holds each row's line (text) or number (columnar), from 1."""
-
 CHUNK_BYTES = 4 * 2**20
 LONGEST_LINE = 64 * 2**20
 

@@ -12,8 +12,8 @@ from typing import Any
 from pydantic_core import from_json
 
 from turborec.data import chunks
-from turborec.data.chunks import LINE, Fault, Run
-from turborec.data.schema import JsonLines
+from turborec.data.chunks import Fault, Run
+from turborec.data.schema import LINE, JsonLines
 from turborec.errors import UserError
 
 LOOKED_AT = 1000
@@ -111,11 +111,11 @@ def _literal(line: str) -> Any:
 
 def _texts(outer: dict[Any, Any], inner: list[dict[Any, Any]], layout: JsonLines, wanted: Sequence[str]) -> list[Row]:
     """The rows of a line."""
-    row = [_text(outer.get(name)) for name in wanted]
+    row = [text_of(outer.get(name)) for name in wanted]
     if layout.rows is None:
         rows = [row]
     else:
-        rows = [[_text(own[name]) if name in own else text for name, text in zip(wanted, row, strict=True)] for own in inner]
+        rows = [[text_of(own[name]) if name in own else text for name, text in zip(wanted, row, strict=True)] for own in inner]
     if layout.syntax == "python":  # which, unlike JSON, may hold what no encoding can write
         try:
             "".join(text or "" for texts in rows for text in texts).encode()
@@ -124,7 +124,7 @@ def _texts(outer: dict[Any, Any], inner: list[dict[Any, Any]], layout: JsonLines
     return rows
 
 
-def _text(value: Any) -> str | None:
+def text_of(value: Any) -> str | None:
     """A value as text: as `rows.py` writes columns."""
     if isinstance(value, str):
         return value
@@ -135,5 +135,5 @@ def _text(value: Any) -> str | None:
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() and abs(value) < 2.0**53 else repr(value)
     if isinstance(value, list | tuple):
-        return "|".join(text for entry in value if (text := _text(entry)) is not None)
+        return "|".join(text for entry in value if (text := text_of(entry)) is not None)
     return None

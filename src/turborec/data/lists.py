@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from turborec.data.chunks import LINE, Run
-from turborec.data.schema import ENTRY, LIST, PLACE, Listed
+from turborec.data.chunks import Run
+from turborec.data.schema import ENTRY, LINE, LIST, PLACE, Listed
 
 if TYPE_CHECKING:
     import pyarrow as pa

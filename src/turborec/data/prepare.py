@@ -23,7 +23,6 @@ from turborec.data import clean
 from turborec.data.engine import Engine, duckdb_in, number
 from turborec.data.features import form_of, require_sound, write_features
 from turborec.data.read import (
-    FILE_STEP,
     LOOKUP_CHECKS,
     YEAR_1973,
     YEAR_1990,
@@ -39,7 +38,7 @@ from turborec.data.read import (
     time_format,
     write_quarantine,
 )
-from turborec.data.schema import TICKS, RawTable, RawTables
+from turborec.data.schema import FILE_STEP, TICKS, RawTable, RawTables
 from turborec.data.split import GlobalTime, ItemHoldout, Labelled, Split
 from turborec.data.store import FORMAT, Ids, open_store, sha256
 from turborec.data.write import seal, write_attributes, write_cuts, write_events, write_ids, write_impressions

@@ -12,17 +12,16 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from turborec.data.chunks import LINE, Run
+from turborec.data.chunks import Run
 from turborec.data.engine import Engine, File, Part, number
 from turborec.data.rows import column_names, row_count, runs
-from turborec.data.schema import Columnar, Lookup, RawTable, Text, TimeFormat
+from turborec.data.schema import FILE_STEP, LINE, Columnar, Lookup, RawTable, Text, TimeFormat
 from turborec.errors import UserError, closest
 from turborec.progress import Advance, task
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FILE_STEP = 2**40
 SHOWN_ROWS = 5
 SHOWN_CHARACTERS = 200
 LOOKED_AT = 1000

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from turborec.data import chunks
-from turborec.data.chunks import LINE, Fault, Run
+from turborec.data.chunks import Fault, Run
 from turborec.data.json_lines import object_names, object_runs
+from turborec.data.json_object import names_of, runs_of
 from turborec.data.lists import entries
-from turborec.data.schema import ENTRY, LIST, PLACE, Columnar, Layout, Listed, Text
+from turborec.data.schema import ENTRY, LINE, LIST, PLACE, Columnar, JsonObject, Layout, Listed, Text
 from turborec.errors import UserError, near
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def column_names(path: Path, layout: Layout, needed: Iterable[str]) -> tuple[str
             names = (*_header(path, layout.text, needed), LIST, ENTRY, PLACE)
         elif isinstance(layout, Text):
             names = _header(path, layout, needed)
+        elif isinstance(layout, JsonObject):
+            names = names_of(layout)
         else:
             names = _schema_names(path) if isinstance(layout, Columnar) else object_names(path, layout)
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -64,6 +67,8 @@ def runs(
         elif isinstance(layout, Listed):
             own = names[: -len((LIST, ENTRY, PLACE))]
             yield from entries(_plain_runs(path, layout.text, own, own), layout, wanted, set() if seen is None else seen)
+        elif isinstance(layout, JsonObject):
+            yield from runs_of(path, layout, wanted)
         elif not isinstance(layout, Text):
             yield from object_runs(path, layout, wanted)
         elif layout.quote:

@@ -74,10 +74,28 @@ class Listed:
     first: int | None = None  # None: all of them
 
 
+@dataclass(frozen=True)
+class JsonObject:
+    """One JSON object. Where its values are objects, each key is a row of KEY and those `columns`.
+
+    Else values are texts, numbers or lists of them: each entry is a row of KEY, ENTRY and PLACE, its number from 0 on.
+    """
+
+    columns: tuple[str, ...] = ()
+
+
 LIST, ENTRY, PLACE = "list of the entry", "entry", "place of the entry"
 """The columns that `Listed` rows have besides those of their line."""
 
-Layout = Text | Columnar | JsonLines | Listed
+LINE = "line of the row"
+"""The column that holds each row's line (text) or number (columnar), from 1; to SQL with `FILE_STEP` times its file's place."""
+
+FILE_STEP = 2**40
+
+KEY = "key of the object"
+"""The column that all rows of a `JsonObject` have."""
+
+Layout = Text | Columnar | JsonLines | Listed | JsonObject
 
 
 @dataclass(frozen=True)

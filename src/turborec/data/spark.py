@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from turborec.data.chunks import LINE
 from turborec.data.engine import BATCH, File, Part, mistaken
+from turborec.data.schema import LINE
 from turborec.errors import UserError
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from turborec.data import rows
-from turborec.data.chunks import LINE
-from turborec.data.schema import Columnar, JsonLines, Layout, Text
+from turborec.data.schema import LINE, Columnar, JsonLines, Layout, Text
 from turborec.errors import UserError
 from turborec.features.plain import joined
 
