@@ -20,6 +20,7 @@ from turborec.data.store import open_store
 from turborec.errors import UserError
 from turborec.evaluate import Evaluation, evaluate
 from turborec.metrics import HR, MRR, CatalogueAUC, Coverage, ImpressionAUC, ImpressionMRR, ImpressionNDCG
+from turborec.ranking import Shown
 from turborec.sources.mind import Config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -118,6 +119,11 @@ def test_what_nobody_had_seen_yet_is_no_candidate(raw, store, memory):
         if history == "kept":
             assert result.ranks["kept"].candidates.tolist() == sizes and min(sizes) < store.num_items
     assert "had seen by the time" in result.card["candidates"]
+
+
+def test_nobody_was_shown_anything(store):
+    found = Shown.of(store, "test", np.zeros(0, dtype=np.int64))
+    assert len(found.numbers) == len(found.items) == 0 and found.offsets.tolist() == [0]
 
 
 def test_data_without_impressions_are_told(tmp_path):

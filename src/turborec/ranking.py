@@ -82,6 +82,9 @@ class Shown:
                 "evaluation.metrics asks for impressions, and these data do not say what was shown: leave out the metrics "
                 "whose names begin with impression_, or choose a source such as mind."
             )
+        if not len(users):
+            nothing = np.zeros(0, dtype=np.int64)
+            return cls(nothing, nothing, np.zeros(1, dtype=np.int64), nothing, nothing > 0)
         times, (starts, ends) = store.histories.times, store.span(part, users)
         place = np.searchsorted(users, log.users).clip(max=len(users) - 1)
         after = np.where(starts > store.histories.offsets[users], times[starts - 1], UNKNOWN_TIME)
