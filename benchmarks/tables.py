@@ -10,6 +10,7 @@ from rows import Row, read_all
 from size_tables import size_section
 from speed_tables import speed_sections, summary
 from study_tables import study_section
+from text_tables import text_section
 
 ROOT = Path(__file__).parent.parent
 SPEED_BEGIN, SPEED_END = "<!-- speed: written by benchmarks/tables.py -->", "<!-- end of speed -->"
@@ -112,6 +113,7 @@ def results_page(rows: list[Row]) -> str:
             *speed_sections(rows),
             *size_section(rows),
             *study_section(rows),
+            *text_section(rows),
             *drift_section(rows),
             "",
             f"Commits measured: {', '.join(commits) or 'none'}.",

@@ -17,6 +17,7 @@ PUBLISHED = {
     **{f"tiktok-mm/{model}": (9_308, 6_710, 68_722) for model in GRAPHS},
     "amazon-baby-mmrec-split/markov": (19_445, 7_050, 160_792),
     "amazon-beauty-2014/bert4rec": (22_363, 12_101, 198_502),
+    "amazon-beauty-2014/recformer": (22_363, 12_101, 198_502),
     "amazon-beauty-2014/sasrec": (22_363, 12_101, 198_502),
     "amazon-cell-phones-2014/sasrec": (27_879, 10_321, 138_681),
     "amazon-games-2018/sasrec": (50_546, 16_859, 440_264),

@@ -225,17 +225,23 @@ class RecFormer(Model):
         """The items' vectors as they are kept, or as they are where none were kept yet: [V + 1, D]."""
         return self.table if self.known else self._encode_items()
 
-    @torch.no_grad()
     def _encode_items(self) -> Tensor:
-        """Every item's own text, those of like length together: [V + 1, D], row 0 being zero."""
+        """Every item's own text: [V + 1, D], row 0 being zero."""
+        found = torch.zeros_like(self.table)
+        found[1:] = self.encoded_of(torch.arange(1, self.spec.items + 1))
+        return found
+
+    @torch.no_grad()
+    def encoded_of(self, items: Tensor) -> Tensor:
+        """The vectors of some items' own texts, those of like length together: int64 [N] -> float32 [N, D]."""
         training = self.training
         self.eval()
-        found = torch.zeros_like(self.table)
-        lengths = self.texts.offsets.diff()[1:].numpy() + 1
+        found = self.table.new_empty(len(items), self.table.shape[1])
+        lengths = (self.texts.offsets[items + 1] - self.texts.offsets[items]).numpy() + 1
         order = lengths.argsort(kind="stable")
         for some in filled(lengths[order], ENCODED):
-            items = torch.from_numpy(order[some] + 1).to(found.device)
-            found[items] = self._of_items(items)
+            rows = torch.from_numpy(order[some])
+            found[rows.to(found.device)] = self._of_items(items[rows].to(found.device))
         self.train(training)
         return found
 
