@@ -21,6 +21,7 @@ PUBLISHED = {
     "amazon-beauty-2014/sasrec": (22_363, 12_101, 198_502),
     "amazon-cell-phones-2014/sasrec": (27_879, 10_321, 138_681),
     "amazon-games-2018/sasrec": (50_546, 16_859, 440_264),
+    "amazon-gift-cards-2018/recformer": (458, 148, 2_972),
     "amazon-gift-cards-2018/sasrec": (458, 148, 2_972),
     "amazon-grocery-2014/sasrec": (14_681, 8_687, 121_892),
     "amazon-musical-instruments-2014/bert4rec": (1_429, 900, 10_261),
@@ -45,6 +46,7 @@ PUBLISHED = {
 }
 RAW = {f"{name}/sasrec": f"{name}/raw" for name in ("amazon-gift-cards-2018", "ml-100k", "ml-latest-small")}
 RAW |= {"ml-100k/markov": "ml-100k/raw", "ml-latest-small/ss4rec": "ml-latest-small/raw"}
+RAW |= {"amazon-gift-cards-2018/recformer": "amazon-gift-cards-2018/raw"}
 
 # These come with turborec, or are among the real data only in part or not at all.
 ELSEWHERE = {
