@@ -38,7 +38,7 @@ COMMANDS = sorted(
 PARTS = tuple(recipes.Recipe.model_fields)
 CHANGES = sorted({code for code in CODE if re.match(rf"({'|'.join(PARTS)})(\.\w+)*=", code)})
 KEYS = sorted({code for code in CODE if re.fullmatch(rf"({'|'.join(PARTS)})(\.\w+)+", code) and not code.endswith(".json")})
-BASES = ("ml-1m/sasrec", "ml-1m/bert4rec")
+BASES = ("ml-1m/sasrec", "ml-1m/bert4rec", "mind-small/recformer")
 """One of them takes every change that the page shows by itself."""
 
 MACHINES: dict[str, tuple[Any, dict[str, Any]]] = {
