@@ -68,7 +68,9 @@ def main() -> None:
     except MemoryError as error:
         _out_of_memory(error)
     except RuntimeError as error:
-        if "allocate memory" not in str(error) and "out of memory" not in str(error):
+        from turborec.engine.hardware import out_of_memory
+
+        if not out_of_memory(error):
             raise
         _out_of_memory(error)
 

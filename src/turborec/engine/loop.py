@@ -192,8 +192,7 @@ def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device)
             else:
                 losses, norm, predicted, asked = _replayed(state, state.replays, batch)
         except (MemoryError, RuntimeError) as error:
-            raw = batches.batch(position.step)
-            if not hardware.out_of_memory(error) or not _can_be_halved(state, raw, stage):
+            if not hardware.out_of_memory(error) or not _can_be_halved(state, batches.batch(position.step), stage):
                 raise
             stage = stage.model_copy(update={"accumulate": 2 * stage.accumulate})
             batch = None
