@@ -58,6 +58,8 @@ ELSEWHERE = {
     *(f"ml-latest-small/{model}" for model in GRAPHS),  # their tables of features are computed first
     *(f"music4all/{model}" for model in ("mmgcn", "dragon", "lightgcn")),
     *("mind-small/recformer", "mind-small/sasrec"),
+    *(f"amazon-{name}/sasrec-texts" for name in ("beauty-2014", "games-2018", "gift-cards-2018")),
+    "ml-1m/sasrec-texts",
 }
 
 
