@@ -64,13 +64,10 @@ def weights_of(folder: Path, key: str = "base") -> Weights:
             f"{key}: the run in {folder} is {state}, and its best weights may still change: `turborec train --resume {folder}` "
             "ends it."
         )
-    newest = checkpoint.load_latest(folder / "checkpoints")
-    if newest is None or newest.state["best_step"] is None:
+    chosen = checkpoint.load_chosen(folder / "checkpoints")
+    if chosen is None:
         raise UserError(f"{key}: {folder} has no validated weights: it must be a finished run of a model that is trained.")
-    step = newest.state["best_step"]
-    best = newest if step == newest.step else checkpoint.load(folder / "checkpoints" / f"step_{step:06d}")
-    store = open_store(stores.facts_of(folder)[0], verify=False)
-    return Weights(folder, recipe, store, {**best.tensors["model"], **best.tensors.get("average", {})})
+    return Weights(folder, recipe, open_store(stores.facts_of(folder)[0], verify=False), chosen)
 
 
 def fitted(weights: Weights, model: Model, store: Store) -> dict[str, Tensor]:

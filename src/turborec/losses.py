@@ -201,16 +201,19 @@ class Criterion(nn.Module):
             negatives = self.draw(size, key) if size else targets[:0]
             return self.config.value(Head(states, table, bias, cells), targets, negatives, self.share)
 
-    def of_rows(self, states: Tensor, rows: Callable[[Tensor], Tensor], targets: Tensor, key: int) -> Tensor:
+    def of_rows(
+        self, states: Tensor, rows: Callable[[Tensor], Tensor], targets: Tensor, key: int, among: Tensor | None = None
+    ) -> Tensor:
         """The same of a table whose rows are made when they are asked for, each once: `rows` int64 [U] -> [U, D].
 
-        Those of the targets and of the negatives; of a loss without negatives all of them.
+        Those of the targets and of the negatives; of a loss without negatives those that are `among` int64 [K], or all.
         """
         size, items = getattr(self.config, "negatives", 0), len(self.share) - 1
-        negatives = self.draw(size, key) if size else torch.arange(1, items + 1, device=targets.device)
+        others = torch.arange(1, items + 1, device=targets.device) if among is None else among
+        negatives = self.draw(size, key) if size else others
         ids, place = torch.unique(torch.cat([targets, negatives]), return_inverse=True)
         place = place + int(ids[0] != 0)  # row 0 stays that of padding
-        ids = ids[ids != 0]
+        ids = ids[ids != 0] if (ids != 0).any() else ids + 1  # of no target, so that there is something to compute
         with record_function("items"):
             made = rows(ids)
         table = torch.cat([made.new_zeros(1, made.shape[1]), made])

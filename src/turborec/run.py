@@ -39,6 +39,9 @@ logger = logging.getLogger("turborec")
 MODEL = "model.json"
 """In a run folder: how large its model is."""
 
+TOKENIZER = "tokenizer.json"
+"""In a run folder of a model of texts: what cut them into tokens. Another run finds it by the folder."""
+
 TRIAL = "trial.json"
 """In the folder of a run that is one of a search: its test part stays closed."""
 
@@ -187,7 +190,7 @@ def _claim(folder: Path, recipe: AnyRecipe) -> None:
         told = "\n".join(f"  {line}" for line in differences(before.model_dump(mode="json"), recipe.model_dump(mode="json")))
         raise UserError(f"{folder} holds a run of another recipe. Give this one a folder of its own. They differ in\n{told}")
     if not begun and path.is_file() and path.read_text(encoding="utf-8") != text:
-        for name in ("data.json", "environment.json", MODEL):
+        for name in ("data.json", "environment.json", MODEL, TOKENIZER):
             (folder / name).unlink(missing_ok=True)
     if not begun or not path.is_file():
         write_whole(path, text)
@@ -199,6 +202,8 @@ def _describe(run: Run) -> None:
     for name, content in (("data.json", facts), ("environment.json", log.environment())):
         if not (run.folder / name).is_file():
             write_whole(run.folder / name, json.dumps(content, indent=1))
+    if (texts := getattr(run.model, "texts", None)) is not None and not (run.folder / TOKENIZER).is_file():
+        write_whole(run.folder / TOKENIZER, texts.tokenizer)
     counts = run.store.card["counts"]
     logger.info(f"Data: {counts['users']:,} users, {counts['items']:,} items, {counts['events']:,} events")
     if isinstance(run.model, Counted):

@@ -10,6 +10,9 @@ from turborec.data.batch import DataSpec, ItemTokens, SequenceBatch
 from turborec.errors import UserError
 from turborec.losses import CrossEntropy, SampledSoftmax
 from turborec.models.recformer import Config, newest_first, tokens_of
+from turborec.nn.linear import Context
+from turborec.nn.longformer import Tokens
+from turborec.nn.masked_words import hide
 
 BEGIN = 9
 TEXTS = ItemTokens(
@@ -222,3 +225,68 @@ def test_a_vector_of_each_item_s_own_is_added_to_its_tokens():
         model.ids.weight[2] += 1
     moved = (model.scorer().items - plain.scorer().items).abs().sum(1)
     assert moved[2] > 0 and moved[[1, 3, 4]].eq(0).all()
+
+
+@pytest.mark.parametrize("items", ["in_batch", "trained"])
+@torch.no_grad()
+def test_pre_training_compares_with_the_batch_and_names_hidden_words(items):
+    model, batch = built(items=items, masked_words=0.1, mask_share=0.5)
+    model.eval()
+    terms = model(batch).terms
+    assert {name: term.count for name, term in terms.items() if name != "next_item"} == model.counts(batch)
+    assert {name: term.weight for name, term in terms.items()} == {"next_item": 1.0, "history_words": 0.1, "item_words": 0.1}
+    asked, table = model.asked(batch), model._encode_items()
+    if items == "in_batch":
+        others = [item for item in range(5) if item not in asked.wanted.tolist()]
+        states = model._vectors(
+            Tokens(asked.tokens, asked.types, asked.item_positions, asked.token_lengths, asked.longest), Context(None)
+        )
+        logits = (states @ table.T / model.config.temperature).index_fill(1, torch.tensor(others), -torch.inf)
+        expected = F.cross_entropy(logits, asked.wanted, reduction="sum")
+    else:
+        expected = by_definition(model, batch, table)
+    assert float(terms["next_item"].sum) == pytest.approx(float(expected), rel=1e-5)
+    for name, hidden, _ in model._hidden(asked):
+        words = 0.0
+        states = model.encoder.states(hidden.tokens, Context(None))
+        for where, wanted in zip(hidden.where.tolist(), hidden.wanted.tolist(), strict=True):
+            head = model.word_head
+            state = head.norm(F.gelu(F.linear(states[where], head.dense.weight, head.dense.bias)))
+            logits = (model.encoder.words.weight @ state + head.bias)[1:]
+            words += float(logits.logsumexp(0) - logits[wanted - 1])
+        assert float(terms[name].sum) == pytest.approx(words, rel=1e-5)
+
+
+def test_hidden_words_are_a_share_most_of_them_masked_and_a_tenth_as_they_are():
+    lengths = torch.tensor([1, 400, 12, 900] * 40)
+    nothing = torch.zeros(int(lengths.sum()), dtype=torch.int64)
+    tokens = Tokens(nothing + 7, nothing, nothing, lengths, 900)
+    hidden = hide(tokens, torch.arange(len(lengths)), site=9, share=0.15, mask=2, vocabulary=40)
+    places = tokens.places[hidden.where]
+    assert (places > 0).all() and (hidden.wanted == 7).all()
+    able = int((tokens.places > 0).sum())
+    assert abs(len(hidden.where) / able - 0.15) < 0.01
+    shown = hidden.tokens.ids[hidden.where]
+    for word, share in ((2, 0.8), (7, 0.1)):
+        assert abs((shown == word).float().mean() - (share + 0.1 / 39)) < 0.02
+    assert set(shown.tolist()) == set(range(1, 40))
+    unseen = torch.ones(len(tokens.ids), dtype=torch.bool).index_fill(0, hidden.where, False)
+    assert (hidden.tokens.ids[unseen] == 7).all()
+    # A text's own words are hidden wherever it stands.
+    second = Tokens(tokens.ids[1:401], *[torch.zeros(400, dtype=torch.int64)] * 2, torch.tensor([400]), 400)
+    alone = hide(second, torch.tensor([1]), site=9, share=0.15, mask=2, vocabulary=40)
+    assert torch.equal(alone.tokens.ids, hidden.tokens.ids[1:401])
+
+
+def test_all_of_a_pre_trained_model_is_given_gradients_and_a_batch_without_targets_is_none():
+    model, batch = built(items="in_batch", masked_words=0.1, mask_share=0.5)
+    loss = sum(term.weight * term.sum for term in model(batch).terms.values())
+    loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+    terms = model(batch.nothing()).terms
+    assert [term.sum.item() for term in terms.values()] == [0.0] * 3 and terms["item_words"].count == 0
+
+
+def test_the_batch_s_items_need_an_exact_loss():
+    with pytest.raises(ValueError, match="in_batch compares with the items of the batch"):
+        Config(items="in_batch", loss=SampledSoftmax())

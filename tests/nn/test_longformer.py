@@ -86,7 +86,10 @@ def test_a_text_does_not_depend_on_the_others_of_its_batch(dense, monkeypatch):
 def test_the_first_state_alone_is_that_of_all_states_and_everything_is_learnt():
     whole, model, tokens = encoder_of(replace(SHAPE, every_state=True)), encoder_of(), tokens_of([12, 5, 1])
     model.load_state_dict({name: value for name, value in whole.state_dict().items() if name in model.state_dict()})
-    first, states = model(tokens, NOTHING), whole(tokens, NOTHING)
+    first, states = model(tokens, NOTHING), whole.states(tokens, NOTHING)
+    torch.testing.assert_close(whole(tokens, NOTHING), first, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="every_state"):
+        model.states(tokens, NOTHING)
     torch.testing.assert_close(states[tokens.starts], first, rtol=0, atol=1e-12)
     for one, found in ((model, first), (whole, states)):
         (found * torch.randn_like(found)).sum().backward()

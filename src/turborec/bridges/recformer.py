@@ -24,6 +24,9 @@ WRAPPED_IN = ("state_dict", "module")
 ANCHOR = "embeddings.word_embeddings.weight"
 """The weight that every form has; what stands before its name stands before all of the encoder's."""
 
+OURS = "encoder."
+"""What stands before the names of an encoder's weights in a run of a text model."""
+
 LEFT_OUT = (
     *(r"(.*\.)?lm_head\..*", r"cls\..*", r"(.*\.)?position_ids", r"(.*\.)?item_embedding\.weight"),
     r"pooler\.dense\.(weight|bias)",
@@ -67,8 +70,14 @@ class Encoder:
 
 
 def encoder_of(checkpoint: Any, origin: Path) -> Encoder:
-    """The encoder in a checkpoint, in whichever of the released forms. A UserError where a weight is strange or missing."""
+    """The encoder in a checkpoint, in our form or in whichever of the released ones.
+
+    A UserError where a weight is strange or missing.
+    """
     tensors = _unwrapped(checkpoint, origin)
+    if f"{OURS}words.weight" in tensors:
+        weights = {name.removeprefix(OURS): tensor for name, tensor in tensors.items() if name.startswith(OURS)}
+        return Encoder(weights, sorted(name for name in tensors if not name.startswith(OURS)), plain=False)
     found = [name for name in tensors if name.endswith(ANCHOR)]
     if len(found) != 1:
         raise UserError(

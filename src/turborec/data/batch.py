@@ -35,6 +35,7 @@ class ItemTokens:
     begin: int  # the token that stands for a whole text
     padding: int
     mask: int
+    tokenizer: str = ""  # the tokenizer.json that cut them
 
 
 @dataclass(frozen=True)

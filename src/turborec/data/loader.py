@@ -27,7 +27,9 @@ class Batches(Config):
     tokens: int = Field(8192, ge=1, description="of a batch: padded positions it is filled to; pairs, of models of pairs")
     tokens_of: Literal["run", "process"] = Field("run", description="whose tokens are: of all processes together, or of each")
     coverage: Coverage = Field(
-        "all", description="all: every target once an epoch; newest: the last window; drawn: one target a history"
+        "all",
+        description="all: every target once an epoch; newest: the last window; drawn: one target a history; drawn_late: one of "
+        "its second half",
     )
     overlap: int = Field(0, ge=0, description="events a window shows for context before its first target")
     seams: Seams = Field("long", description="histories whose windows are laid anew in every epoch: fixed (none), long, all")
@@ -169,8 +171,9 @@ class TrainingBatches:
         config = self.config
         if config.coverage == "newest":
             return newest(self._users, self._starts, self._ends, config.max_length)
-        if config.coverage == "drawn":
-            return drawn(self._users, self._starts, self._ends, config.max_length, generator)
+        if config.coverage in ("drawn", "drawn_late"):
+            late = config.coverage == "drawn_late"
+            return drawn(self._users, self._starts, self._ends, config.max_length, generator, late)
         return lay(self._users, self._starts, self._ends, config.max_length, config.overlap, config.seams, generator)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Int64 = NDArray[np.int64]
 
-Coverage = Literal["all", "newest", "drawn"]
+Coverage = Literal["all", "newest", "drawn", "drawn_late"]
 Seams = Literal["fixed", "long", "all"]
 """Which histories are cut elsewhere in every epoch: none, those longer than a window, or all.
 
@@ -75,11 +75,17 @@ def newest(users: Int64, starts: Int64, ends: Int64, length: int) -> WindowRows:
     return WindowRows(users, begin, last, begin + 1)
 
 
-def drawn(users: Int64, starts: Int64, ends: Int64, length: int, generator: np.random.Generator) -> WindowRows:
-    """One target of each training part, any but the first event, and what comes before it. [U] each -> R rows."""
+def drawn(
+    users: Int64, starts: Int64, ends: Int64, length: int, generator: np.random.Generator, late: bool = False
+) -> WindowRows:
+    """One target of each training part, any but the first event, and what comes before it. [U] each -> R rows.
+
+    `late`: any of the second half, of n events from number (n - 1) // 2 on, counted from 0.
+    """
     kept = ends - starts >= 2
     users, starts, ends = users[kept], starts[kept], ends[kept]
-    target = generator.integers(starts + 1, ends)
+    first = np.maximum(starts + 1, starts + (ends - starts - 1) // 2) if late else starts + 1
+    target = generator.integers(first, ends)
     return WindowRows(users, np.maximum(target - length, starts), target, target)
 
 

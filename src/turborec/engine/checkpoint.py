@@ -121,6 +121,15 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def load_chosen(folder: Path) -> dict[str, Tensor] | None:
+    """The model's weights that validation chose so far, averaged ones where there are; None where it has chosen none."""
+    newest = load_latest(folder)
+    if newest is None or (step := newest.state["best_step"]) is None:
+        return None
+    best = newest if step == newest.step else load(folder / f"step_{step:06d}")
+    return {**best.tensors["model"], **best.tensors.get("average", {})}
+
+
 def load_latest(folder: Path, strict: bool = False) -> Checkpoint | None:
     """The newest good checkpoint, None where none was committed.
 

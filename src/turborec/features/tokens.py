@@ -60,7 +60,7 @@ class Texts(Config):
     tokenizer: str = Field(
         "trained",
         min_length=1,
-        description="trained: from these texts; minilm; a tokenizer.json, its folder, or a name on the hub",
+        description="trained: from these texts; minilm; a tokenizer.json, its folder, such as a run's, or a name on the hub",
     )
     vocabulary: int = Field(8000, ge=300, le=2**31, description="tokens of a tokenizer that is trained")
 
@@ -226,7 +226,8 @@ def _described(arrays: dict[str, torch.Tensor], tokenizer: Any) -> ItemTokens:
         if found is None:
             raise UserError(f"model.texts.tokenizer has no {' or '.join(names)}: a model of texts needs one.")
         numbers[role] = found
-    return ItemTokens(arrays["ids"], arrays["types"], arrays["offsets"], tokenizer.get_vocab_size(), **numbers)
+    words, text = tokenizer.get_vocab_size(), tokenizer.to_str()
+    return ItemTokens(arrays["ids"], arrays["types"], arrays["offsets"], words, **numbers, tokenizer=text)
 
 
 def _library() -> str:

@@ -5,6 +5,7 @@ Letters: B rows, L positions, D width, V items, N texts, T tokens of all of them
 
 import logging
 import time
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import torch
@@ -17,13 +18,14 @@ from turborec.contract import DotProduct, Loss, Model, Term, rows_of
 from turborec.data.batch import DataSpec, ItemTokens, SequenceBatch, TextBatch
 from turborec.data.windows import filled
 from turborec.errors import UserError
-from turborec.features.pretrained import found_in
+from turborec.features.pretrained import found_in, require_same_words
 from turborec.features.tokens import Texts, lacking
-from turborec.losses import CatalogueLoss, CrossEntropy
+from turborec.losses import CatalogueLoss, CrossEntropy, Focal
 from turborec.nn.attention import require_heads
 from turborec.nn.keyed import mix
 from turborec.nn.linear import Context
 from turborec.nn.longformer import FIRST_POSITION, TextEncoder, TextShape, Tokens
+from turborec.nn.masked_words import Hidden, WordHead, hide
 from turborec.recipe import Config as BaseConfig
 
 logger = logging.getLogger("turborec")
@@ -36,13 +38,16 @@ ENCODED = 16_384
 
 
 class Config(BaseConfig):
-    """Text Is All You Need (Li et al., KDD 2023, arXiv 2305.13731), its fine-tuning.
+    """Text Is All You Need (Li et al., KDD 2023, arXiv 2305.13731), its pre-training and its fine-tuning.
 
-    All items are encoded at the beginning of each epoch, and the history's vector is to be nearest, by the cosine over
-    `temperature`, to that of the item which follows; a stage with `refresh: false` leaves the items as they are. That is for
-    an encoder that can read: drawn weights would make all vectors one. `items: trained` is for those. Deliberate deviations:
-    pre-norm blocks unless `norm: post` is stated, no dropout on attention weights, and a history's first event is never
-    predicted (the authors' code also asks of empty histories what follows).
+    Fine-tuning: all items are encoded at the beginning of each epoch, and the history's vector is to be nearest, by the cosine
+    over `temperature`, to that of the item which follows; a stage with `refresh: false` leaves the items as they are. That is
+    for an encoder that can read: drawn weights would make all vectors one. `items: trained` is for those.
+    Pre-training: `items: in_batch` compares with what follows in the other histories of the batch alone, and `masked_words`
+    counts the loss of naming hidden words of both. Deliberate deviations: pre-norm blocks unless `norm: post` is stated, no
+    dropout on attention weights and none on an item's own text, a history's first event is never predicted (the authors' code
+    also asks of empty histories what follows), an item that follows twice in a batch stands there once, and each process
+    compares with its own share of the batch.
     """
 
     kind: Literal["recformer"] = "recformer"
@@ -58,9 +63,15 @@ class Config(BaseConfig):
     window: int = Field(64, ge=2, multiple_of=2, description="tokens that a token sees, half of them on either side")
     max_tokens: int = Field(1024, ge=2, description="of a history, the newest items' first")
     temperature: float = Field(0.05, gt=0.0, description="what cosines are divided by")
-    items: Literal["kept", "trained"] = Field(
-        "kept", description="kept: as they were encoded last; trained: those that a step compares are encoded in it, and learn"
+    items: Literal["kept", "trained", "in_batch"] = Field(
+        "kept",
+        description="kept: as they were encoded last; trained: those that a step compares are encoded in it, and learn; "
+        "in_batch: so are they, and they are those that follow in the batch",
     )
+    masked_words: float = Field(
+        0.0, ge=0.0, description="what the loss of naming hidden words counts, of histories and of what follows (paper: 0.1)"
+    )
+    mask_share: float = Field(0.15, gt=0.0, lt=1.0, description="of the tokens, where words are hidden")
     refresh_every: int = Field(1, ge=1, description="epochs between two encodings of all items")
     ids: bool = Field(
         False, description="also learn a vector for each item, added to its tokens, from zero: of new items there is text alone"
@@ -81,6 +92,12 @@ class Config(BaseConfig):
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "Config":
         require_heads(self.width, self.heads)
+        return self
+
+    @model_validator(mode="after")
+    def _batches_have_no_negatives(self) -> "Config":
+        if self.items == "in_batch" and not isinstance(self.loss, CrossEntropy | Focal):
+            raise ValueError("items: in_batch compares with the items of the batch: expected the loss cross_entropy or focal")
         return self
 
     def build(self, spec: DataSpec) -> "RecFormer":
@@ -111,6 +128,7 @@ class RecFormer(Model):
                 dropout=config.dropout,
                 norm_eps=config.norm_eps,
                 norm=config.norm,
+                every_state=config.masked_words > 0,
                 pooling=config.pooling,
             )
         )
@@ -124,6 +142,9 @@ class RecFormer(Model):
         self.known = 0  # what `encoded` says, without asking a device: the epoch before which that was, from 1 on; 0: never
         self.register_load_state_dict_post_hook(_remember)  # type: ignore[no-untyped-call]
         self.criterion = config.loss.build(spec.item_counts())
+        if config.masked_words:
+            self.word_head = WordHead(config.width, texts.vocabulary, config.norm_eps)
+            self.word_criterion = CrossEntropy().build(torch.ones(texts.vocabulary))
         if without := lacking(texts):
             logger.warning(f"{without:,} of {spec.items:,} items have no text: all of them are one and the same to this model.")
 
@@ -135,6 +156,7 @@ class RecFormer(Model):
         if self.config.pretrained is None:
             return
         checkpoint, path = found_in(self.config.pretrained)
+        require_same_words(path, self.texts.tokenizer)
         found, own = encoder_of(checkpoint, path), self.encoder.state_dict()
         weights = {name: weight for name, weight in found.weights.items() if name in own}
         for name in ("positions.weight", "item_positions.weight"):  # of which there may be more than are needed
@@ -167,11 +189,39 @@ class RecFormer(Model):
         asked = self.asked(batch)
         tokens = Tokens(asked.tokens, asked.types, asked.item_positions, asked.token_lengths, asked.longest, asked.token_items)
         states = self._vectors(tokens, Context(asked.text_keys)) / self.config.temperature
-        if self.config.items == "trained":
-            total = self.criterion.of_rows(states, self._of_items, asked.wanted, asked.key)
-        else:
+        if self.config.items == "kept":
             total = self.criterion(states, self._items(), asked.wanted, asked.key)
-        return Loss({"next_item": Term(total, batch.num_targets())})
+        else:
+            among = asked.wanted if self.config.items == "in_batch" else None
+            total = self.criterion.of_rows(states, self._of_items, asked.wanted, asked.key, among)
+        terms = {"next_item": Term(total, batch.num_targets())}
+        for name, hidden, keys in self._hidden(asked) if self.config.masked_words else ():
+            terms[name] = Term(self._named(hidden, Context(keys), asked.key), len(hidden.wanted), self.config.masked_words)
+        return Loss(terms)
+
+    def counts(self, batch: SequenceBatch) -> dict[str, int]:  # type: ignore[override]
+        """How many words are hidden."""
+        if not self.config.masked_words:
+            return {}
+        return {name: len(hidden.wanted) for name, hidden, _ in self._hidden(self.asked(batch))}
+
+    def _hidden(self, asked: TextBatch) -> Iterator[tuple[str, Hidden, Tensor]]:
+        """The histories' texts and those of the items that follow, with hidden words, by the name of the loss; their keys."""
+        texts = Tokens(asked.tokens, asked.types, asked.item_positions, asked.token_lengths, asked.longest)
+        site, words = 4 * self.config.layers, self.texts
+        for name, tokens, keys in (
+            ("history_words", texts, mix(asked.text_keys + 1)),
+            ("item_words", self._texts_of(asked.wanted[:, None]), mix(asked.text_keys + 2)),
+        ):
+            yield name, hide(tokens, keys, site + 1, self.config.mask_share, words.mask, words.vocabulary), keys
+
+    def _named(self, hidden: Hidden, context: Context, key: int) -> Tensor:
+        """The loss of naming all hidden words of texts, each with a random key."""
+        tokens, where = hidden.tokens, hidden.where
+        states = self.encoder.states(tokens, context)[where]
+        states = self.word_head(states, context.of(tokens.rows[where], tokens.places[where]))
+        total: Tensor = self.word_criterion(states, self.encoder.words.weight, hidden.wanted, key, self.word_head.bias)
+        return total
 
     def asked(self, batch: SequenceBatch, again: bool = False) -> TextBatch:
         """The batch with the texts of what comes before each target."""
@@ -197,7 +247,7 @@ class RecFormer(Model):
 
     def begin_epoch(self, epoch: int, generator: torch.Generator) -> None:
         """Encode all items, where it is time to, and was not done before a training was stopped."""
-        if self.config.items == "trained" or self.known == epoch + 1:
+        if self.config.items != "kept" or self.known == epoch + 1:
             return
         if self.known and epoch % self.config.refresh_every:
             logger.info(f"The items are as they were encoded {epoch + 1 - self.known} epochs ago")

@@ -42,7 +42,7 @@ class TextShape:
     dropout: float
     norm_eps: float = 1e-5
     norm: Literal["post", "pre"] = "post"
-    every_state: bool = False  # whether states of other tokens than the first are wanted of the last block
+    every_state: bool = False  # whether states of other tokens than the first are ever wanted of the last block
     pooling: Literal["first", "mean"] = "first"  # what stands for a text: the state of its first token, or the mean of all
 
 
@@ -131,10 +131,10 @@ class WindowAttention(nn.Module):
         # No projections that an adapter could be put on: their weights are read, and nothing is projected by them.
         self.k_first, self.v_first = nn.Linear(width, width, bias=False), nn.Linear(width, width)
 
-    def forward(self, x: Tensor, tokens: Tokens, context: Context) -> Tensor:
-        """[T, D] -> [T, D], or of the first tokens alone [B, D]."""
+    def forward(self, x: Tensor, tokens: Tokens, context: Context, alone: bool = False) -> Tensor:
+        """[T, D] -> [T, D], or of the first tokens `alone` [B, D]."""
         first = self._first(x, tokens, tokens.of_first(context))
-        if self.alone:
+        if self.alone or alone:
             only: Tensor = self.o(first, tokens.of_first(context))
             return only
         here = tokens.of_each(context)
@@ -213,12 +213,12 @@ class TextBlock(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(shape.width, eps=shape.norm_eps)
         self.feed_forward_dropout = Dropout(shape.dropout, 4 * site + 2)
 
-    def forward(self, x: Tensor, tokens: Tokens, context: Context) -> Tensor:
-        """[T, D] -> [T, D], or of the first tokens alone [B, D], who need no others of the last block."""
-        pre = self.norm == "pre"
-        mixed = self.attention(self.attention_norm(x) if pre else x, tokens, context)
-        here = tokens.of_first(context) if self.alone else tokens.of_each(context)
-        x = x[tokens.starts] if self.alone else x
+    def forward(self, x: Tensor, tokens: Tokens, context: Context, alone: bool = False) -> Tensor:
+        """[T, D] -> [T, D], or of the first tokens `alone` [B, D], who need no others of the last block."""
+        pre, alone = self.norm == "pre", self.alone or alone
+        mixed = self.attention(self.attention_norm(x) if pre else x, tokens, context, alone)
+        here = tokens.of_first(context) if alone else tokens.of_each(context)
+        x = x[tokens.starts] if alone else x
         x = x + single(self.attention_dropout, mixed, here)
         x = x if pre else self.attention_norm(x)
         changed = self.feed_forward(self.feed_forward_norm(x) if pre else x, here)
@@ -255,18 +255,26 @@ class TextEncoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, tokens: Tokens, context: Context, added: Tensor | None = None) -> Tensor:
-        """The state of each text [B, D]; of every token [T, D], where the shape says so.
+        """The state of each text: [B, D]. What is `added` [T, D] is a part of the tokens' embeddings beside their words."""
+        if self.shape.pooling == "first":
+            return self._encoded(tokens, context, added, alone=True)
+        states = self._encoded(tokens, context, added, alone=False)
+        total = states.new_zeros(len(tokens.lengths), states.shape[1], dtype=torch.float32)
+        return total.index_add(0, tokens.rows, states.float()) / tokens.lengths[:, None]
 
-        What is `added` [T, D] is a part of the tokens' embeddings beside their words.
-        """
+    def states(self, tokens: Tokens, context: Context, added: Tensor | None = None) -> Tensor:
+        """The state of every token: [T, D]. A ValueError where the shape has no need of them."""
+        if self.shape.pooling == "first" and not self.shape.every_state:
+            raise ValueError("expected a shape with every_state: of the last block there is no attention but the first token's")
+        return self._encoded(tokens, context, added, alone=False)
+
+    def _encoded(self, tokens: Tokens, context: Context, added: Tensor | None, alone: bool) -> Tensor:
         x = self._embedded(tokens, context, added)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, tokens, context)
+        x = self.blocks[-1](x, tokens, context, alone)
         normed: Tensor = self.last_norm(x)
-        if self.shape.every_state or self.shape.pooling == "first":
-            return normed
-        total = normed.new_zeros(len(tokens.lengths), normed.shape[1], dtype=torch.float32)
-        return total.index_add(0, tokens.rows, normed.float()) / tokens.lengths[:, None]
+        return normed
 
     def _embedded(self, tokens: Tokens, context: Context, added: Tensor | None) -> Tensor:
         if tokens.longest + FIRST_POSITION > self.positions.num_embeddings:
