@@ -94,3 +94,12 @@ def test_one_target_is_drawn_of_each_history():
         assert (rows.lengths >= 1).all() and (rows.lengths <= 4).all() and (rows.begin >= starts[rows.users]).all()
         seen |= {(int(user), int(end)) for user, end in zip(rows.users, rows.end, strict=True)}
     assert seen == {*((0, end) for end in range(1, 8)), (2, 10), (2, 11)}
+
+
+def test_of_a_late_target_there_is_the_second_half_before_it():
+    generator = np.random.default_rng(0)
+    users, starts = np.zeros(400, np.int64), np.full(400, 3)
+    late = drawn(users, starts, starts + 9, 20, generator, late=True).end - 3
+    assert set(late.tolist()) == set(range(4, 9))
+    two = drawn(users, starts, starts + 2, 20, generator, late=True).end - 3
+    assert set(two.tolist()) == {1}

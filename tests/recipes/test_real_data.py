@@ -21,6 +21,7 @@ PUBLISHED = {
     "amazon-beauty-2014/sasrec": (22_363, 12_101, 198_502),
     "amazon-cell-phones-2014/sasrec": (27_879, 10_321, 138_681),
     "amazon-games-2018/sasrec": (50_546, 16_859, 440_264),
+    "amazon-games-2018/recformer-pre-training": (50_546, 16_859, 440_264),
     "amazon-gift-cards-2018/recformer": (458, 148, 2_972),
     "amazon-gift-cards-2018/sasrec": (458, 148, 2_972),
     "amazon-grocery-2014/sasrec": (14_681, 8_687, 121_892),

@@ -1,0 +1,76 @@
+"""RecFormer pre-trained here, and fine-tuned from that run: its encoder, its tokenizer, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from stores import store_of
+from turborec import recipes, run
+from turborec.errors import UserError
+from turborec.stores import Places
+
+pytest.importorskip("tokenizers", reason="text: tokenizers is not installed")
+
+ENCODER = {"kind": "recformer", "width": 16, "layers": 2, "heads": 2, "hidden": 32, "max_tokens": 64}
+TREE = {
+    "data": {"source": {"kind": "online_retail"}},  # of which the store stands in place
+    "batches": {"max_length": 6, "tokens": 96, "coverage": "drawn_late"},
+    "model": ENCODER | {"items": "in_batch", "masked_words": 0.1, "texts": {"vocabulary": 300}},
+    "train": {"epochs": 3, "optimizer": {"lr": 5e-3}},
+}
+
+
+def places_of(folder, alphabet):
+    """Users walk on along the items; each item's words say where it stands."""
+    histories = [[(user + step) % 30 + 1 for step in range(8)] for user in range(40)]
+    told = {"title": [" ".join(alphabet[int(digit)] * 3 for digit in np.base_repr(number, 6)) for number in range(1, 31)]}
+    return Places(home=folder, store=store_of(folder / "store", histories, items=30, told=told).folder)
+
+
+def trained(places, folder, **changes):
+    return run.train(recipes.from_tree(TREE | changes, "the test"), folder, places)
+
+
+@pytest.fixture(scope="module")
+def pre_trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pre_training")
+    _, results = trained(places_of(folder, "abcdef"), folder / "run")
+    return folder / "run", results["recformer"]
+
+
+def test_all_losses_are_logged_and_fall(pre_trained):
+    records = [json.loads(line) for line in (pre_trained[0] / "metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in records if record["kind"] == "train"]
+    for name in ("next_item", "history_words", "item_words"):
+        values = [step[name] for step in steps]
+        assert np.mean(values[-3:]) < np.mean(values[:3])
+    total = steps[0]["next_item"] + 0.1 * (steps[0]["history_words"] + steps[0]["item_words"])
+    assert steps[0]["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_fine_tuning_begins_where_pre_training_ended(pre_trained, tmp_path):
+    folder, results = pre_trained
+    model = ENCODER | {"pretrained": str(folder), "texts": {"tokenizer": str(folder)}}
+    tuned, _ = trained(places_of(tmp_path, "abcdef"), tmp_path / "run", model=model, train={"epochs": 1})
+    before = json.loads((tmp_path / "run" / "evaluation" / "test" / "before-training" / "result.json").read_text())["values"]
+    assert before["masked"] == pytest.approx(results.masked, abs=1e-6)
+    assert not any(name.startswith("word_head") for name in tuned.model.state_dict())
+    assert (tmp_path / "run" / "tokenizer.json").read_text() == (folder / "tokenizer.json").read_text()
+
+
+def test_other_words_and_unfinished_runs_are_refused(pre_trained, tmp_path):
+    folder, _ = pre_trained
+    model = ENCODER | {"pretrained": str(folder), "texts": {"vocabulary": 300}}
+    with pytest.raises(UserError, match="model.texts.tokenizer has others: set it to"):
+        trained(places_of(tmp_path, "uvwxyz"), tmp_path / "run", model=model)
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match="has no validated weights"):
+        trained(
+            Places(tmp_path, None, tmp_path / "store"),
+            tmp_path / "other",
+            model=model | {"pretrained": str(tmp_path / "empty")},
+        )
+    wider = model | {"width": 32, "texts": {"tokenizer": str(folder)}}
+    with pytest.raises(UserError, match="has the shape"):
+        trained(Places(tmp_path, None, tmp_path / "store"), tmp_path / "wide", model=wider)
