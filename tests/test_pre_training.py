@@ -62,7 +62,7 @@ def test_fine_tuning_begins_where_pre_training_ended(pre_trained, tmp_path):
 def test_other_words_and_unfinished_runs_are_refused(pre_trained, tmp_path):
     folder, _ = pre_trained
     model = ENCODER | {"pretrained": str(folder), "texts": {"vocabulary": 300}}
-    with pytest.raises(UserError, match="model.texts.tokenizer has others: set it to"):
+    with pytest.raises(UserError, match="has others: set it to"):
         trained(places_of(tmp_path, "uvwxyz"), tmp_path / "run", model=model)
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match="has no validated weights"):
@@ -74,3 +74,22 @@ def test_other_words_and_unfinished_runs_are_refused(pre_trained, tmp_path):
     wider = model | {"width": 32, "texts": {"tokenizer": str(folder)}}
     with pytest.raises(UserError, match="has the shape"):
         trained(Places(tmp_path, None, tmp_path / "store"), tmp_path / "wide", model=wider)
+
+
+def test_items_are_encoded_once_by_the_same_weights_and_those_alone_that_are_new(pre_trained, tmp_path, caplog):
+    folder, _ = pre_trained
+    given = {"pretrained": str(folder), "texts": {"tokenizer": str(folder)}}
+
+    def told(name, alphabet):
+        caplog.clear()
+        store = tmp_path / "stores" / alphabet  # beside which things are kept
+        if not store.exists():
+            store.parent.mkdir(exist_ok=True)
+            places_of(tmp_path / alphabet, alphabet).store.rename(store)
+        once = {"epochs": 2, "precision": "float32"}  # as the evaluation computes
+        trained(Places(tmp_path, None, store), tmp_path / name, model=ENCODER | given, train=once)
+        return [text.split(" texts")[0] for text in caplog.messages if "were encoded by these weights" in text]
+
+    assert told("first", "abcdef") == ["0 of 30", "30 of 30"]  # the baseline's, then the first epoch's
+    assert told("second", "abcdef") == ["30 of 30"] * 2
+    assert told("third", "abcdeg") == ["24 of 30", "30 of 30"]

@@ -183,7 +183,7 @@ def spec_of(store: Store, recipe: AnyRecipe) -> DataSpec:
     # Beside the prepared stores, and never among data: a store that was carried here alone has no such place.
     home = store.folder.parents[1] if store.folder.parent.name == "stores" else None
     if (texts := getattr(recipe.model, "texts", None)) is not None:
-        return replace(spec, texts=tokens_of(store, texts, home))
+        return replace(spec, texts=tokens_of(store, texts, home), kept=home)
     spec = replace(spec, features=_Tables(store))
     if recipe.model.batch is not PairBatch:
         return spec

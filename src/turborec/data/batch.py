@@ -5,6 +5,7 @@ Letters: B rows, L positions.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -36,6 +37,11 @@ class ItemTokens:
     padding: int
     mask: int
     tokenizer: str = ""  # the tokenizer.json that cut them
+
+    def hashes(self) -> list[bytes]:
+        """SHA-256 of each item's tokens and their types, items 1..V."""
+        ids, types, at = self.ids.numpy(), self.types.numpy(), self.offsets.tolist()
+        return [sha256(ids[lo:hi].tobytes() + types[lo:hi].tobytes()).digest() for lo, hi in pairwise(at[1:])]
 
 
 @dataclass(frozen=True)

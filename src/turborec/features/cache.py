@@ -8,7 +8,7 @@ made again. Shards are only ever added, so that several processes may share a ca
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from turborec.files import write_whole
 Floats = NDArray[np.float32]
 
 SHARDS_IN_MEMORY = 8
+
+MADE_TOGETHER = 8192
+"""Vectors between two of which nothing is kept: so many are lost by a kill."""
 
 log = logging.getLogger("turborec")
 
@@ -59,6 +62,20 @@ class Cache:
         name = f"{_name(content)}.safetensors"
         write_whole(self.folder / name, content)
         self._places |= {each: (name, row) for row, each in enumerate(hashes)}
+
+    def through(self, hashes: Sequence[bytes], make: Callable[[list[int]], Floats]) -> tuple[Floats, int]:
+        """The vectors [N, D] of these contents, N >= 1, and how many had to be made.
+
+        `make` is given the places of some that are new, each content once, and what it gives is kept before it goes on.
+        """
+        known = self.find(list(dict.fromkeys(hashes)))
+        new = list({each: place for place, each in enumerate(hashes) if each not in known}.values())
+        for begin in range(0, len(new), MADE_TOGETHER):
+            some = new[begin : begin + MADE_TOGETHER]
+            made, names = make(some), [hashes[place] for place in some]
+            self.add(names, made)
+            known |= dict(zip(names, made, strict=True))
+        return np.stack([known[each] for each in hashes]), len(new)
 
     def admit(self, path: Path) -> None:
         """Know the vectors of a shard, or delete it if it is damaged."""

@@ -3,9 +3,11 @@
 Letters: B rows, L positions, D width, V items, N texts, T tokens of all of them, K items of a history.
 """
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -18,6 +20,7 @@ from turborec.contract import DotProduct, Loss, Model, Term, rows_of
 from turborec.data.batch import DataSpec, ItemTokens, SequenceBatch, TextBatch
 from turborec.data.windows import filled
 from turborec.errors import UserError
+from turborec.features.cache import Cache, open_cache
 from turborec.features.pretrained import found_in, require_same_words
 from turborec.features.tokens import Texts, lacking
 from turborec.losses import CatalogueLoss, CrossEntropy, Focal
@@ -32,6 +35,9 @@ logger = logging.getLogger("turborec")
 
 TYPES = 4
 """Of tokens: of a text's first one, of an attribute's name, of what it says, and one of padding that checkpoints have."""
+
+CODE = 1
+"""Of what makes an item's vector of its tokens and weights; vectors of another are not found."""
 
 ENCODED = 16_384
 """Tokens of items that are encoded together."""
@@ -139,6 +145,7 @@ class RecFormer(Model):
             nn.init.zeros_(self.ids.weight)
         self.register_buffer("table", torch.zeros(spec.items + 1, config.width))
         self.register_buffer("encoded", torch.tensor(0))
+        self.given = False  # whether the encoder is as it was given, so that what it makes of items may be kept
         self.known = 0  # what `encoded` says, without asking a device: the epoch before which that was, from 1 on; 0: never
         self.register_load_state_dict_post_hook(_remember)  # type: ignore[no-untyped-call]
         self.criterion = config.loss.build(spec.item_counts())
@@ -176,6 +183,7 @@ class RecFormer(Model):
         if found.plain:  # what it has not learnt begins at nothing, so that a single text is what it was trained to read
             weights["item_positions.weight"] = torch.zeros_like(own["item_positions.weight"])
         self.encoder.load_state_dict({**own, **weights})
+        self.given = True
         told = "; places of items in a history begin at zero" * found.plain
         logger.info(f"The encoder begins with {len(weights)} weights of {path}{told}")
 
@@ -248,12 +256,14 @@ class RecFormer(Model):
     def begin_epoch(self, epoch: int, generator: torch.Generator) -> None:
         """Encode all items, where it is time to, and was not done before a training was stopped."""
         if self.config.items != "kept" or self.known == epoch + 1:
+            self.given = False
             return
         if self.known and epoch % self.config.refresh_every:
             logger.info(f"The items are as they were encoded {epoch + 1 - self.known} epochs ago")
             return
         began, before = time.monotonic(), self.table.clone()
         self.table.copy_(self._encode_items())
+        self.given = False  # from here on it changes
         told = f"{self.spec.items:,} items encoded in {time.monotonic() - began:.1f} s"
         if self.known:
             alike = (before[1:] * self.table[1:]).sum(1).mean()
@@ -278,8 +288,27 @@ class RecFormer(Model):
     def _encode_items(self) -> Tensor:
         """Every item's own text: [V + 1, D], row 0 being zero."""
         found = torch.zeros_like(self.table)
-        found[1:] = self.encoded_of(torch.arange(1, self.spec.items + 1))
+        if not self.given or self.spec.kept is None:
+            found[1:] = self.encoded_of(torch.arange(1, self.spec.items + 1))
+            return found
+        hashes = self.texts.hashes()
+        made, new = self._cache(self.spec.kept).through(
+            hashes, lambda rows: self.encoded_of(torch.tensor(rows) + 1).cpu().numpy()
+        )
+        logger.info(f"{len(set(hashes)) - new:,} of {len(set(hashes)):,} texts of items were encoded by these weights before")
+        found[1:] = torch.from_numpy(made)
         return found
+
+    def _cache(self, home: Path) -> Cache:
+        """Where the vectors of texts by the encoder as it is are kept."""
+        weights = hashlib.sha256()
+        for name, weight in sorted(self.encoder.state_dict().items()):
+            weights.update(name.encode())
+            weights.update(weight.detach().cpu().contiguous().numpy().data)
+        device = self.table.device.type
+        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        shape = {**vars(self.encoder.shape), "begin": self.texts.begin, "products": str(kind)}
+        return open_cache(home, {"kind": "recformer", "weights": weights.hexdigest(), "code": CODE, **shape})
 
     @torch.no_grad()
     def encoded_of(self, items: Tensor) -> Tensor:
