@@ -8,6 +8,7 @@ import pytest
 from stores import store_of
 from turborec import recipes, run
 from turborec.errors import UserError
+from turborec.report.run_page import run_page
 from turborec.stores import Places
 
 pytest.importorskip("tokenizers", reason="text: tokenizers is not installed")
@@ -16,7 +17,7 @@ ENCODER = {"kind": "recformer", "width": 16, "layers": 2, "heads": 2, "hidden": 
 TREE = {
     "data": {"source": {"kind": "online_retail"}},  # of which the store stands in place
     "batches": {"max_length": 6, "tokens": 96, "coverage": "drawn_late"},
-    "model": ENCODER | {"items": "in_batch", "masked_words": 0.1, "texts": {"vocabulary": 300}},
+    "model": ENCODER | {"items": "in_batch", "masked_words": {}, "texts": {"vocabulary": 300}},
     "train": {"epochs": 3, "optimizer": {"lr": 5e-3}},
 }
 
@@ -55,6 +56,10 @@ def test_fine_tuning_begins_where_pre_training_ended(pre_trained, tmp_path):
     tuned, _ = trained(places_of(tmp_path, "abcdef"), tmp_path / "run", model=model, train={"epochs": 1})
     before = json.loads((tmp_path / "run" / "evaluation" / "test" / "before-training" / "result.json").read_text())["values"]
     assert before["masked"] == pytest.approx(results.masked, abs=1e-6)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["preparing_seconds"] > 0 for record in records if record["kind"] == "epoch"] == [True]
+    written = run_page(tmp_path / "run")
+    assert "Before and after training" in written and f">{before['masked']['mrr']:.4f}<" in written
     assert not any(name.startswith("word_head") for name in tuned.model.state_dict())
     assert (tmp_path / "run" / "tokenizer.json").read_text() == (folder / "tokenizer.json").read_text()
 

@@ -150,13 +150,14 @@ def _epoch(job: _Job, state: TrainState) -> None:
     epochs = sum(s.epochs for s in run.recipe.stages)
     if not position.global_step:
         logger.info(f"{steps} steps an epoch, {plan.targets:,} events to learn from, {plan.fill:.1%} of the positions filled")
-    watch, clock = monitor.Monitor(run.device), monitor.Clock()
+    watch, clock, prepared = monitor.Monitor(run.device), monitor.Clock(), 0.0
     with task(label, plan.targets, "events") as advance:
         for record in loop.fit(state, Some(plan, range(steps)), stage, run.device):
             left = job.pace.left(position.global_step, steps * (epochs - number) - position.step)
             world.passed(position.global_step)
             advance(record.asked, f"loss {record.loss:.4f}, all epochs {left}")
             watch.add(record.waited, record.targets)
+            prepared += record.prepared
             facts = {"gradient_norm": record.gradient_norm, "lr": record.lr, "epoch": position.epoch + 1}
             if job.metrics:
                 job.metrics.write("train", position.global_step, {**record.losses, **facts})
@@ -172,19 +173,19 @@ def _epoch(job: _Job, state: TrainState) -> None:
                 _save(run, state)
                 saved = time.monotonic()
             heed(int(signal), position.global_step, _to_go_on(run))
-    speed = (position.targets - before) / (time.monotonic() - began)
     _warn_if_small(run, _tell_usage(job, state, watch, label))
     values: dict[str, float] = {
         "loss": position.loss / max(1, position.targets),
         "fill": plan.fill,
-        "targets_per_second": speed,
+        "targets_per_second": (position.targets - before) / (time.monotonic() - began),
+        "preparing_seconds": prepared,
     }
     position.epoch, position.step, position.loss, position.targets = position.epoch + 1, 0, 0.0, 0
     told = _end(job, state, values, clock)
     logger.info(
         f"{label}: step {position.global_step:,} of about {position.global_step + (epochs - number - 1) * steps:,} "
         f"({(number + 1) / epochs:.0%}), "
-        f"loss {values['loss']:.4f}, {told}, {speed:,.0f} targets/s"
+        f"loss {values['loss']:.4f}, {told}, {values['targets_per_second']:,.0f} targets/s"
     )
     _save(run, state)
     if job.watch is not None:

@@ -61,7 +61,7 @@ VARIANTS = {
     "recformer of its authors": {"norm": "post", "width": 16, "layers": 2, "hidden": 32, "window": 4},
     "recformer with trained items": {"items": "trained", "width": 32, "layers": 2, "heads": 2, "hidden": 64},
     "recformer with hidden words": {"items": "trained", "width": 32, "layers": 2, "heads": 2, "hidden": 64}
-    | {"masked_words": 0.1},
+    | {"masked_words": {}},
     "recformer with drawn items": {"items": "trained", "width": 32, "layers": 1, "heads": 2, "hidden": 64}
     | {"loss": SampledSoftmax(negatives=48)},
     "bert4rec of RePlay": {"embedding_norm": False, "final_norm": False, "head": False, "tied": False},

@@ -230,7 +230,7 @@ def test_a_vector_of_each_item_s_own_is_added_to_its_tokens():
 @pytest.mark.parametrize("items", ["in_batch", "trained"])
 @torch.no_grad()
 def test_pre_training_compares_with_the_batch_and_names_hidden_words(items):
-    model, batch = built(items=items, masked_words=0.1, mask_share=0.5)
+    model, batch = built(items=items, masked_words={"share": 0.5})
     model.eval()
     terms = model(batch).terms
     assert {name: term.count for name, term in terms.items() if name != "next_item"} == model.counts(batch)
@@ -246,7 +246,7 @@ def test_pre_training_compares_with_the_batch_and_names_hidden_words(items):
     else:
         expected = by_definition(model, batch, table)
     assert float(terms["next_item"].sum) == pytest.approx(float(expected), rel=1e-5)
-    for name, hidden, _ in model._hidden(asked):
+    for name, hidden, _ in model._hidden(asked, 0.5):
         words = 0.0
         states = model.encoder.states(hidden.tokens, Context(None))
         for where, wanted in zip(hidden.where.tolist(), hidden.wanted.tolist(), strict=True):
@@ -279,7 +279,7 @@ def test_hidden_words_are_a_share_most_of_them_masked_and_a_tenth_as_they_are():
 
 
 def test_all_of_a_pre_trained_model_is_given_gradients_and_a_batch_without_targets_is_none():
-    model, batch = built(items="in_batch", masked_words=0.1, mask_share=0.5)
+    model, batch = built(items="in_batch", masked_words={"share": 0.5})
     loss = sum(term.weight * term.sum for term in model(batch).terms.values())
     loss.backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())

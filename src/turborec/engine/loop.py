@@ -133,6 +133,7 @@ class Record:
     asked: int  # targets of its batch, whether the model chose to predict them or not
     seconds: float
     waited: float  # of them, for its batch
+    prepared: float = 0.0  # seconds before them, in which the model began the epoch
 
     @property
     def loss(self) -> float:
@@ -168,9 +169,11 @@ def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device)
     model, position = state.model, state.position
     stage = stage.model_copy(update={"accumulate": max(stage.accumulate, state.parts)})
     dtype = compute_dtype(stage.precision, device)
+    began = time.perf_counter()
     if stage.refresh:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             model.begin_epoch(batches.number, torch.Generator().manual_seed(batches.key))
+    prepared = time.perf_counter() - began
     model.train()
     if stage.replay and device.type == "cuda" and state.replays is None:
         state.replays = Replays(model, state.optimizer, stage.clip_norm, dtype, device)
@@ -208,7 +211,8 @@ def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device)
             state.update_average(stage.average)
         seconds = time.perf_counter() - began
         rate = stage.optimizer.lr * factor
-        yield Record(replace(position), len(batches), losses, norm, rate, predicted, asked, seconds, waited)
+        yield Record(replace(position), len(batches), losses, norm, rate, predicted, asked, seconds, waited, prepared)
+        prepared = 0.0
 
 
 def _can_be_halved(state: TrainState, batch: Batch, stage: Stage) -> bool:

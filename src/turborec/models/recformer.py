@@ -28,7 +28,7 @@ from turborec.nn.attention import require_heads
 from turborec.nn.keyed import mix
 from turborec.nn.linear import Context
 from turborec.nn.longformer import FIRST_POSITION, TextEncoder, TextShape, Tokens
-from turborec.nn.masked_words import Hidden, WordHead, hide
+from turborec.nn.masked_words import Hidden, MaskedWords, WordHead, hide
 from turborec.recipe import Config as BaseConfig
 
 logger = logging.getLogger("turborec")
@@ -50,7 +50,7 @@ class Config(BaseConfig):
     over `temperature`, to that of the item which follows; a stage with `refresh: false` leaves the items as they are. That is
     for an encoder that can read: drawn weights would make all vectors one. `items: trained` is for those.
     Pre-training: `items: in_batch` compares with what follows in the other histories of the batch alone, and `masked_words`
-    counts the loss of naming hidden words of both. Deliberate deviations: pre-norm blocks unless `norm: post` is stated, no
+    adds the losses of naming hidden words of both. Deliberate deviations: pre-norm blocks unless `norm: post` is stated, no
     dropout on attention weights and none on an item's own text, a history's first event is never predicted (the authors' code
     also asks of empty histories what follows), an item that follows twice in a batch stands there once, and each process
     compares with its own share of the batch.
@@ -74,10 +74,7 @@ class Config(BaseConfig):
         description="kept: as they were encoded last; trained: those that a step compares are encoded in it, and learn; "
         "in_batch: so are they, and they are those that follow in the batch",
     )
-    masked_words: float = Field(
-        0.0, ge=0.0, description="what the loss of naming hidden words counts, of histories and of what follows (paper: 0.1)"
-    )
-    mask_share: float = Field(0.15, gt=0.0, lt=1.0, description="of the tokens, where words are hidden")
+    masked_words: MaskedWords | None = Field(None, description="words that are hidden, and named again; {}: as in the paper")
     refresh_every: int = Field(1, ge=1, description="epochs between two encodings of all items")
     ids: bool = Field(
         False, description="also learn a vector for each item, added to its tokens, from zero: of new items there is text alone"
@@ -134,7 +131,7 @@ class RecFormer(Model):
                 dropout=config.dropout,
                 norm_eps=config.norm_eps,
                 norm=config.norm,
-                every_state=config.masked_words > 0,
+                every_state=config.masked_words is not None,
                 pooling=config.pooling,
             )
         )
@@ -149,7 +146,7 @@ class RecFormer(Model):
         self.known = 0  # what `encoded` says, without asking a device: the epoch before which that was, from 1 on; 0: never
         self.register_load_state_dict_post_hook(_remember)  # type: ignore[no-untyped-call]
         self.criterion = config.loss.build(spec.item_counts())
-        if config.masked_words:
+        if config.masked_words is not None:
             self.word_head = WordHead(config.width, texts.vocabulary, config.norm_eps)
             self.word_criterion = CrossEntropy().build(torch.ones(texts.vocabulary))
         if without := lacking(texts):
@@ -203,17 +200,18 @@ class RecFormer(Model):
             among = asked.wanted if self.config.items == "in_batch" else None
             total = self.criterion.of_rows(states, self._of_items, asked.wanted, asked.key, among)
         terms = {"next_item": Term(total, batch.num_targets())}
-        for name, hidden, keys in self._hidden(asked) if self.config.masked_words else ():
-            terms[name] = Term(self._named(hidden, Context(keys), asked.key), len(hidden.wanted), self.config.masked_words)
+        if (masked := self.config.masked_words) is not None:
+            for name, hidden, keys in self._hidden(asked, masked.share):
+                terms[name] = Term(self._named(hidden, Context(keys), asked.key), len(hidden.wanted), masked.weight)
         return Loss(terms)
 
     def counts(self, batch: SequenceBatch) -> dict[str, int]:  # type: ignore[override]
         """How many words are hidden."""
-        if not self.config.masked_words:
+        if (masked := self.config.masked_words) is None:
             return {}
-        return {name: len(hidden.wanted) for name, hidden, _ in self._hidden(self.asked(batch))}
+        return {name: len(hidden.wanted) for name, hidden, _ in self._hidden(self.asked(batch), masked.share)}
 
-    def _hidden(self, asked: TextBatch) -> Iterator[tuple[str, Hidden, Tensor]]:
+    def _hidden(self, asked: TextBatch, share: float) -> Iterator[tuple[str, Hidden, Tensor]]:
         """The histories' texts and those of the items that follow, with hidden words, by the name of the loss; their keys."""
         texts = Tokens(asked.tokens, asked.types, asked.item_positions, asked.token_lengths, asked.longest)
         site, words = 4 * self.config.layers, self.texts
@@ -221,7 +219,7 @@ class RecFormer(Model):
             ("history_words", texts, mix(asked.text_keys + 1)),
             ("item_words", self._texts_of(asked.wanted[:, None]), mix(asked.text_keys + 2)),
         ):
-            yield name, hide(tokens, keys, site + 1, self.config.mask_share, words.mask, words.vocabulary), keys
+            yield name, hide(tokens, keys, site + 1, share, words.mask, words.vocabulary), keys
 
     def _named(self, hidden: Hidden, context: Context, key: int) -> Tensor:
         """The loss of naming all hidden words of texts, each with a random key."""

@@ -7,14 +7,23 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from turborec.nn.keyed import bits
 from turborec.nn.linear import Context, Linear
 from turborec.nn.longformer import Tokens
+from turborec.recipe import Config
 
 REPLACED, KEPT = 0.8, 0.1
 """Of the hidden tokens: the share that becomes the mask, and the share that stays; the others become any word."""
+
+
+class MaskedWords(Config):
+    """Words that are hidden in training, for the encoder to name them."""
+
+    weight: float = Field(0.1, gt=0.0, description="what the loss of naming them counts, of histories and of what follows each")
+    share: float = Field(0.15, gt=0.0, lt=1.0, description="of the tokens")
 
 
 @dataclass(frozen=True)

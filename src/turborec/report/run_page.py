@@ -13,6 +13,7 @@ import numpy as np
 
 from turborec import __version__, compare, contestants
 from turborec.assembly import Run
+from turborec.baseline import BEFORE
 from turborec.data.store import Part
 from turborec.engine import monitor
 from turborec.engine.checkpoint import STATE, checkpoints
@@ -48,7 +49,7 @@ def write_report(folder: Path, run: Run | None = None, out: Path | None = None, 
 def run_page(folder: Path, run: Run | None = None, missing: str = "") -> str:
     """The page of the run in `folder`."""
     recipe = read(folder / "recipe.yaml")
-    epochs, steps, usage = (_records(folder, kind) for kind in ("epoch", "train", monitor.KIND))
+    epochs, steps, usage, clock = (_records(folder, kind) for kind in ("epoch", "train", monitor.KIND, monitor.CLOCK))
     chosen = _chosen_epoch(folder, epochs)
     title = f"{recipe['model']['kind']} on {_named(recipe['data']['source'])}, seed {recipe['seed']}"
     results = _results(folder, recipe)
@@ -62,7 +63,7 @@ def run_page(folder: Path, run: Run | None = None, missing: str = "") -> str:
         "keys": [*_keys(results, recipe, epochs, chosen), *_sizes(folder), *_usage(usage)],
         "results": results,
         "figures": _figures(recipe, epochs, steps, chosen),
-        "epochs": epochs,
+        "epochs": [one | _spent(one, clock) for one in epochs],
         "chosen": chosen,
         "examples": [] if run is None else _examples(run),
         "missing": missing,
@@ -72,6 +73,22 @@ def run_page(folder: Path, run: Run | None = None, missing: str = "") -> str:
         "recipe": (folder / "recipe.yaml").read_text(encoding="utf-8"),
     }
     return page.render("run", facts)
+
+
+def _spent(epoch: dict[str, Any], clock: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds of an epoch: what the model did before its steps, its steps, its validation."""
+    own = [one for one in clock if all(one.get(name) == epoch.get(name) for name in ("stage", "epoch"))]
+    training, validation = (sum(one.get(f"{what}_seconds", 0.0) for one in own) for what in ("training", "validation"))
+    before = epoch.get("preparing_seconds", 0.0)
+    return {"preparing": before, "stepping": max(0.0, training - before), "validating": validation}
+
+
+def _before(tables: dict[History, list[dict[str, Any]]], models: list[str], history: History) -> list[tuple[str, float, float]]:
+    """Of each metric the value before a training that began with given weights, and the one after it."""
+    if BEFORE not in models:
+        return []
+    at = models.index(BEFORE)
+    return [(row["metric"], row["cells"][at][0], row["cells"][0][0]) for row in tables[history]]
 
 
 def _examples(run: Run) -> list[Any]:
@@ -116,6 +133,7 @@ def _results(folder: Path, recipe: Tree) -> dict[str, Any] | None:
         "users": len(everybody[0].users),
         "resamples": RESAMPLES,
         "tables": tables,
+        "before": _before(tables, models, card["history"]),
         "against": [(f"{d.metric}, {one.model}", d) for d, one in zip(compare.corrected(against), anchors, strict=True)],
     }
 
