@@ -172,7 +172,7 @@ def test_a_gate_that_knows_users_from_all_that_they_did_is_refused(trained, plac
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"adapters": LORA}, "adapters are added to what another run has learnt: name its folder, base=RUN"),
+        ({"adapters": LORA}, "adapters are added to what was learnt before: name the folder of another run, base=RUN"),
         ({"base": "nowhere"}, "base: .*nowhere is not a run folder"),
         ({"base": "TRAINED", "model": {**TREE["model"], "tied": False}}, "output.weight are not in both"),
         ({"base": "TRAINED", "model": {**TREE["model"], "width": 32}}, r"has the shape \[16\] in .* and \[32\] here"),

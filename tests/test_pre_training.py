@@ -4,10 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from stores import store_of
 from turborec import recipes, run
 from turborec.errors import UserError
+from turborec.nn.lora import Adapter
 from turborec.report.run_page import run_page
 from turborec.stores import Places
 
@@ -98,3 +101,27 @@ def test_items_are_encoded_once_by_the_same_weights_and_those_alone_that_are_new
     assert told("first", "abcdef") == ["0 of 30", "30 of 30"]  # the baseline's, then the first epoch's
     assert told("second", "abcdef") == ["30 of 30"] * 2
     assert told("third", "abcdeg") == ["24 of 30", "30 of 30"]
+
+
+@pytest.mark.parametrize("kind", ["lora", "ilora"])
+def test_adapters_beside_a_pretrained_encoder(pre_trained, tmp_path, kind):
+    folder, results = pre_trained
+    model = ENCODER | {"pretrained": str(folder), "texts": {"tokenizer": str(folder)}}
+    places = places_of(tmp_path, "abcdef")
+    train = {"epochs": 2, "optimizer": {"lr": 1e-2}}
+    done, tested = trained(places, tmp_path / "run", model=model, train=train, adapters={"kind": kind, "rank": 4})
+    before = json.loads((tmp_path / "run" / "evaluation" / "test" / "before-training" / "result.json").read_text())["values"]
+    assert before["masked"] == pytest.approx(results.masked, abs=1e-6)
+    assert tested["recformer"].masked != before["masked"]
+    changed = [one.b for one in done.model.modules() if isinstance(one, Adapter)]
+    assert changed and all(b.any() for b in changed)
+    weights = load_file(next((tmp_path / "run" / "checkpoints").glob("step_*")) / "model.safetensors")
+    assert not any(name.endswith("words.weight") for name in weights)
+    opened = run.reopen(tmp_path / "run", places)
+    again = run.evaluate(opened, "test")
+    assert again["recformer"].masked == tested["recformer"].masked
+    if kind == "ilora":  # each text has gates of its own, whatever else is in its batch
+        items = torch.arange(1, 31)
+        together = opened.model.encoded_of(items)
+        alone = torch.cat([opened.model.encoded_of(items[place : place + 1]) for place in range(30)])
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)

@@ -136,6 +136,12 @@ def _ordered(rows: Tensor, order: Tensor) -> Tensor:
     return torch.cat([rows[:1], taken])
 
 
+def given(recipe: AnyRecipe) -> str | None:
+    """Whose weights a training begins with: those of another run, or a pretrained encoder's."""
+    pretrained: str | None = getattr(recipe.model, "pretrained", None)
+    return recipe.base or pretrained
+
+
 def begin(model: Model, recipe: AnyRecipe, store: Store) -> None:
     """Give a model of full size the weights of the recipe's base."""
     assert recipe.base is not None
@@ -143,18 +149,21 @@ def begin(model: Model, recipe: AnyRecipe, store: Store) -> None:
 
 
 def put_on(model: Model, recipe: AnyRecipe, store: Store) -> None:
-    """Freeze the model with the weights of the recipe's base, and give it adapters.
+    """Freeze the model with the weights of the recipe's base, or with those that it begins with, and give it adapters.
 
-    Without a base what is frozen is what was drawn: good to measure a step, and nothing else. Which weights they are is a
+    Without either what is frozen is what was drawn: good to measure a step, and nothing else. Which weights they are is a
     part of the model's state, `base`, so that its checkpoints go with no others; those of another run that gates look at, too.
     """
-    digest = bytes(32)
+    digest, pretrained = bytes(32), getattr(recipe.model, "pretrained", None)
     if isinstance(model, Counted):
         raise UserError(f"adapters: {recipe.model.kind} is counted, not trained: there is nothing to adapt.")
     if recipe.base is not None:
         weights = weights_of(Path(recipe.base))
         load_whole(model, fitted(weights, model, store))
         digest = weights.digest
+    elif pretrained is not None:
+        model.begin()
+        digest = Weights(Path(pretrained), recipe, store, model.state_dict()).digest
     if (gate := add_adapters(model, recipe, store)) is not None:
         digest = hashlib.sha256(digest + gate).digest()
     model.register_buffer("base", torch.frombuffer(bytearray(digest), dtype=torch.uint8))
@@ -173,7 +182,7 @@ def add_adapters(model: Model, recipe: AnyRecipe, store: Store | None = None) ->
             raise UserError(
                 f"adapters: {recipe.model.kind} predicts every event of a history at once, each from those before it; a gate "
                 "made of the whole history would tell it what follows. {kind: ilora} is for bert4rec, which sees what is not "
-                "masked; {kind: lora} is for all."
+                "masked, and for recformer, which reads what came before; {kind: lora} is for all."
             )
         model.gate, digest = _gate(config, recipe, store)
         return digest

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from turborec import base
 from turborec.assembly import Run, measure
 from turborec.engine import world
 from turborec.evaluate import Result
@@ -23,8 +24,7 @@ SURE = 3.0
 
 def is_wanted(recipe: AnyRecipe) -> bool:
     """Whether a training begins with weights that are worth something, and baselines are measured at all."""
-    given = recipe.base is not None or getattr(recipe.model, "pretrained", None) is not None
-    return bool(given and recipe.anchors)
+    return bool(base.given(recipe) and recipe.anchors)
 
 
 def measure_before(run: Run) -> None:

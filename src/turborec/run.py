@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from turborec import baseline, preflight, stores
+from turborec import base, baseline, preflight, stores
 from turborec.assembly import Run, anchor, assemble, measure, parameters, whole
 from turborec.contract import Counted, Model
 from turborec.data.batch import PairBatch
@@ -60,8 +60,8 @@ def train(
     `steps` limits the steps of an epoch, for a trial. `tracking` names who else is told the metrics; where it is None,
     those who were told before. A training that somebody watches is one of many, and its test part stays closed.
     """
-    if recipe.adapters is not None and recipe.base is None:
-        raise UserError("adapters are added to what another run has learnt: name its folder, base=RUN.")
+    if recipe.adapters is not None and base.given(recipe) is None:
+        raise UserError("adapters are added to what was learnt before: name the folder of another run, base=RUN.")
     if watch is None:
         _refuse_trial(folder)
     tracking = tracking or remembered(folder)
@@ -212,7 +212,7 @@ def _describe(run: Run) -> None:
     if not (run.folder / MODEL).is_file():
         write_whole(run.folder / MODEL, json.dumps({"kind": run.recipe.model.kind, "parameters": vars(sizes)}, indent=1))
     adapted = f", {sizes.trained:,} ({sizes.trained / sizes.total:.2%}) of them trained" * (run.recipe.adapters is not None)
-    adapted += f" beside {run.recipe.base}" * (run.recipe.adapters is not None)
+    adapted += f" beside {base.given(run.recipe)}" * (run.recipe.adapters is not None)
     dtype = str(hardware.compute_dtype(run.recipe.train.precision, run.device)).removeprefix("torch.")
     logger.info(
         f"Model: {run.recipe.model.kind} with {sizes.total:,} parameters, {sizes.body:,} in the body and {sizes.tables:,} in "

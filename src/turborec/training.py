@@ -60,7 +60,7 @@ def fit(run: Run, steps: int | None, interruption: Interruption, tracking: Track
         world.wait()
         return
     state = loop.start(run.model, run.recipe.stages[saved.state["position"]["stage"] if saved else 0], run.device)
-    if saved is None:
+    if saved is None and run.recipe.adapters is None:  # beside which the model has begun already
         run.model.begin()
     if saved is None and run.recipe.base is not None and run.recipe.adapters is None:
         base.begin(run.model, run.recipe, run.store)

@@ -46,7 +46,11 @@ class Gate(nn.Module):
                 scorer = self.other.scorer()
                 assert isinstance(scorer, DotProduct)
                 vectors = scorer.users(visible(batch, events)).users
-        with torch.autocast(events.device.type, enabled=False):
+        return self.shares(vectors)
+
+    def shares(self, vectors: Tensor) -> Tensor:
+        """What each rank counts by a frozen model's vectors: [B, D] -> [B, R]."""
+        with torch.autocast(vectors.device.type, enabled=False):
             shares: Tensor = self.router(F.layer_norm(vectors.float(), vectors.shape[1:])).softmax(1)
         return shares.repeat_interleave(self.each, dim=1)
 

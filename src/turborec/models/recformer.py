@@ -7,6 +7,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -24,6 +25,7 @@ from turborec.features.cache import Cache, open_cache
 from turborec.features.pretrained import found_in, require_same_words
 from turborec.features.tokens import Texts, lacking
 from turborec.losses import CatalogueLoss, CrossEntropy, Focal
+from turborec.models._gate import Gate
 from turborec.nn.attention import require_heads
 from turborec.nn.keyed import mix
 from turborec.nn.linear import Context
@@ -143,6 +145,7 @@ class RecFormer(Model):
         self.register_buffer("table", torch.zeros(spec.items + 1, config.width))
         self.register_buffer("encoded", torch.tensor(0))
         self.given = False  # whether the encoder is as it was given, so that what it makes of items may be kept
+        self.gate: Gate | None = None  # of instance-wise adapters
         self.known = 0  # what `encoded` says, without asking a device: the epoch before which that was, from 1 on; 0: never
         self.register_load_state_dict_post_hook(_remember)  # type: ignore[no-untyped-call]
         self.criterion = config.loss.build(spec.item_counts())
@@ -224,6 +227,7 @@ class RecFormer(Model):
     def _named(self, hidden: Hidden, context: Context, key: int) -> Tensor:
         """The loss of naming all hidden words of texts, each with a random key."""
         tokens, where = hidden.tokens, hidden.where
+        context = self._gated(tokens, context)
         states = self.encoder.states(tokens, context)[where]
         states = self.word_head(states, context.of(tokens.rows[where], tokens.places[where]))
         total: Tensor = self.word_criterion(states, self.encoder.words.weight, hidden.wanted, key, self.word_head.bias)
@@ -302,7 +306,7 @@ class RecFormer(Model):
         weights = hashlib.sha256()
         for name, weight in sorted(self.encoder.state_dict().items()):
             weights.update(name.encode())
-            weights.update(weight.detach().cpu().contiguous().numpy().data)
+            weights.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         device = self.table.device.type
         kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         shape = {**vars(self.encoder.shape), "begin": self.texts.begin, "products": str(kind)}
@@ -335,12 +339,22 @@ class RecFormer(Model):
         added = None
         if self.ids is not None and tokens.items is not None:  # nothing is added to a text's first token
             added = rows_of(self.ids.weight, tokens.items) * (tokens.items > 0)[:, None]
-        states: Tensor = self.encoder(tokens, context, added)
+        states: Tensor = self.encoder(tokens, self._gated(tokens, context), added)
         return F.normalize(states.float(), dim=-1)
+
+    def _gated(self, tokens: Tokens, context: Context) -> Context:
+        """The context with what instance-wise adapters count for each text, by the frozen encoder's vector of it."""
+        if self.gate is None:
+            return context
+        if self.gate.other is not None:
+            raise UserError("adapters.gate: recformer is gated by its own frozen encoder's vector of a text: leave it at base.")
+        with torch.no_grad():
+            vectors = self.encoder(tokens, Context(keys=None, adapted=False))
+        return replace(context, gates=self.gate.shares(vectors))
 
 
 def _remember(model: RecFormer, keys: object) -> None:
-    model.known = int(model.encoded)
+    model.known, model.given = int(model.encoded), False
 
 
 def newest_first(items: Tensor, last: Tensor) -> Tensor:
