@@ -200,7 +200,7 @@ def test_an_encoder_begins_with_the_weights_of_a_checkpoint(tmp_path):
         ({"norm": "post", "width": 8}, {}, "has the shape"),
         ({"norm": "post", "layers": 3}, {}, "as many layers as it has"),
         ({"norm": "post", "layers": 1}, {}, "this model has no such layer"),
-        ({"norm": "pre"}, {}, "needs norm=post"),
+        ({"norm": "pre"}, {}, "released checkpoints: post"),
         ({"norm": "post", "max_tokens": 1024}, {"positions": 500}, "has the shape"),
     ],
 )

@@ -1,19 +1,64 @@
-"""Where pretrained encoders lie: in files, folders, runs, a package, or on the Hugging Face hub."""
+"""Pretrained encoders: in files, folders, runs, a package, or on the Hugging Face hub; and an encoder that begins as one."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from turborec.bridges import pickled
+from turborec.bridges.recformer import encoder_of
 from turborec.engine import checkpoint
 from turborec.errors import UserError
+from turborec.nn.longformer import TextEncoder
 from turborec.nn.text import minilm
+
+logger = logging.getLogger("turborec")
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 """Of a folder that holds an encoder."""
+
+
+def begin_with(encoder: TextEncoder, name: str, tokenizer: str) -> None:
+    """Give an encoder the weights of the checkpoint that is named (`found_in`), for words that tokenizer.json `tokenizer` cuts.
+
+    A UserError where the checkpoint is of another shape, or of other words.
+    """
+    theirs, path = found_in(name)
+    require_same_words(path, tokenizer)
+    found, own = encoder_of(theirs, path), encoder.state_dict()
+    weights = {name: weight for name, weight in found.weights.items() if name in own}
+    for name in ("positions.weight", "item_positions.weight"):  # of which there may be more than are needed
+        if name in weights:
+            weights[name] = weights[name][: len(own[name])]
+    for name, weight in weights.items():
+        if weight.shape != own[name].shape:
+            raise UserError(
+                f"model.pretrained: {name} has the shape {list(weight.shape)} in {path}, and {list(own[name].shape)} here: "
+                f"the checkpoint is one of {found.shape()}. Give model, its tokenizer and batches.max_length that shape."
+            )
+    kept = own.keys() - weights.keys()
+    if kept - {"item_positions.weight"}:
+        raise UserError(
+            f"model.pretrained: {path} has no {min(kept)}: give model its norm (released checkpoints: post) and as many layers "
+            "as it has. With masked_words it must have been trained with them, or be a released one."
+        )
+    if more := {name for name in found.weights if name.startswith("blocks.")} - own.keys() - _unread(encoder):
+        raise UserError(f"model.pretrained: {path} has {min(more)}, and this model has no such layer.")
+    if found.plain:  # what it has not learnt begins at nothing, so that a single text is what it was trained to read
+        weights["item_positions.weight"] = torch.zeros_like(own["item_positions.weight"])
+    encoder.load_state_dict({**own, **weights})
+    told = "; places of items in a history begin at zero" * found.plain
+    logger.info(f"The encoder begins with {len(weights)} weights of {path}{told}")
+
+
+def _unread(encoder: TextEncoder) -> set[str]:
+    """Names of weights that checkpoints have, and that nothing but the states of other tokens would depend on."""
+    last = f"blocks.{encoder.shape.layers - 1}.attention"
+    return {f"{last}.{part}.{kind}" for part in "qkv" for kind in ("weight", "bias")}
 
 
 def found_in(name: str) -> tuple[Any, Path]:

@@ -16,13 +16,12 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from turborec.bridges.recformer import encoder_of
 from turborec.contract import DotProduct, Loss, Model, Term, rows_of
 from turborec.data.batch import DataSpec, ItemTokens, SequenceBatch, TextBatch
 from turborec.data.windows import filled
 from turborec.errors import UserError
 from turborec.features.cache import Cache, open_cache
-from turborec.features.pretrained import found_in, require_same_words
+from turborec.features.pretrained import begin_with
 from turborec.features.tokens import Texts, lacking
 from turborec.losses import CatalogueLoss, CrossEntropy, Focal
 from turborec.models._gate import Gate
@@ -162,35 +161,8 @@ class RecFormer(Model):
         """Take the encoder of the checkpoint that is named. A UserError where it is of another shape."""
         if self.config.pretrained is None:
             return
-        checkpoint, path = found_in(self.config.pretrained)
-        require_same_words(path, self.texts.tokenizer)
-        found, own = encoder_of(checkpoint, path), self.encoder.state_dict()
-        weights = {name: weight for name, weight in found.weights.items() if name in own}
-        for name in ("positions.weight", "item_positions.weight"):  # of which there may be more than are needed
-            if name in weights:
-                weights[name] = weights[name][: len(own[name])]
-        for name, weight in weights.items():
-            if weight.shape != own[name].shape:
-                raise UserError(
-                    f"model.pretrained: {name} has the shape {list(weight.shape)} in {path}, and {list(own[name].shape)} here: "
-                    f"the checkpoint is one of {found.shape()}. Give model, its tokenizer and batches.max_length that shape."
-                )
-        kept = own.keys() - weights.keys()
-        if kept - {"item_positions.weight"}:
-            raise UserError(f"model.pretrained: {path} has no {min(kept)}: it needs norm=post and as many layers as it has.")
-        if more := {name for name in found.weights if name.startswith("blocks.")} - own.keys() - self._unread():
-            raise UserError(f"model.pretrained: {path} has {min(more)}, and this model has no such layer.")
-        if found.plain:  # what it has not learnt begins at nothing, so that a single text is what it was trained to read
-            weights["item_positions.weight"] = torch.zeros_like(own["item_positions.weight"])
-        self.encoder.load_state_dict({**own, **weights})
+        begin_with(self.encoder, self.config.pretrained, self.texts.tokenizer)
         self.given = True
-        told = "; places of items in a history begin at zero" * found.plain
-        logger.info(f"The encoder begins with {len(weights)} weights of {path}{told}")
-
-    def _unread(self) -> set[str]:
-        """Names of weights that checkpoints have, and that nothing but the states of other tokens would depend on."""
-        last = f"blocks.{self.config.layers - 1}.attention"
-        return {f"{last}.{part}.{kind}" for part in "qkv" for kind in ("weight", "bias")}
 
     def forward(self, batch: SequenceBatch) -> Loss:
         """The loss of naming every target of the batch by the text of what comes before it."""
