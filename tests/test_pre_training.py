@@ -1,6 +1,7 @@
 """RecFormer pre-trained here, and fine-tuned from that run: its encoder, its tokenizer, and what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from safetensors.torch import load_file
 
 from stores import store_of
 from turborec import recipes, run
+from turborec.engine import checkpoint
 from turborec.errors import UserError
+from turborec.features.pretrained import found_in
 from turborec.nn.lora import Adapter
 from turborec.report.run_page import run_page
 from turborec.stores import Places
@@ -72,13 +75,24 @@ def test_other_words_and_unfinished_runs_are_refused(pre_trained, tmp_path):
     model = ENCODER | {"pretrained": str(folder), "texts": {"vocabulary": 300}}
     with pytest.raises(UserError, match="has others: set it to"):
         trained(places_of(tmp_path, "uvwxyz"), tmp_path / "run", model=model)
-    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "recipe.yaml").write_text("")
     with pytest.raises(UserError, match="has no validated weights"):
         trained(
             Places(tmp_path, None, tmp_path / "store"),
             tmp_path / "other",
             model=model | {"pretrained": str(tmp_path / "empty")},
         )
+    with pytest.raises(UserError, match=r"there is no .*gone"):
+        found_in(str(tmp_path / "gone"))
+    with pytest.raises(UserError, match="has no encoder of texts to give"):
+        (tmp_path / "other_model").mkdir()
+        (tmp_path / "other_model" / "recipe.yaml").write_text("")
+        checkpoint.save(tmp_path / "other_model" / "checkpoints", 3, {"model": {"a": torch.ones(1)}}, {"best_step": 3})
+        found_in(str(tmp_path / "other_model"))
+    longer = model | {"texts": {"tokenizer": str(folder)}}
+    with pytest.raises(UserError, match="its max_length 6"):
+        trained(Places(tmp_path, None, tmp_path / "store"), tmp_path / "long", model=longer, batches={"max_length": 9})
     wider = model | {"width": 32, "texts": {"tokenizer": str(folder)}}
     with pytest.raises(UserError, match="has the shape"):
         trained(Places(tmp_path, None, tmp_path / "store"), tmp_path / "wide", model=wider)
@@ -88,19 +102,18 @@ def test_items_are_encoded_once_by_the_same_weights_and_those_alone_that_are_new
     folder, _ = pre_trained
     given = {"pretrained": str(folder), "texts": {"tokenizer": str(folder)}}
 
-    def told(name, alphabet):
+    def told(name, alphabet, **changes):
         caplog.clear()
         store = tmp_path / "stores" / alphabet  # beside which things are kept
         if not store.exists():
             store.parent.mkdir(exist_ok=True)
             places_of(tmp_path / alphabet, alphabet).store.rename(store)
-        once = {"epochs": 2, "precision": "float32"}  # as the evaluation computes
-        trained(Places(tmp_path, None, store), tmp_path / name, model=ENCODER | given, train=once)
+        trained(Places(tmp_path, None, store), tmp_path / name, model=ENCODER | given | changes, train={"epochs": 2})
         return [text.split(" texts")[0] for text in caplog.messages if "were encoded by these weights" in text]
 
-    assert told("first", "abcdef") == ["0 of 30", "30 of 30"]  # the baseline's, then the first epoch's
-    assert told("second", "abcdef") == ["30 of 30"] * 2
-    assert told("third", "abcdeg") == ["24 of 30", "30 of 30"]
+    assert told("first", "abcdef") == ["0 of 30", "30 of 30", "30 of 30"]  # the preflight's, the baseline's, the first epoch's
+    assert told("second", "abcdef", dropout=0.3) == ["30 of 30"] * 3
+    assert told("third", "abcdeg") == ["24 of 30", "30 of 30", "30 of 30"]
 
 
 @pytest.mark.parametrize("kind", ["lora", "ilora"])
@@ -125,3 +138,26 @@ def test_adapters_beside_a_pretrained_encoder(pre_trained, tmp_path, kind):
         together = opened.model.encoded_of(items)
         alone = torch.cat([opened.model.encoded_of(items[place : place + 1]) for place in range(30)])
         torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+def test_a_run_keeps_its_words_where_the_other_run_has_gone(pre_trained, tmp_path, monkeypatch):
+    shutil.copytree(pre_trained[0], tmp_path / "parent")
+    monkeypatch.chdir(tmp_path)
+    model = ENCODER | {"pretrained": "parent", "texts": {"tokenizer": "parent"}}
+    places = places_of(tmp_path, "abcdef")
+    done, tested = trained(places, tmp_path / "run", model=model, train={"epochs": 1})
+    assert done.recipe.model.texts.tokenizer == done.recipe.model.pretrained == str(tmp_path / "parent")
+    (tmp_path / "parent").rename(tmp_path / "moved")
+    monkeypatch.chdir("/")
+    again = run.evaluate(run.reopen(tmp_path / "run", places), "test")
+    assert again["recformer"].masked == tested["recformer"].masked
+
+
+def test_weights_of_an_interrupted_run_are_told_of_and_a_training_that_makes_them_worse(pre_trained, tmp_path, caplog):
+    shutil.copytree(pre_trained[0], tmp_path / "parent")
+    status = tmp_path / "parent" / "status.json"
+    status.write_text(json.dumps(json.loads(status.read_text()) | {"state": "interrupted"}))
+    model = ENCODER | {"pretrained": str(tmp_path / "parent"), "texts": {"tokenizer": str(tmp_path / "parent")}}
+    trained(places_of(tmp_path, "abcdef"), tmp_path / "run", model=model, train={"epochs": 1, "optimizer": {"lr": 0.5}})
+    assert "is interrupted: these are the weights" in caplog.text
+    assert "Training made of the given weights worse ones (ndcg@10" in caplog.text

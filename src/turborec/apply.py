@@ -12,6 +12,7 @@ from turborec.assembly import Run
 from turborec.data.schema import moment
 from turborec.data.store import Store
 from turborec.errors import UserError
+from turborec.features.plain import plain
 from turborec.histories import Users, from_file, read_ids, stored
 from turborec.recommend import Lists, Recommendations, candidates_of, recommend
 
@@ -132,4 +133,4 @@ def titles(store: Store) -> list[str] | None:
     if column is None:
         return None
     table = parquet.read_table(path, columns=["item", column]).to_pydict()
-    return [name or raw for raw, name in zip(table["item"], table[column], strict=True)]
+    return [plain(name or "") or raw for raw, name in zip(table["item"], table[column], strict=True)]

@@ -79,8 +79,9 @@ def fitted(weights: Weights, model: Model, store: Store) -> dict[str, Tensor]:
     strange = sorted(tensors.keys() ^ wanted.keys())
     if strange:
         raise UserError(
-            f"base: the weights of {weights.folder} are those of another model ({weights.recipe.model.kind}): "
-            f"{', '.join(strange[:3])}{' …' * (len(strange) > 3)} are not in both. Give this run the model of that one."
+            f"base: the weights of {weights.folder} are those of another model ({weights.recipe.model.kind} of its settings): "
+            f"{', '.join(strange[:3])}{' …' * (len(strange) > 3)} are not in both. Give this run the model of that one"
+            + (", or take its encoder alone: model.pretrained." if hasattr(model, "encoder") else ".")
         )
     if _item_files(weights.store) != _item_files(store):
         order = _matched(weights, store)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -29,12 +30,13 @@ def is_wanted(recipe: AnyRecipe) -> bool:
 
 def measure_before(run: Run) -> None:
     """Rank the test part, write down what came of it, and warn where it is no more than chance. It chooses nothing."""
+    began = time.monotonic()
     result = measure(run, "test")
     if not world.leads():
         return
     result.write(run.folder / "evaluation" / "test" / BEFORE, run.store)
     auc, error = chance_of(result)
-    logger.info(f"Before training: {_listed(result.values)}")
+    logger.info(f"Before training, ranked in {time.monotonic() - began:.1f} s: {_listed(result.values)}")
     if abs(auc - 0.5) < SURE * error:
         logger.warning(
             f"Before training, targets rank as they would at random among the items: AUC {auc:.4f}, its standard error "
@@ -61,6 +63,12 @@ def tell_after(run: Run, result: Result) -> None:
         if name in before
     ]
     logger.info(f"Before and after training: {', '.join(told)}")
+    select = run.recipe.select
+    if result.values.get(select, 0.0) < before.get(select, 0.0):
+        logger.warning(
+            f"Training made of the given weights worse ones ({select} {before[select]:.4f} -> {result.values[select]:.4f}): "
+            "validation chose among its epochs alone. It may help to learn more slowly, or longer."
+        )
 
 
 def _listed(values: Mapping[str, float]) -> str:

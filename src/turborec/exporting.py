@@ -70,6 +70,8 @@ def program_of(run: Run, rows: int = 8) -> torch.export.ExportedProgram:
         raise UserError(
             f"{kind} does not rank by histories alone, so there is no such program of it. `turborec recommend` ranks."
         )
+    if getattr(run.recipe.model, "texts", None) is not None:
+        raise UserError(f"{kind} makes texts of what a history names, which no program does. `turborec recommend` ranks.")
     example = examples(run, rows)
     dynamic = ({0: torch.export.Dim("rows"), 1: torch.export.Dim("events", max=length)}, {0: torch.export.Dim("rows")})
     try:

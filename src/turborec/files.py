@@ -17,6 +17,12 @@ TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
 """What a table may be written as."""
 
 
+def from_anywhere(name: str) -> str:
+    """The name of something that lies here as an absolute path, so that it is found from other folders; any other as it is."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write `content` under a temporary name, sync it and give it its name; what was there before stays if that fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

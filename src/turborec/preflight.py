@@ -173,6 +173,8 @@ def _gradients(assembly: Assembly) -> Check:
     learnt = {name for name, _ in model.named_parameters()}
     before = {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in learnt}
     with torch.random.fork_rng(devices):
+        if recipe.adapters is None:
+            model.begin()
         model.begin_epoch(0, torch.Generator().manual_seed(recipe.seed))
         model.train()
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):

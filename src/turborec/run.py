@@ -177,7 +177,17 @@ def recipe_of(folder: Path) -> AnyRecipe:
 
 def _open(folder: Path, recipe: AnyRecipe, places: Places, device: str) -> Run:
     hardware.device_of(device)  # a device that cannot be used is known before any data is prepared
-    return Run(**vars(assemble(recipe, stores.of_run(folder, recipe, places), device)), folder=folder)
+    store = stores.of_run(folder, recipe, places)
+    return Run(**vars(assemble(_with_own_words(recipe, folder), store, device)), folder=folder)
+
+
+def _with_own_words(recipe: AnyRecipe, folder: Path) -> AnyRecipe:
+    """The recipe, whose tokenizer, if it is a given one, is the one that lies in the run's folder: it may be gone elsewhere."""
+    texts = getattr(recipe.model, "texts", None)
+    if texts is None or texts.tokenizer == "trained" or not (folder / TOKENIZER).is_file():
+        return recipe
+    own = texts.model_copy(update={"tokenizer": str(folder / TOKENIZER)})
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"texts": own})})
 
 
 def _claim(folder: Path, recipe: AnyRecipe) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from safetensors.torch import load_file, save_file
 
 from turborec.data import attributes
@@ -26,8 +26,8 @@ from turborec.data.batch import ItemTokens
 from turborec.data.store import Store
 from turborec.errors import UserError, closest
 from turborec.features.plain import plain
-from turborec.files import sync
-from turborec.nn.text import minilm
+from turborec.files import from_anywhere, sync
+from turborec.nn.text import minilm, on_hub
 from turborec.progress import task
 from turborec.recipe import Config
 
@@ -63,6 +63,11 @@ class Texts(Config):
         description="trained: from these texts; minilm; a tokenizer.json, its folder, such as a run's, or a name on the hub",
     )
     vocabulary: int = Field(8000, ge=300, le=2**31, description="tokens of a tokenizer that is trained")
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _tokenizer_is_found_from_anywhere(cls, tokenizer: str) -> str:
+        return tokenizer if tokenizer in ("trained", "minilm") else from_anywhere(tokenizer)
 
 
 def tokens_of(store: Store, config: Texts, home: Path | None) -> ItemTokens:
@@ -145,6 +150,8 @@ def _named(name: str) -> Any:
     path = minilm() if name == "minilm" else Path(name).expanduser()
     path = path / "tokenizer.json" if path.is_dir() else path
     try:
+        if not path.is_file() and "/" in name and not on_hub(name):
+            raise FileNotFoundError(f"there is no file {path}")
         return Tokenizer.from_file(str(path)) if path.is_file() else Tokenizer.from_pretrained(name)
     except Exception as error:  # the library raises nothing more particular
         raise UserError(

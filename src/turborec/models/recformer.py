@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from turborec.contract import DotProduct, Loss, Model, Term, rows_of
@@ -23,6 +23,7 @@ from turborec.errors import UserError
 from turborec.features.cache import Cache, open_cache
 from turborec.features.pretrained import begin_with
 from turborec.features.tokens import Texts, lacking
+from turborec.files import from_anywhere
 from turborec.losses import CatalogueLoss, CrossEntropy, Focal
 from turborec.models._gate import Gate
 from turborec.nn.attention import require_heads
@@ -92,6 +93,11 @@ class Config(BaseConfig):
         "minilm, or a name on the Hugging Face hub",
     )
     loss: CatalogueLoss = CrossEntropy()
+
+    @field_validator("pretrained")
+    @classmethod
+    def _pretrained_is_found_from_anywhere(cls, pretrained: str | None) -> str | None:
+        return pretrained if pretrained in (None, "minilm") else from_anywhere(str(pretrained))
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "Config":
@@ -266,23 +272,27 @@ class RecFormer(Model):
             found[1:] = self.encoded_of(torch.arange(1, self.spec.items + 1))
             return found
         hashes = self.texts.hashes()
-        made, new = self._cache(self.spec.kept).through(
-            hashes, lambda rows: self.encoded_of(torch.tensor(rows) + 1).cpu().numpy()
-        )
+        # In float32, as the evaluation computes, whoever asks: what is kept is one for all.
+        with torch.autocast(self.table.device.type, enabled=False):
+            made, new = self._cache(self.spec.kept).through(
+                hashes, lambda rows: self.encoded_of(torch.tensor(rows) + 1).cpu().numpy()
+            )
         logger.info(f"{len(set(hashes)) - new:,} of {len(set(hashes)):,} texts of items were encoded by these weights before")
         found[1:] = torch.from_numpy(made)
         return found
 
     def _cache(self, home: Path) -> Cache:
-        """Where the vectors of texts by the encoder as it is are kept."""
+        """Where the vectors of texts by the encoder as it was given are kept; adapters add nothing to it yet."""
         weights = hashlib.sha256()
         for name, weight in sorted(self.encoder.state_dict().items()):
-            weights.update(name.encode())
+            if ".adapter." in name:
+                continue
+            weight = weight[:2] if name == "item_positions.weight" else weight  # an item's own text has no other
+            weights.update(f"{name} {weight.dtype}".encode())
             weights.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        device = self.table.device.type
-        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-        shape = {**vars(self.encoder.shape), "begin": self.texts.begin, "products": str(kind)}
-        return open_cache(home, {"kind": "recformer", "weights": weights.hexdigest(), "code": CODE, **shape})
+        shape = {name: fact for name, fact in vars(self.encoder.shape).items() if name not in ("dropout", "item_positions")}
+        told = {"kind": "recformer", "weights": weights.hexdigest(), "code": CODE, "begin": self.texts.begin}
+        return open_cache(home, told | shape)
 
     @torch.no_grad()
     def encoded_of(self, items: Tensor) -> Tensor:

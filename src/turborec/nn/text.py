@@ -145,6 +145,12 @@ def versions() -> dict[str, str]:
     return {"torch": torch.__version__, "transformers": transformers.__version__, "tokenizers": tokenizers.__version__}
 
 
+def on_hub(name: str) -> bool:
+    """Whether a name that is no path here could be one of the Hugging Face hub: an owner, who is no folder here, and a name."""
+    owner, _, rest = name.partition("/")
+    return bool(rest) and "/" not in rest and owner not in ("", ".", "..", "~") and not Path(owner).exists()
+
+
 def minilm() -> Path:
     """The folder of the packaged MiniLM, found without running the package's code; a UserError where a file is another."""
     found = find_spec(MINILM_MODULE)
