@@ -73,7 +73,7 @@ def test_fine_tuning_begins_where_pre_training_ended(pre_trained, tmp_path):
 def test_other_words_and_unfinished_runs_are_refused(pre_trained, tmp_path):
     folder, _ = pre_trained
     model = ENCODER | {"pretrained": str(folder), "texts": {"vocabulary": 300}}
-    with pytest.raises(UserError, match="has others: set it to"):
+    with pytest.raises(UserError, match="was trained with the words of"):
         trained(places_of(tmp_path, "uvwxyz"), tmp_path / "run", model=model)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "recipe.yaml").write_text("")
@@ -161,3 +161,58 @@ def test_weights_of_an_interrupted_run_are_told_of_and_a_training_that_makes_the
     trained(places_of(tmp_path, "abcdef"), tmp_path / "run", model=model, train={"epochs": 1, "optimizer": {"lr": 0.5}})
     assert "is interrupted: these are the weights" in caplog.text
     assert "Training made of the given weights worse ones (ndcg@10" in caplog.text
+
+
+@pytest.mark.parametrize("adapters", [None, {"kind": "lora", "rank": 4}])
+def test_a_base_gives_no_vectors_of_items(tmp_path, adapters):
+    """Of a base on other items in another order: each item is encoded anew, before the first epoch."""
+    words = {"tokenizer": str(tmp_path / "first" / "run")}
+    first = places_of(tmp_path / "first", "abcdef")
+    trained(first, tmp_path / "first" / "run", model=ENCODER | {"texts": {"vocabulary": 300}}, train={"epochs": 1})
+    told = {"title": [" ".join("abcdef"[int(digit)] * 3 for digit in np.base_repr(number, 6)) for number in range(2, 31)]}
+    histories = [[(user + step) % 29 + 1 for step in range(8)] for user in range(40)]
+    names = [f"item-{number:06d}" for number in range(2, 31)]
+    store = store_of(tmp_path / "second" / "store", histories, items=29, told=told, names=names)
+    places = Places(tmp_path / "second", None, store.folder)
+    changes = {} if adapters is None else {"adapters": adapters}
+    done, _ = trained(
+        places,
+        tmp_path / "second" / "run",
+        model=ENCODER | {"texts": words},
+        base=str(tmp_path / "first" / "run"),
+        train={"epochs": 1, "optimizer": {"lr": 1e-12}, "precision": "float32"},
+        **changes,
+    )
+    torch.testing.assert_close(done.model.table, done.model._encode_items(), rtol=0, atol=1e-5)
+    model = ENCODER | {"texts": {"vocabulary": 300}}
+    with pytest.raises(UserError, match="was trained with the words of"):
+        other = places_of(tmp_path / "third", "uvwxyz")
+        trained(other, tmp_path / "third" / "run", model=model, base=str(tmp_path / "first" / "run"))
+
+
+def test_a_tokenizer_that_changes_changes_no_finished_run(pre_trained, tmp_path):
+    given = tmp_path / "given.json"
+    shutil.copy(pre_trained[0] / "tokenizer.json", given)
+    places = places_of(tmp_path, "abcdef")
+    model = ENCODER | {"items": "trained", "texts": {"tokenizer": str(given)}}
+    _, tested = trained(places, tmp_path / "run", model=model, train={"epochs": 1})
+    changed = json.loads(given.read_text())
+    changed["model"]["merges"] = []
+    given.write_text(json.dumps(changed))
+    assert run.evaluate(run.reopen(tmp_path / "run", places), "test")["recformer"].masked == tested["recformer"].masked
+    with pytest.raises(UserError, match="was trained with the words of"):
+        later = ENCODER | {"pretrained": str(pre_trained[0]), "texts": {"tokenizer": str(given)}}
+        trained(places, tmp_path / "other", model=later)
+
+
+def test_vectors_of_items_with_numbers_of_their_own_are_not_kept(pre_trained, tmp_path):
+    folder, _ = pre_trained
+    given = {"pretrained": str(folder), "texts": {"tokenizer": str(folder)}, "ids": True, "items": "kept"}
+    store = tmp_path / "stores" / "one"
+    store.parent.mkdir()
+    places_of(tmp_path, "aabbcc").store.rename(store)
+    once = {"epochs": 3, "refresh": False, "optimizer": {"lr": 1e-2}}
+    done, tested = trained(Places(tmp_path, None, store), tmp_path / "run", model=ENCODER | given, train=once)
+    assert done.model.ids.weight.any()
+    again = run.evaluate(run.reopen(tmp_path / "run", Places(tmp_path, None, store)), "test")
+    assert again["recformer"].masked == tested["recformer"].masked

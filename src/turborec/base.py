@@ -19,6 +19,7 @@ from turborec.data.store import Store, open_store
 from turborec.engine import checkpoint, log
 from turborec.engine.sharding import load_whole
 from turborec.errors import UserError
+from turborec.features.tokens import require_same_words
 from turborec.models._gate import Gate
 from turborec.nn.lora import ILoRA, adapt
 from turborec.recipe import read
@@ -75,7 +76,10 @@ def fitted(weights: Weights, model: Model, store: Store) -> dict[str, Tensor]:
 
     An item that the other run does not know is given the mean of all that it knows. A UserError where the models differ.
     """
-    tensors, wanted = dict(weights.tensors), model.state_dict()
+    wanted = model.state_dict()
+    tensors = {name: wanted[name] if name in model.made_anew else tensor for name, tensor in weights.tensors.items()}
+    if (texts := getattr(model, "texts", None)) is not None:
+        require_same_words(weights.folder, texts.tokenizer)
     strange = sorted(tensors.keys() ^ wanted.keys())
     if strange:
         raise UserError(

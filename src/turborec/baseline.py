@@ -58,7 +58,7 @@ def tell_after(run: Run, result: Result) -> None:
         return
     before = json.loads(path.read_text(encoding="utf-8"))["values"][result.card["history"]]
     told = [
-        f"{name} {before[name]:.4f} -> {value:.4f}" + f" ({value / before[name]:.2f}x)" * (before[name] > 0)
+        f"{name} {before[name]:.4f} -> {value:.4f}" + (f" ({value / before[name]:.2f}x)" if before[name] else "")
         for name, value in result.values.items()
         if name in before
     ]

@@ -6,7 +6,7 @@ Letters: B rows, D width, V items. Item ids run from 1 to V; 0 is padding and ne
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -254,6 +254,14 @@ def _add(cells: Cells, scores: Tensor, lo: int) -> Tensor:
 
 class Model(nn.Module, ABC):
     """A recommender: `forward` gives the loss of a batch, `scorer` what ranks items. It knows no training."""
+
+    made_anew: ClassVar[frozenset[str]] = frozenset()
+    """Buffers that a training makes for itself, and never takes from the weights that it begins with."""
+
+    @property
+    def divisible(self) -> bool:
+        """Whether a batch that is computed in parts has the same gradient."""
+        return True
 
     @property
     def replays(self) -> bool:

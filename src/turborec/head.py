@@ -51,6 +51,7 @@ class Head:
     table: Tensor  # [V + 1, D]
     bias: Tensor | None = None  # [V + 1]
     cells: Cells | None = None
+    items: int | None = None  # V, where the table has rows of some of them alone
 
     def __post_init__(self) -> None:
         if self.cells is not None and not isinstance(parts_of(self.table), Whole):

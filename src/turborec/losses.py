@@ -96,7 +96,8 @@ class GBCE(Config):
 
     def value(self, head: "Head", targets: Tensor, negatives: Tensor, share: Tensor) -> Tensor:
         """[N], [K], [V + 1] -> scalar."""
-        rate = min(1.0, len(negatives) / max(1, parts_of(head.table).total - 2))
+        items = parts_of(head.table).total - 1 if head.items is None else head.items
+        rate = min(1.0, len(negatives) / max(1, items - 1))
         beta = rate * (self.calibration * (1 - 1 / rate) + 1 / rate)
         positive, negative, hit = head.logits(targets, negatives)
         return beta * F.softplus(-positive).sum() + F.softplus(negative).masked_fill(hit, 0.0).sum()
@@ -220,7 +221,7 @@ class Criterion(nn.Module):
         share = torch.cat([self.share[:1], self.share[ids]])
         wanted, drawn = place[: len(targets)], place[len(targets) :] if size else targets[:0]
         with record_function("head"):
-            return self.config.value(Head(states, table), wanted, drawn, share)
+            return self.config.value(Head(states, table, items=items), wanted, drawn, share)
 
     @property
     def exact(self) -> bool:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from turborec.data.batch import DataSpec, ItemTokens, SequenceBatch
 from turborec.errors import UserError
-from turborec.losses import CrossEntropy, SampledSoftmax
+from turborec.losses import BPR, GBCE, CrossEntropy, Focal, SampledSoftmax
 from turborec.models.recformer import Config, newest_first, tokens_of
 from turborec.nn.linear import Context
 from turborec.nn.longformer import Tokens
@@ -252,8 +252,8 @@ def test_pre_training_compares_with_the_batch_and_names_hidden_words(items):
         for where, wanted in zip(hidden.where.tolist(), hidden.wanted.tolist(), strict=True):
             head = model.word_head
             state = head.norm(F.gelu(F.linear(states[where], head.dense.weight, head.dense.bias)))
-            logits = (model.encoder.words.weight @ state + head.bias)[1:]
-            words += float(logits.logsumexp(0) - logits[wanted - 1])
+            logits = model.encoder.words.weight @ state + head.bias
+            words += float(logits.logsumexp(0) - logits[wanted])
         assert float(terms[name].sum) == pytest.approx(words, rel=1e-5)
 
 
@@ -268,8 +268,8 @@ def test_hidden_words_are_a_share_most_of_them_masked_and_a_tenth_as_they_are():
     assert abs(len(hidden.where) / able - 0.15) < 0.01
     shown = hidden.tokens.ids[hidden.where]
     for word, share in ((2, 0.8), (7, 0.1)):
-        assert abs((shown == word).float().mean() - (share + 0.1 / 39)) < 0.02
-    assert set(shown.tolist()) == set(range(1, 40))
+        assert abs((shown == word).float().mean() - (share + 0.1 / 40)) < 0.02
+    assert set(shown.tolist()) == set(range(40))
     unseen = torch.ones(len(tokens.ids), dtype=torch.bool).index_fill(0, hidden.where, False)
     assert (hidden.tokens.ids[unseen] == 7).all()
     # A text's own words are hidden wherever it stands.
@@ -290,3 +290,16 @@ def test_all_of_a_pre_trained_model_is_given_gradients_and_a_batch_without_targe
 def test_the_batch_s_items_need_an_exact_loss():
     with pytest.raises(ValueError, match="in_batch compares with the items of the batch"):
         Config(items="in_batch", loss=SampledSoftmax())
+
+
+def test_items_that_are_made_as_they_are_asked_for_have_the_loss_of_the_whole_table():
+    torch.manual_seed(0)
+    states, table, targets = torch.randn(7, 8), torch.randn(501, 8), torch.randint(1, 501, (7,))
+    for loss in (CrossEntropy(), Focal(), SampledSoftmax(negatives=32), GBCE(negatives=32), BPR(negatives=4)):
+        criterion = loss.build(torch.ones(501))
+        whole = criterion(states, table, targets, 77)
+        torch.testing.assert_close(criterion.of_rows(states, lambda rows: table[rows], targets, 77), whole)
+
+
+def test_a_batch_whose_items_are_compared_is_not_taken_apart():
+    assert built(items="trained")[0].divisible and not built(items="in_batch")[0].divisible

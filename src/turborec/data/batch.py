@@ -35,7 +35,7 @@ class ItemTokens:
     vocabulary: int
     begin: int  # the token that stands for a whole text
     padding: int
-    mask: int
+    mask: int | None
     tokenizer: str = ""  # the tokenizer.json that cut them
 
     def hashes(self) -> list[bytes]:

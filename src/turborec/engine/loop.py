@@ -218,7 +218,8 @@ def fit(state: TrainState, batches: Batches, stage: Stage, device: torch.device)
 def _can_be_halved(state: TrainState, batch: Batch, stage: Stage) -> bool:
     """Whether a batch has more parts to be computed in. Of several processes one alone would know of it."""
     more = len(batch.split(2 * stage.accumulate)) > len(batch.split(stage.accumulate))
-    return more and state.replays is None and world.size() == 1 and not stage.exchange.static_graph
+    alike = state.model.divisible and state.replays is None and not stage.exchange.static_graph
+    return more and alike and world.size() == 1
 
 
 def _begin_again(state: TrainState, stage: Stage, device: torch.device) -> None:

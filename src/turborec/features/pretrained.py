@@ -1,6 +1,5 @@
 """Pretrained encoders: in files, folders, runs, a package, or on the Hugging Face hub; and an encoder that begins as one."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from turborec.bridges import pickled
 from turborec.bridges.recformer import OURS, encoder_of
 from turborec.engine import checkpoint, log
 from turborec.errors import UserError
+from turborec.features.tokens import require_same_words
 from turborec.nn.longformer import TextEncoder
 from turborec.nn.text import minilm, on_hub
 
@@ -30,7 +30,7 @@ def begin_with(encoder: TextEncoder, name: str, tokenizer: str) -> None:
     A UserError where the checkpoint is of another shape, or of other words.
     """
     theirs, path = found_in(name)
-    require_same_words(path, tokenizer)
+    require_same_words(path if path.is_dir() else path.parent, tokenizer)
     found, own = encoder_of(theirs, path), encoder.state_dict()
     weights = {name: weight for name, weight in found.weights.items() if name in own}
     for name in ("positions.weight", PLACES):  # of which there may be more than are needed
@@ -92,19 +92,6 @@ def found_in(name: str) -> tuple[Any, Path]:
         return load_file(path), path
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read as weights in safetensors ({error}).") from error
-
-
-def require_same_words(path: Path, tokenizer: str) -> None:
-    """Compare a tokenizer.json with the one that lies beside a checkpoint, if any: a UserError where their words differ."""
-    beside = (path if path.is_dir() else path.parent) / "tokenizer.json"
-    if not tokenizer or not beside.is_file():
-        return
-    theirs, ours = (json.loads(text)["model"] for text in (beside.read_text(encoding="utf-8"), tokenizer))
-    if theirs.get("vocab") != ours.get("vocab"):
-        raise UserError(
-            f"model.pretrained: {path} was trained with the words of {beside}, and model.texts.tokenizer has others: set it to "
-            f"{beside.parent}."
-        )
 
 
 def _fetched(name: str) -> Path:

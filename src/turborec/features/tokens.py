@@ -227,14 +227,34 @@ def _keep(folder: Path, arrays: dict[str, torch.Tensor], tokenizer: Any, told: d
 
 
 def _described(arrays: dict[str, torch.Tensor], tokenizer: Any) -> ItemTokens:
-    numbers: dict[str, int] = {}
+    numbers = {
+        role: next((number for name in names if (number := tokenizer.token_to_id(name)) is not None), None)
+        for role, names in ALIASES.items()
+    }
     for role, names in ALIASES.items():
-        found = next((number for name in names if (number := tokenizer.token_to_id(name)) is not None), None)
-        if found is None:
+        if numbers[role] is None and role != "mask":
             raise UserError(f"model.texts.tokenizer has no {' or '.join(names)}: a model of texts needs one.")
-        numbers[role] = found
-    words, text = tokenizer.get_vocab_size(), tokenizer.to_str()
-    return ItemTokens(arrays["ids"], arrays["types"], arrays["offsets"], words, **numbers, tokenizer=text)
+    words = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())  # of numbers, some of which may be no word's
+    return ItemTokens(
+        arrays["ids"],
+        arrays["types"],
+        arrays["offsets"],
+        words,
+        begin=numbers["begin"] or 0,
+        padding=numbers["padding"] or 0,
+        mask=numbers["mask"],
+        tokenizer=tokenizer.to_str(),
+    )
+
+
+def require_same_words(folder: Path, tokenizer: str) -> None:
+    """Compare a tokenizer.json with the one beside a checkpoint in `folder`, if any: a UserError where they cut otherwise."""
+    beside = folder / "tokenizer.json"
+    if not tokenizer or not beside.is_file():
+        return
+    theirs, ours = (json.loads(text) for text in (_named(str(beside)).to_str(), tokenizer))
+    if any(theirs.get(part) != ours.get(part) for part in ("model", "normalizer", "pre_tokenizer")):
+        raise UserError(f"{folder} was trained with the words of its tokenizer.json: set model.texts.tokenizer to {folder}.")
 
 
 def _library() -> str:

@@ -156,12 +156,21 @@ class RecFormer(Model):
         self.criterion = config.loss.build(spec.item_counts())
         if config.masked_words is not None:
             self.word_head = WordHead(config.width, texts.vocabulary, config.norm_eps)
-            self.word_criterion = CrossEntropy().build(torch.ones(texts.vocabulary))
+            self.word_criterion = CrossEntropy().build(torch.ones(texts.vocabulary + 1))
+            if texts.mask is None:
+                raise UserError("model.masked_words: the tokenizer has no <mask> or [MASK], which hidden words are shown as.")
         if without := lacking(texts):
             logger.warning(f"{without:,} of {spec.items:,} items have no text: all of them are one and the same to this model.")
 
+    made_anew: ClassVar[frozenset[str]] = frozenset(("table", "encoded"))
+
     table: Tensor
     encoded: Tensor
+
+    @property
+    def divisible(self) -> bool:
+        """Unless what stands against a target is the rest of the batch."""
+        return self.config.items != "in_batch"
 
     def begin(self) -> None:
         """Take the encoder of the checkpoint that is named. A UserError where it is of another shape."""
@@ -173,6 +182,7 @@ class RecFormer(Model):
     def forward(self, batch: SequenceBatch) -> Loss:
         """The loss of naming every target of the batch by the text of what comes before it."""
         asked = self.asked(batch)
+        self.given = self.given and not self.training  # from here on the encoder changes
         tokens = Tokens(asked.tokens, asked.types, asked.item_positions, asked.token_lengths, asked.longest, asked.token_items)
         states = self._vectors(tokens, Context(asked.text_keys)) / self.config.temperature
         if self.config.items == "kept":
@@ -196,6 +206,7 @@ class RecFormer(Model):
         """The histories' texts and those of the items that follow, with hidden words, by the name of the loss; their keys."""
         texts = Tokens(asked.tokens, asked.types, asked.item_positions, asked.token_lengths, asked.longest)
         site, words = 4 * self.config.layers, self.texts
+        assert words.mask is not None
         for name, tokens, keys in (
             ("history_words", texts, mix(asked.text_keys + 1)),
             ("item_words", self._texts_of(asked.wanted[:, None]), mix(asked.text_keys + 2)),
@@ -208,7 +219,9 @@ class RecFormer(Model):
         context = self._gated(tokens, context)
         states = self.encoder.states(tokens, context)[where]
         states = self.word_head(states, context.of(tokens.rows[where], tokens.places[where]))
-        total: Tensor = self.word_criterion(states, self.encoder.words.weight, hidden.wanted, key, self.word_head.bias)
+        # A table of the catalogue's begins with a row that stands for nothing; words begin with number 0.
+        words, bias = F.pad(self.encoder.words.weight, (0, 0, 1, 0)), F.pad(self.word_head.bias, (1, 0))
+        total: Tensor = self.word_criterion(states, words, hidden.wanted + 1, key, bias)
         return total
 
     def asked(self, batch: SequenceBatch, again: bool = False) -> TextBatch:
@@ -268,7 +281,7 @@ class RecFormer(Model):
     def _encode_items(self) -> Tensor:
         """Every item's own text: [V + 1, D], row 0 being zero."""
         found = torch.zeros_like(self.table)
-        if not self.given or self.spec.kept is None:
+        if not self.given or self.spec.kept is None or (self.ids is not None and self.ids.weight.any()):
             found[1:] = self.encoded_of(torch.arange(1, self.spec.items + 1))
             return found
         hashes = self.texts.hashes()

@@ -44,7 +44,7 @@ def hide(tokens: Tokens, keys: Tensor, site: int, share: float, mask: int, vocab
     drawn = bits(keys[tokens.rows], site, tokens.places[:, None], 3)[:, 0]  # [T, 3]
     chosen, how, which = ((drawn >> 11) & (2**53 - 1)).double().mul(2.0**-53).unbind(1)
     hidden = (chosen < share) & (tokens.places > 0)
-    any_word = (which * (vocabulary - 1)).long() + 1  # but the first, whose row the words' table leaves to padding
+    any_word = (which * vocabulary).long()
     shown = torch.where(how < REPLACED, mask, torch.where(how < 1 - KEPT, any_word, tokens.ids))
     where = hidden.nonzero().squeeze(1)
     return Hidden(replace(tokens, ids=torch.where(hidden, shown, tokens.ids)), where, tokens.ids[where])
