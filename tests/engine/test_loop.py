@@ -105,8 +105,8 @@ def test_where_memory_does_not_suffice_batches_are_computed_in_more_parts(caplog
     torch.manual_seed(0)
     short = loop.start(Greedy(), stage, CPU)
     records = [list(loop.fit(state, Epoch(4), one, CPU)) for state, one in ((short, stage), (begin(parted), parted))]
-    assert [vars(r) | {"seconds": 0, "waited": 0} for r in records[0]] == [
-        vars(r) | {"seconds": 0, "waited": 0} for r in records[1]
+    assert [vars(r) | {"seconds": 0, "waited": 0, "prepared": 0} for r in records[0]] == [
+        vars(r) | {"seconds": 0, "waited": 0, "prepared": 0} for r in records[1]
     ]
     assert short.parts == 4 and short.capture()[1]["parts"] == 4
     assert [text.partition(":")[0] for text in caplog.messages] == ["Out of memory after step 0"] * 2
