@@ -61,7 +61,8 @@ def train(
     those who were told before. A training that somebody watches is one of many, and its test part stays closed.
     """
     if recipe.adapters is not None and base.given(recipe) is None:
-        raise UserError("adapters are added to what was learnt before: name the folder of another run, base=RUN.")
+        encoder = " or an encoder, model.pretrained" * hasattr(recipe.model, "pretrained")
+        raise UserError(f"adapters are added to what was learnt before: name the folder of another run, base=RUN{encoder}.")
     if watch is None:
         _refuse_trial(folder)
     tracking = tracking or remembered(folder)
