@@ -63,7 +63,7 @@ def test_fine_tuning_begins_where_pre_training_ended(pre_trained, tmp_path):
     before = json.loads((tmp_path / "run" / "evaluation" / "test" / "before-training" / "result.json").read_text())["values"]
     assert before["masked"] == pytest.approx(results.masked, abs=1e-6)
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [record["preparing_seconds"] > 0 for record in records if record["kind"] == "epoch"] == [True]
+    assert [record["preparing_seconds"] > 0 for record in records if record["kind"] == "clock"] == [True]
     written = run_page(tmp_path / "run")
     assert "Before and after training" in written and f">{before['masked']['mrr']:.4f}<" in written
     assert not any(name.startswith("word_head") for name in tuned.model.state_dict())

@@ -150,14 +150,14 @@ def _epoch(job: _Job, state: TrainState) -> None:
     epochs = sum(s.epochs for s in run.recipe.stages)
     if not position.global_step:
         logger.info(f"{steps} steps an epoch, {plan.targets:,} events to learn from, {plan.fill:.1%} of the positions filled")
-    watch, clock, prepared = monitor.Monitor(run.device), monitor.Clock(), 0.0
+    watch, clock = monitor.Monitor(run.device), monitor.Clock()
     with task(label, plan.targets, "events") as advance:
         for record in loop.fit(state, Some(plan, range(steps)), stage, run.device):
             left = job.pace.left(position.global_step, steps * (epochs - number) - position.step)
             world.passed(position.global_step)
             advance(record.asked, f"loss {record.loss:.4f}, all epochs {left}")
             watch.add(record.waited, record.targets)
-            prepared += record.prepared
+            clock.note("preparing", record.prepared)
             facts = {"gradient_norm": record.gradient_norm, "lr": record.lr, "epoch": position.epoch + 1}
             if job.metrics:
                 job.metrics.write("train", position.global_step, {**record.losses, **facts})
@@ -178,7 +178,6 @@ def _epoch(job: _Job, state: TrainState) -> None:
         "loss": position.loss / max(1, position.targets),
         "fill": plan.fill,
         "targets_per_second": (position.targets - before) / (time.monotonic() - began),
-        "preparing_seconds": prepared,
     }
     position.epoch, position.step, position.loss, position.targets = position.epoch + 1, 0, 0.0, 0
     told = _end(job, state, values, clock)

@@ -83,9 +83,13 @@ def collect_garbage(device: torch.device) -> None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether that is what an error says: torch has a class for accelerators alone."""
+    """Whether that is what an error says: torch has a class for accelerators alone.
+
+    oneDNN, whose products processors use, says that it "could not create a primitive" where it found no room for one.
+    """
     told = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in told or "allocate memory" in told
+    says = ("out of memory", "allocate memory", "could not create a primitive")
+    return isinstance(error, MemoryError) or any(words in told for words in says)
 
 
 def free_memory(device: torch.device) -> int:

@@ -77,13 +77,18 @@ class Clock:
 
     def __init__(self) -> None:
         self._read = time.perf_counter(), time.process_time()
+        self._noted: Usage = {}
+
+    def note(self, what: str, seconds: float) -> None:
+        """Tell of a part of what is read next."""
+        self._noted[f"{what}_seconds"] = self._noted.get(f"{what}_seconds", 0.0) + seconds
 
     def read(self, what: str) -> Usage:
-        """Them as `WHAT_seconds` and `WHAT_cpu_seconds`."""
+        """Them as `WHAT_seconds` and `WHAT_cpu_seconds`, with what was noted since."""
         now = time.perf_counter(), time.process_time()
         wall, cpu = now[0] - self._read[0], now[1] - self._read[1]
-        self._read = now
-        return {f"{what}_seconds": wall, f"{what}_cpu_seconds": cpu}
+        self._read, noted, self._noted = now, self._noted, {}
+        return {f"{what}_seconds": wall, f"{what}_cpu_seconds": cpu, **noted}
 
 
 def memory(device: torch.device) -> Usage:

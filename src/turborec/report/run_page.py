@@ -78,8 +78,9 @@ def run_page(folder: Path, run: Run | None = None, missing: str = "") -> str:
 def _spent(epoch: dict[str, Any], clock: list[dict[str, Any]]) -> dict[str, float]:
     """Seconds of an epoch: what the model did before its steps, its steps, its validation."""
     own = [one for one in clock if all(one.get(name) == epoch.get(name) for name in ("stage", "epoch"))]
-    training, validation = (sum(one.get(f"{what}_seconds", 0.0) for one in own) for what in ("training", "validation"))
-    before = epoch.get("preparing_seconds", 0.0)
+    before, training, validation = (
+        sum(one.get(f"{what}_seconds", 0.0) for one in own) for what in ("preparing", "training", "validation")
+    )
     return {"preparing": before, "stepping": max(0.0, training - before), "validating": validation}
 
 
