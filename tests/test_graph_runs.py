@@ -79,6 +79,8 @@ def test_a_run_learns_tastes_and_has_an_answer_for_everybody(model, places, tmp_
     )
     assert "training_windows" not in results[model].card
     assert measure(run.reopen(tmp_path / "run", places), "test").masked == results[model].masked
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert told is None or all(f"{name} of {ITEMS} of {ITEMS} items (6)" in log for name in told)
     epochs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert sum(record["kind"] == "epoch" for record in epochs) == 15
     # Somebody new with a history, somebody of whom no event is known, and a user of the tests alone.

@@ -27,6 +27,7 @@ from turborec.engine.trackers import KINDS, Tracking, remembered
 from turborec.errors import InterruptedRunError, UserError
 from turborec.evaluate import Result
 from turborec.files import write_whole
+from turborec.nn.modality import Modalities
 from turborec.nn.scan_loops import ran
 from turborec.nn.ssm import lowered
 from turborec.recipe import differences, dump, read
@@ -224,6 +225,9 @@ def _describe(run: Run) -> None:
         write_whole(run.folder / MODEL, json.dumps({"kind": run.recipe.model.kind, "parameters": vars(sizes)}, indent=1))
     adapted = f", {sizes.trained:,} ({sizes.trained / sizes.total:.2%}) of them trained" * (run.recipe.adapters is not None)
     adapted += f" beside {base.given(run.recipe)}" * (run.recipe.adapters is not None)
+    for tables in run.model.modules():
+        if isinstance(tables, Modalities):
+            logger.info(f"Features: {tables.told()}")
     dtype = str(hardware.compute_dtype(run.recipe.train.precision, run.device)).removeprefix("torch.")
     logger.info(
         f"Model: {run.recipe.model.kind} with {sizes.total:,} parameters, {sizes.body:,} in the body and {sizes.tables:,} in "

@@ -84,6 +84,11 @@ class Modalities(nn.Module):
         """Names with their tables."""
         return [(name, self[name]) for name in self.names]
 
+    def told(self) -> str:
+        """How many items each table has a row of."""
+        rows = [(name, one.there[1:], one.width) for name, one in self.each()]
+        return ", ".join(f"{name} of {int(there.sum()):,} of {len(there):,} items ({width})" for name, there, width in rows)
+
 
 def part_of(name: str) -> str:
     """How a module calls its part for a modality, whose own name may be one that `nn.ModuleDict` has, such as `type`."""
