@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from stores import store_of
-from turborec import recipes, run
+from turborec import baseline, recipes, run
 from turborec.engine import checkpoint
 from turborec.errors import UserError
 from turborec.features.pretrained import found_in
@@ -216,3 +216,17 @@ def test_vectors_of_items_with_numbers_of_their_own_are_not_kept(pre_trained, tm
     assert done.model.ids.weight.any()
     again = run.evaluate(run.reopen(tmp_path / "run", Places(tmp_path, None, store)), "test")
     assert again["recformer"].masked == tested["recformer"].masked
+
+
+def test_a_metric_that_was_0_before_has_no_ratio(pre_trained, tmp_path, caplog):
+    model = ENCODER | {"pretrained": str(pre_trained[0]), "texts": {"tokenizer": str(pre_trained[0])}}
+    done, tested = trained(places_of(tmp_path, "abcdef"), tmp_path / "run", model=model, train={"epochs": 1})
+    path = tmp_path / "run" / "evaluation" / "test" / "before-training" / "result.json"
+    written = json.loads(path.read_text())
+    written["values"]["masked"]["mrr"] = 0.0
+    path.write_text(json.dumps(written))
+    caplog.clear()
+    with caplog.at_level("INFO", logger="turborec"):
+        baseline.tell_after(done, tested["recformer"])
+    assert f"mrr 0.0000 -> {tested['recformer'].masked['mrr']:.4f}" in caplog.text
+    assert f"{tested['recformer'].masked['mrr']:.4f} (" not in caplog.text

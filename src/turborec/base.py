@@ -147,6 +147,13 @@ def given(recipe: AnyRecipe) -> str | None:
     return recipe.base or pretrained
 
 
+def require_given(recipe: AnyRecipe) -> None:
+    """A UserError for adapters beside weights that nobody has learnt."""
+    if recipe.adapters is not None and given(recipe) is None:
+        encoder = " or an encoder, model.pretrained" * hasattr(recipe.model, "pretrained")
+        raise UserError(f"adapters are added to what was learnt before: name the folder of another run, base=RUN{encoder}.")
+
+
 def begin(model: Model, recipe: AnyRecipe, store: Store) -> None:
     """Give a model of full size the weights of the recipe's base."""
     assert recipe.base is not None

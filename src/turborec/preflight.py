@@ -158,10 +158,10 @@ def _kernels(assembly: Assembly) -> Check:
 def _gradients(assembly: Assembly) -> Check:
     """The loss of the first batch and its gradients, computed as the run will."""
     recipe, model, device = assembly.recipe, assembly.model, assembly.device
-    if recipe.adapters is not None and base.given(recipe) is None:
-        return Check(
-            "gradients", "problem", "adapters are added to what was learnt before: name another run's folder, base=RUN."
-        )
+    try:
+        base.require_given(recipe)
+    except UserError as error:
+        return Check("gradients", "problem", str(error))
     if recipe.train.exchange.shard == "parameters":
         return Check("gradients", "note", "not tried: no process could hold all of them")
     epoch = training_batches(recipe, assembly.store, (world.rank(), world.size())).epoch(0)

@@ -1,7 +1,7 @@
 """A run, from store to result: data, models, engine and evaluation, and the folder that holds what came of them.
 
 A run folder holds recipe.yaml, environment.json, data.json, model.json, status.json, metrics.jsonl, log.txt, checkpoints/
-and evaluation/.
+and evaluation/; of a model of texts also tokenizer.json.
 """
 
 import argparse
@@ -61,9 +61,7 @@ def train(
     `steps` limits the steps of an epoch, for a trial. `tracking` names who else is told the metrics; where it is None,
     those who were told before. A training that somebody watches is one of many, and its test part stays closed.
     """
-    if recipe.adapters is not None and base.given(recipe) is None:
-        encoder = " or an encoder, model.pretrained" * hasattr(recipe.model, "pretrained")
-        raise UserError(f"adapters are added to what was learnt before: name the folder of another run, base=RUN{encoder}.")
+    base.require_given(recipe)
     if watch is None:
         _refuse_trial(folder)
     tracking = tracking or remembered(folder)

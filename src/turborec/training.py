@@ -130,10 +130,10 @@ def _warn_of_selection(run: Run, state: TrainState) -> None:
             f"help to select by a metric that sees every place (select=catalogue_auc){new}."
         )
     if still_rising(values):
-        logger.warning(
-            f"Validation {run.recipe.select} was still rising when the training ended: more epochs "
-            f"({'train' if not state.position.stage else f'then.{state.position.stage - 1}'}.epochs) would give a better model."
-        )
+        more = f"more epochs ({'train' if not state.position.stage else f'then.{state.position.stage - 1}'}.epochs)"
+        told = f"was still rising when the training ended: {more} would give a better model."
+        once = f"was measured once, so nobody knows whether {more} would give a better model."
+        logger.warning(f"Validation {run.recipe.select} {told if len(values) > 1 else once}")
 
 
 def _epoch(job: _Job, state: TrainState) -> None:

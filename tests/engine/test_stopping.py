@@ -125,7 +125,7 @@ def test_update_leaves_the_state_it_was_given() -> None:
 @pytest.mark.parametrize(
     ("values", "rising"),
     [
-        ([0.1], False),
+        ([0.1], True),
         ([0.1, 0.2], True),
         ([0.1, 0.2, 0.2], False),
         ([*[0.1] * 10, 0.15, 0.1005, 0.1, 0.1], False),

@@ -1,11 +1,15 @@
 """Items as tokens, against cutting each text by itself; and what is kept of them."""
 
 import pytest
+import torch
 
 from stores import store_of
+from turborec.data.batch import DataSpec
 from turborec.errors import UserError
 from turborec.features import tokens
 from turborec.features.tokens import Texts, lacking, tokens_of
+from turborec.models import recformer
+from turborec.nn.masked_words import MaskedWords
 
 pytest.importorskip("tokenizers", reason="text: tokenizers is not installed")
 
@@ -102,3 +106,21 @@ def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(tokens, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'turborec\[text\]'"):
         tokens_of(store_in(tmp_path / "store"), SMALL, None)
+
+
+def test_numbers_of_words_may_have_gaps_and_no_mask_is_needed_before_words_are_hidden(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {"<s>": 0, "<pad>": 1, "<unk>": 3, "title": 9, "A": 12, "blue": 30}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "gaps.json"))
+    config = SMALL.model_copy(update={"tokenizer": str(tmp_path / "gaps.json")})
+    store = store_in(tmp_path / "store")
+    found = tokens_of(store, config, tmp_path)
+    assert found.vocabulary == 31 and found.mask is None and found.ids.max() < 31
+    model = recformer.Config(width=8, heads=1, layers=1, hidden=8, texts=config)
+    spec = DataSpec(users=1, items=8, max_length=8, texts=found)
+    assert torch.isfinite(model.build(spec).encoded_of(torch.arange(1, 9))).all()
+    with pytest.raises(UserError, match="no <mask> or"):
+        model.model_copy(update={"masked_words": MaskedWords()}).build(spec)

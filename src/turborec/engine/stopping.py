@@ -34,7 +34,7 @@ def still_rising(values: Sequence[float]) -> bool:
     """Whether the last tenth of a stage's evaluations found a value better by a hundredth than all before."""
     tail = max(1, len(values) // 10)
     before, after = values[:-tail], values[-tail:]
-    return bool(before) and max(after) > 1.01 * max(before)
+    return not before or max(after) > 1.01 * max(before)
 
 
 class EarlyStopping(Config):

@@ -26,7 +26,7 @@ Floats = NDArray[np.float32]
 SHARDS_IN_MEMORY = 8
 
 MADE_TOGETHER = 8192
-"""Vectors between two of which nothing is kept: so many are lost by a kill."""
+"""Vectors that are made before they are kept: a kill loses no more than these."""
 
 log = logging.getLogger("turborec")
 

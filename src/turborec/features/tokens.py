@@ -227,24 +227,18 @@ def _keep(folder: Path, arrays: dict[str, torch.Tensor], tokenizer: Any, told: d
 
 
 def _described(arrays: dict[str, torch.Tensor], tokenizer: Any) -> ItemTokens:
-    numbers = {
-        role: next((number for name in names if (number := tokenizer.token_to_id(name)) is not None), None)
-        for role, names in ALIASES.items()
-    }
-    for role, names in ALIASES.items():
-        if numbers[role] is None and role != "mask":
-            raise UserError(f"model.texts.tokenizer has no {' or '.join(names)}: a model of texts needs one.")
+    begin, padding, mask = (_number(tokenizer, role) for role in ("begin", "padding", "mask"))
+    if begin is None or padding is None:
+        names = " or ".join(ALIASES["begin" if begin is None else "padding"])
+        raise UserError(f"model.texts.tokenizer has no {names}: a model of texts needs one.")
     words = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())  # of numbers, some of which may be no word's
-    return ItemTokens(
-        arrays["ids"],
-        arrays["types"],
-        arrays["offsets"],
-        words,
-        begin=numbers["begin"] or 0,
-        padding=numbers["padding"] or 0,
-        mask=numbers["mask"],
-        tokenizer=tokenizer.to_str(),
-    )
+    told = tokenizer.to_str()
+    return ItemTokens(arrays["ids"], arrays["types"], arrays["offsets"], words, begin, padding, mask, told)
+
+
+def _number(tokenizer: Any, role: str) -> int | None:
+    """The number of the token that has a role, where there is one."""
+    return next((number for name in ALIASES[role] if (number := tokenizer.token_to_id(name)) is not None), None)
 
 
 def require_same_words(folder: Path, tokenizer: str) -> None:

@@ -118,6 +118,8 @@ class Config(BaseConfig):
 class RecFormer(Model):
     """The module. The vectors of items are no parameters: they are encoded, and kept until they are encoded anew."""
 
+    made_anew: ClassVar[frozenset[str]] = frozenset(("table", "encoded"))
+
     def __init__(self, config: Config, spec: DataSpec) -> None:
         super().__init__()
         if spec.texts is None:
@@ -161,8 +163,6 @@ class RecFormer(Model):
                 raise UserError("model.masked_words: the tokenizer has no <mask> or [MASK], which hidden words are shown as.")
         if without := lacking(texts):
             logger.warning(f"{without:,} of {spec.items:,} items have no text: all of them are one and the same to this model.")
-
-    made_anew: ClassVar[frozenset[str]] = frozenset(("table", "encoded"))
 
     table: Tensor
     encoded: Tensor

@@ -110,12 +110,10 @@ def train(job: Job, folder: Path) -> dict[Part, Result]:
 
 def load_best(model: Adapted, folder: Path) -> None:
     """Put the weights that validation chose into the model."""
-    newest = checkpoint.load_latest(folder / "checkpoints")
-    if newest is None or newest.state["best_step"] is None:
+    chosen = checkpoint.load_chosen(folder / "checkpoints")
+    if chosen is None:
         raise UserError(f"{folder} has no weights of a whole epoch yet: go on with it first.")
-    best = newest.state["best_step"]
-    chosen = newest if best == newest.step else checkpoint.load(folder / "checkpoints" / f"step_{best:06d}")
-    model.load_state_dict(chosen.tensors["model"], strict=True)
+    model.load_state_dict(chosen, strict=True)
 
 
 def _fit(run: Assembled, folder: Path, interruption: Interruption) -> None:
