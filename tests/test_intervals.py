@@ -34,6 +34,17 @@ def test_columns_share_their_samples():
     np.testing.assert_allclose(means[:, 0] - means[:, 1], means[:, 2], rtol=0, atol=1e-14)
 
 
+def test_users_are_drawn_with_all_they_have():
+    generator = np.random.default_rng(1)
+    of_user = [generator.normal(size=(count, 2)) for count in generator.integers(0, 5, 30)]
+    means = np.asarray([rows.mean(axis=0) if len(rows) else (0, 0) for rows in of_user])
+    shares = np.tile([[len(rows)] for rows in of_user], 2)
+    drawn = np.random.default_rng(5).integers(0, 30, (200, 30))
+    plain = [np.concatenate([of_user[user] for user in users]).mean(axis=0) for users in drawn]
+    np.testing.assert_allclose(resampled_means(means, 200, seed=5, shares=shares.astype(float)), plain, rtol=0, atol=1e-13)
+    np.testing.assert_array_equal(resampled_means(means, 200, 5, np.ones((30, 2))), resampled_means(means, 200, 5))
+
+
 def test_intervals_agree_with_scipy():
     values = np.random.default_rng(2).exponential(size=200)
     low, high = percentile_intervals(resampled_means(values[:, None], 20_000))

@@ -1,5 +1,6 @@
 """Impressions and publication dates in evaluations, against the raw files of a generated twin of MIND."""
 
+import shutil
 import sys
 from datetime import UTC, datetime
 from importlib import import_module
@@ -10,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from results import run_of
 from scored import Table
 from stores import store_of
 from test_impressions import official
+from turborec.compare import Terms, compare
 from turborec.data.loader import Batches, evaluation_batches
 from turborec.data.prepare import Prepare, prepare
 from turborec.data.split import GlobalTime, LeaveOneOut
@@ -119,6 +122,32 @@ def test_what_nobody_had_seen_yet_is_no_candidate(raw, store, memory):
         if history == "kept":
             assert result.ranks["kept"].candidates.tolist() == sizes and min(sizes) < store.num_items
     assert "had seen by the time" in result.card["candidates"]
+
+
+def test_impressions_are_compared_by_users_with_all_they_were_shown(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("turborec.compare.FEWEST_USERS", 5)
+    metrics = (*OF_IMPRESSIONS, MRR())
+    runs = [str(run_of(tmp_path / n, store, skill, seed, metrics=metrics)) for n, skill, seed in (("a", 0, 1), ("b", 2, 2))]
+    found = compare(runs, Terms(metrics=("impression_auc", "mrr"), resamples=300, seed=3))
+    tables = [pq.read_table(Path(run) / "evaluation/test/sasrec/per_impression.parquet").to_pydict() for run in runs]
+    auc = [np.asarray(table["impression_auc"]) for table in tables]
+    one = found.differences[0]
+    assert (one.baseline, one.value) == pytest.approx([np.nanmean(values) for values in auc])
+    assert one.difference == pytest.approx(np.nanmean(auc[1] - auc[0]))
+    users = found.baseline.users
+    of_user = [(auc[1] - auc[0])[np.asarray(tables[0]["user"]) == user] for user in users]
+    drawn = np.random.default_rng(3).integers(0, len(users), (300, len(users)))
+    means = [np.nanmean(np.concatenate([of_user[user] for user in sample])) for sample in drawn]
+    assert (one.low, one.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
+    assert "with all that they were shown" in " ".join(found.remarks)
+
+    slices = compare(runs, Terms(metrics=("impression_auc",), resamples=50)).slices
+    shown = {user for user, values in zip(users, of_user, strict=True) if np.isfinite(values).any()}
+    assert slices and sum(s.users for s in slices if s.topic.startswith("events")) <= len(shown)
+
+    with pytest.raises(UserError, match=r"impression_auc .* the users has the mean"):  # the file of another run
+        shutil.copy(*(Path(run) / "evaluation/test/sasrec/per_impression.parquet" for run in runs))
+        compare(runs, Terms())
 
 
 def test_nobody_was_shown_anything(store):

@@ -90,7 +90,7 @@ class Comparison:
 
     def value(self, one: Contestant, metric: str) -> float:
         """A contestant's mean over users."""
-        return float(one.values[self.history][metric].mean())
+        return one.mean(self.history, metric)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -134,7 +134,7 @@ def compare(names: Sequence[str], terms: Terms) -> Comparison:
     metrics = _chosen(terms.metrics, metrics_of(contestants, history), main)
     found = corrected(differences(contestants, history, metrics, terms))
     main = main if main in metrics else metrics[0]
-    groups, left_out = slices_of(contestants[0], terms.store)
+    groups, left_out = slices_of(contestants[0], terms.store, main)
     slices = [
         Slice(topic, name, len(rows), differences(contestants, history, [main], terms, rows)) for topic, name, rows in groups
     ]
@@ -145,8 +145,10 @@ def compare(names: Sequence[str], terms: Terms) -> Comparison:
     return Comparison(contestants, history, metrics, found, _corrected_slices(slices), remarks + left_out)
 
 
-def slices_of(one: Contestant, given: Path | None = None) -> tuple[list[tuple[str, str, NDArray[np.int64]]], list[str]]:
-    """Topic, name and rows of the users of every slice, and why some are left out."""
+def slices_of(
+    one: Contestant, given: Path | None = None, metric: str = "mrr"
+) -> tuple[list[tuple[str, str, NDArray[np.int64]]], list[str]]:
+    """Topic, name and rows of the users of every slice that have a value of the metric, and why some are left out."""
     found = [
         ("events of the history", _span(low, high), rows)
         for low, high, rows in _quantile_groups(one.events.astype(np.float64), 4)
@@ -160,6 +162,8 @@ def slices_of(one: Contestant, given: Path | None = None) -> tuple[list[tuple[st
         found += by_popularity
         if not any(name.startswith(COLD) for _, name, _ in by_popularity):
             remarks.append("There are no cold items: every target has training events.")
+    counted = one.share(metric) > 0
+    found = [(topic, name, rows[counted[rows]]) for topic, name, rows in found]
     few = [f"{topic}, {name} ({len(rows)})" for topic, name, rows in found if len(rows) < FEWEST_USERS]
     if few:
         remarks.append(f"Slices of fewer than {FEWEST_USERS} users are left out: {'; '.join(few)}.")
@@ -214,15 +218,16 @@ def differences(
 ) -> list[Difference]:
     """Every metric and contestant against the first, not yet corrected."""
     pairs = [(metric, one) for metric in metrics for one in contestants[1:]]
-    first = [contestants[0].values[history][metric][rows] for metric, _ in pairs]
-    others = [one.values[history][metric][rows] for metric, one in pairs]
-    columns = np.stack([other - base for other, base in zip(others, first, strict=True)], axis=1)
-    means = resampled_means(columns, terms.resamples, terms.seed)
+    base = contestants[0]
+    columns = [one.values[history][metric][rows] - base.values[history][metric][rows] for metric, one in pairs]
+    shares = np.stack([base.share(metric)[rows] for metric, _ in pairs], axis=1)
+    means = resampled_means(np.stack(columns, axis=1), terms.resamples, terms.seed, shares)
     p = p_values(means)
-    facts = np.stack([columns.mean(axis=0), *percentile_intervals(means), p, p], axis=1).tolist()
+    values = [(one.mean(history, metric, rows), base.mean(history, metric, rows)) for metric, one in pairs]
+    bounds = np.stack([*percentile_intervals(means), p, p], axis=1).tolist()
     return [
-        Difference(one.name, metric, float(other.mean()), float(base.mean()), *numbers)
-        for (metric, one), other, base, numbers in zip(pairs, others, first, facts, strict=True)
+        Difference(one.name, metric, value, of_base, value - of_base, *numbers)
+        for (metric, one), (value, of_base), numbers in zip(pairs, values, bounds, strict=True)
     ]
 
 
@@ -240,10 +245,11 @@ def _corrected_slices(slices: list[Slice]) -> list[Slice]:
 
 def _method(contestants: Sequence[Contestant], metrics: list[str], terms: Terms) -> str:
     count = len(metrics) * (len(contestants) - 1)
+    several = " with all that they were shown" * any(metric in contestants[0].shares for metric in metrics)
     return (
         f"Differences are paired by user, with {LEVEL:.0%} percentile intervals from {terms.resamples:,} bootstrap resamples "
-        f"of the {len(contestants[0].users):,} users. p is two-sided and from the same resamples; by Holm's method it is "
-        f"corrected for the {count} comparison{'s' * (count > 1)} of the table, the intervals are not. The intervals are "
+        f"of the {len(contestants[0].users):,} users{several}. p is two-sided and from the same resamples; by Holm's method it "
+        f"is corrected for the {count} comparison{'s' * (count > 1)} of the table, the intervals are not. The intervals are "
         "about other users; what another seed would give is not in them."
     )
 
@@ -252,7 +258,7 @@ def _spread(one: Contestant, history: History, metrics: list[str]) -> str:
     """What the seeds of a contestant gave, each by itself."""
     told = []
     for metric in metrics:
-        means = [float(run.values[history][metric].mean()) for run in one.members]
+        means = [run.mean(history, metric) for run in one.members]
         told.append(f"{metric} {', '.join(f'{mean:.4f}' for mean in means)} (standard deviation {np.std(means, ddof=1):.4f})")
     return f"The seeds of {one.name}, each by itself: {'; '.join(told)}."
 

@@ -5,7 +5,7 @@ Letters: U users, P (user, target) pairs.
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Contestant:
     offsets: Int64  # [U + 1] into the targets
     targets: list[str]  # [P] raw ids
     values: dict[History, dict[str, Float64]]  # [U] by name of the metric
+    shares: dict[str, Float64] = field(default_factory=dict)  # [U] of metrics that are means over something else than users
     commit: str | None = None  # of the code that trained it, where that is known
     members: tuple["Contestant", ...] = ()  # the runs of other seeds that it is the average of
 
@@ -47,6 +48,14 @@ class Contestant:
     def seed(self) -> int:
         """The seed of the run."""
         return int(self.recipe["seed"])
+
+    def share(self, metric: str) -> Float64:
+        """Of how many each user's value is the mean: [U], of impressions where these are what the metric averages, else 1."""
+        return self.shares.get(metric, np.ones(len(self.users)))
+
+    def mean(self, history: History, metric: str, rows: Int64 | slice = slice(None)) -> float:
+        """The value of all users, or of those in `rows`."""
+        return float(np.average(self.values[history][metric][rows], weights=self.share(metric)[rows]))
 
 
 def read_all(names: Sequence[str], part: Part, store: Path | None = None, history: History | None = None) -> list[Contestant]:
@@ -185,15 +194,19 @@ def _read(folder: Path, model: str | None, part: Part, store: Path | None) -> Co
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{results / model / 'result.json'} cannot be read ({error}): evaluate the run again.") from error
     users, events, offsets, targets, values = _table(results / model, folder, key, store)
-    _require_agreement(results / model, values, told)
-    return Contestant(folder.name, folder, model, recipe, card, users, events, offsets, targets, values, _commit(folder))
+    own, shares = _of_impressions(results / model / "per_impression.parquet", users)
+    values = {history: values[history] | own for history in HISTORIES}
+    origin = (folder.name, folder, model, recipe, card)
+    found = Contestant(*origin, users, events, offsets, targets, values, shares, _commit(folder))
+    _require_agreement(results / model, found, told)
+    return found
 
 
-def _require_agreement(place: Path, values: dict[History, dict[str, Float64]], told: dict[History, dict[str, Any]]) -> None:
+def _require_agreement(place: Path, found: Contestant, told: dict[History, dict[str, Any]]) -> None:
     """Refuse values of users whose means are not those written beside them: a file was changed or damaged."""
     for history in HISTORIES:
-        for name, of_users in values[history].items():
-            mean, written = float(of_users.mean()), told[history].get(name)
+        for name in found.values[history]:
+            mean, written = found.mean(history, name), told[history].get(name)
             if written is None or not abs(mean - written) <= 1e-6 * max(1.0, abs(written)):
                 raise UserError(
                     f"{place}: the {name} ({history}) of the users has the mean {mean:.6f}, and result.json says {written}. "
@@ -244,6 +257,30 @@ def _from_parquet(path: Path) -> _Table:
         raise UserError(f"{path} cannot be read ({error}): evaluate the run again.") from error
 
 
+def _of_impressions(path: Path, users: list[str]) -> tuple[dict[str, Float64], dict[str, Float64]]:
+    """Each user's mean over impressions, by metric, and of how many it is one: two times [U]; 0 of 0 where there is none."""
+    if not path.is_file():
+        return {}, {}
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path)
+        row_of = {user: row for row, user in enumerate(users)}
+        rows = np.asarray([row_of[user] for user in table["user"].to_pylist()], dtype=np.int64)
+        columns = {
+            name: table[name].to_numpy().astype(np.float64) for name in table.column_names if name.startswith("impression_")
+        }
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error!r}): evaluate the run again.") from error
+    means, shares = {}, {}
+    for name, values in columns.items():
+        there = np.isfinite(values)
+        shares[name] = np.bincount(rows[there], minlength=len(users)).astype(np.float64)
+        means[name] = np.bincount(rows[there], values[there], minlength=len(users)) / np.maximum(shares[name], 1)
+    return means, shares
+
+
 def _metric_names(columns: Sequence[str], history: History) -> list[str]:
     suffix = f"_{history}"
     plain = (name.removesuffix(suffix) for name in columns if name.endswith(suffix))
@@ -291,7 +328,7 @@ def _plain(value: Any) -> str:
 def _aligned(first: Contestant, other: Contestant) -> Contestant:
     """`other` with its users in the order of the first's; a UserError where they are not the same users."""
     if other.users == first.users:
-        return other
+        return _shown_the_same(first, other)
     rows = {user: row for row, user in enumerate(other.users)}
     missing = [user for user in first.users if user not in rows]
     if missing or len(first.users) != len(other.users):
@@ -302,7 +339,17 @@ def _aligned(first: Contestant, other: Contestant) -> Contestant:
         )
     order = np.asarray([rows[user] for user in first.users])
     values: dict[History, dict[str, Float64]] = {h: {n: v[order] for n, v in other.values[h].items()} for h in HISTORIES}
-    return replace(other, users=first.users, events=first.events, offsets=first.offsets, targets=first.targets, values=values)
+    shares = {name: share[order] for name, share in other.shares.items()}
+    other = replace(other, users=first.users, events=first.events, offsets=first.offsets, targets=first.targets)
+    return _shown_the_same(first, replace(other, values=values, shares=shares))
+
+
+def _shown_the_same(first: Contestant, other: Contestant) -> Contestant:
+    """`other`; a UserError where the two count other impressions."""
+    for name in first.shares.keys() & other.shares.keys():
+        if not np.array_equal(first.shares[name], other.shares[name]):
+            raise UserError(f"{first.name} and {other.name} count different impressions in {name}. Evaluate both runs again.")
+    return other
 
 
 def _averaged(members: Sequence[Contestant]) -> dict[History, dict[str, Float64]]:

@@ -151,7 +151,9 @@ class Result:
             temporary = folder / ".per_user.parquet"
             self._write_parquet(temporary, store)
             temporary.replace(folder / "per_user.parquet")
-            if self.shown is not None:
+            if self.shown is None:
+                (folder / "per_impression.parquet").unlink(missing_ok=True)
+            else:
                 self._write_impressions(folder / "per_impression.parquet", self.shown, store)
         write_whole(folder / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
 

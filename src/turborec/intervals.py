@@ -1,6 +1,9 @@
 """Intervals and p values by the bootstrap over users, and their correction for many comparisons.
 
 Letters: U users, C columns (what is averaged over users: a metric, or a difference of two), R resamples.
+
+What is a mean over something that users have several of, or none, such as impressions, is the mean of the users' own means,
+each weighed by how many it is of; users are drawn with all they have (Cameron and Miller, 2015, on resampling clusters).
 """
 
 import numpy as np
@@ -16,13 +19,19 @@ CHUNK_BYTES = 32 * 2**20
 """Of the weights held at a time: one integer for each user and resample."""
 
 
-def resampled_means(values: Float64, resamples: int = RESAMPLES, seed: int = 0) -> Float64:
+def resampled_means(values: Float64, resamples: int = RESAMPLES, seed: int = 0, shares: Float64 | None = None) -> Float64:
     """Means of the columns in samples of U users drawn with replacement: [U, C] -> [R, C].
 
-    All columns see the same samples, so differences between them are paired. How often each user is drawn is a row of
-    weights; the means are the product of weights and values, as many rows at a time as `CHUNK_BYTES` allows.
+    `shares` [U, C] says of how many each value is the mean, one where None. All columns see the same samples, so differences
+    between them are paired. How often each user is drawn is a row of weights; the means are the product of weights and
+    values, as many rows at a time as `CHUNK_BYTES` allows.
     """
     users = len(values)
+    if shares is not None and (shares != 1).any():
+        sums = resampled_means(np.concatenate([values * shares, shares], axis=1), resamples, seed)
+        parts, wholes = np.split(sums, 2, axis=1)
+        ratios: Float64 = parts / wholes
+        return ratios
     generator = np.random.default_rng(seed)
     means = np.empty((resamples, values.shape[1]))
     at_once = max(1, CHUNK_BYTES // (8 * users))
