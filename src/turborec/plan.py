@@ -174,6 +174,7 @@ def _run_in_small(assembly: Assembly) -> int:
     As many users are ranked as can be: the shorter the histories of a batch, the more users it has, and the more scores.
     """
     recipe, store = assembly.recipe, assembly.store
+    hardware.collect_garbage(assembly.device)  # what the tried steps took is the run's to have
     users = max(1, min(recipe.evaluation.max_users or store.num_users, SCORES // store.num_items))
     smaller = {
         "train": recipe.train.model_copy(update={"epochs": 1}),

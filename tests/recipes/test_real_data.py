@@ -58,7 +58,7 @@ ELSEWHERE = {
     *("ml-20m/sasrec", "ml-20m/bert4rec", "ml-32m/sasrec"),
     *(f"ml-latest-small/{model}" for model in GRAPHS),  # their tables of features are computed first
     *(f"music4all/{model}" for model in ("mmgcn", "dragon", "lightgcn")),
-    *("mind-small/recformer", "mind-small/sasrec"),
+    *(f"mind-small/{model}" for model in ("recformer", "recformer-5m", "recformer-minilm", "recformer-base", "sasrec")),
     *(f"amazon-{name}/sasrec-texts" for name in ("beauty-2014", "games-2018", "gift-cards-2018")),
     "ml-1m/sasrec-texts",
 }

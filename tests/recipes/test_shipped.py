@@ -1,5 +1,6 @@
 """Every recipe that ships: it loads, comes back from its own dump, builds, and trains two steps."""
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -111,6 +112,30 @@ def test_the_studies_sizes_have_their_parameters_to_the_digit(size):
     found, width = without_data(recipe, items), recipe.model.width
     assert found.total == found.trained == expected and found.body + found.tables == expected
     assert found.tables == (items + 1) * ((1 if recipe.model.tied else 2) * width + 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "words", "expected"), [("5m", 12_000, 4.5e6), ("minilm", 30_522, 25.2e6), ("base", 50_265, 144e6)]
+)
+def test_recformer_s_sizes_have_their_parameters_to_the_digit(size, words, expected, tmp_path):
+    """Longformer's: four tables and a norm, and of each layer seven maps and the feed-forward layer, with their norms.
+
+    Left out: biases of global keys, which add the same to all that is compared, and, of the last layer where the first token
+    alone stands for a text, what the others would look for and show.
+    """
+    recipe = recipes.load(f"mind-small/recformer-{size}")
+    spec = described(DataSpec(1, 5, recipe.batches.max_length), store_of(tmp_path / "store", [[1, 2, 3]], items=5), ())
+    assert spec.texts is not None
+    spec = replace(spec, texts=replace(spec.texts, vocabulary=words))
+    with torch.device("meta"):
+        found = sum(weight.numel() for weight in recipe.model.build(spec).parameters())
+    config = recipe.model
+    width, layers, hidden = config.width, config.layers, config.hidden
+    tables = (words + config.max_tokens + 2 + 4 + recipe.batches.max_length + 1 + 2) * width
+    layer = 7 * (width**2 + width) + 2 * width * hidden + hidden + width + 4 * width
+    left_out = layers * width + (3 * (width**2 + width) if config.pooling == "first" else 0)
+    last_norm = 2 * width if config.norm == "pre" else 0
+    assert found == tables + layers * layer - left_out + last_norm == pytest.approx(expected, rel=0.01)
 
 
 def test_what_adapters_train_is_counted_without_data():

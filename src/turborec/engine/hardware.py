@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -76,10 +77,13 @@ def keep_freed_memory() -> bool:
 
 
 def collect_garbage(device: torch.device) -> None:
-    """Free what only cycles of references keep, and give an accelerator's cached memory back to it."""
+    """Free what only cycles of references keep, and give back freed memory that was kept, on an accelerator or here."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # elsewhere than glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def out_of_memory(error: BaseException) -> bool:
