@@ -85,6 +85,7 @@ def shape_of(recipe: AnyRecipe, items: int) -> Model:
 
 def assemble(recipe: AnyRecipe, store: Store, device: str = "auto") -> Assembly:
     """The recipe's model for this store, with freshly drawn weights, on the device it computes on."""
+    hardware.remember_few_shapes()
     chosen = hardware.device_of(world.local_device(device))
     torch.manual_seed(recipe.seed)  # the one draw from a global generator: the initial weights
     model = recipe.model.build(stores.spec_of(store, recipe))

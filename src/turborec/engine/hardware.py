@@ -17,6 +17,9 @@ from turborec.errors import UserError
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+SHAPES = 128
+"""Of products whose code is kept: those of a step."""
+
 LOAD = 0.2
 """Other work a processor may have before wall time says little: a load average of this much per core."""
 
@@ -74,6 +77,15 @@ def keep_freed_memory() -> bool:
     # Before 2.35 glibc allows no threshold above 32 MiB, and refuses a larger one.
     kept = any(mallopt(mmap_threshold, limit) for limit in (2**31 - 1, 32 * 2**20))
     return bool(kept and mallopt(trim_threshold, 2**31 - 1) and mallopt(top_pad, 64 * 2**20))
+
+
+def remember_few_shapes() -> None:
+    """Let oneDNN keep the code of `SHAPES` products and no more, unless the user has said how many; before the first product.
+
+    It writes code for each shape of a product in bfloat16, and batches seldom have the same one twice: the thousand that it
+    keeps by default took two gigabytes, for nothing (docs/log.md).
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(SHAPES))
 
 
 def collect_garbage(device: torch.device) -> None:
