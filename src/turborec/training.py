@@ -52,25 +52,13 @@ def fit(run: Run, steps: int | None, interruption: Interruption, tracking: Track
 
     `watch` is told what each epoch came to, when it is saved, and may raise to end the training.
     """
-    saved = _newest(run)
     if isinstance(run.model, Counted):
         run.model.count(run.store.training())
         if world.leads():
             checkpoint.save(run.checkpoints, 0, {"model": run.model.state_dict()}, {"best_step": None})
         world.wait()
         return
-    state = loop.start(run.model, run.recipe.stages[saved.state["position"]["stage"] if saved else 0], run.device)
-    if saved is None and run.recipe.adapters is None:  # beside which the model has begun already
-        run.model.begin()
-    if saved is None and run.recipe.base is not None and run.recipe.adapters is None:
-        base.begin(run.model, run.recipe, run.store)
-        logger.info("Beginning with the weights of %s", run.recipe.base)
-    if saved is None and watch is None and baseline.is_wanted(run.recipe):
-        baseline.measure_before(run)
-    if saved:
-        _refuse_other_batches(run, saved.state.get("tokens", run.recipe.batches.tokens))
-        state.restore(saved.tensors, saved.state)
-        logger.info("Going on after step %d", state.position.global_step)
+    state = _begin(run, watched=watch is not None)
     batches = training_batches(run.recipe, run.store, (world.rank(), world.size()))
     with _metrics(run, state, tracking) as metrics:
         job = _Job(run, batches, metrics, interruption, steps, watch, Pace(state.position.global_step))
@@ -91,6 +79,24 @@ def fit(run: Run, steps: int | None, interruption: Interruption, tracking: Track
     newest = _newest(run)
     if newest is not None:
         load_best(run, newest)
+
+
+def _begin(run: Run, watched: bool) -> TrainState:
+    """The state of the newest checkpoint, whose tensors are let go, or that of a training which begins."""
+    saved = _newest(run)
+    state = loop.start(run.model, run.recipe.stages[saved.state["position"]["stage"] if saved else 0], run.device)
+    if saved is None and run.recipe.adapters is None:  # beside which the model has begun already
+        run.model.begin()
+    if saved is None and run.recipe.base is not None and run.recipe.adapters is None:
+        base.begin(run.model, run.recipe, run.store)
+        logger.info("Beginning with the weights of %s", run.recipe.base)
+    if saved is None and not watched and baseline.is_wanted(run.recipe):
+        baseline.measure_before(run)
+    if saved:
+        _refuse_other_batches(run, saved.state.get("tokens", run.recipe.batches.tokens))
+        state.restore(saved.tensors, saved.state)
+        logger.info("Going on after step %d", state.position.global_step)
+    return state
 
 
 def adopt(run: Run, weights: Mapping[str, Tensor]) -> None:
