@@ -45,6 +45,16 @@ def test_users_are_drawn_with_all_they_have():
     np.testing.assert_array_equal(resampled_means(means, 200, 5, np.ones((30, 2))), resampled_means(means, 200, 5))
 
 
+def test_samples_of_nobody_with_a_value_say_nothing():
+    values, shares = np.array([[1.0], [3.0], *[[0.0]] * 8]), np.array([[1.0], [1.0], *[[0.0]] * 8])
+    means = resampled_means(values, 400, seed=2, shares=shares)
+    there = means[np.isfinite(means)]
+    assert 250 < len(there) < 400
+    (low,), (high,) = percentile_intervals(means)
+    assert (low, high) == pytest.approx(tuple(np.quantile(there, [0.025, 0.975])))
+    assert p_values(means - 2)[0] == p_values((there - 2)[:, None])[0]
+
+
 def test_intervals_agree_with_scipy():
     values = np.random.default_rng(2).exponential(size=200)
     low, high = percentile_intervals(resampled_means(values[:, None], 20_000))

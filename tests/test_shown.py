@@ -2,11 +2,13 @@
 
 import shutil
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -21,9 +23,10 @@ from turborec.data.prepare import Prepare, prepare
 from turborec.data.split import GlobalTime, LeaveOneOut
 from turborec.data.store import open_store
 from turborec.errors import UserError
-from turborec.evaluate import Evaluation, evaluate
+from turborec.evaluate import Evaluation, evaluate, targets_of
+from turborec.evaluate import _of_impressions as of_impressions
 from turborec.metrics import HR, MRR, CatalogueAUC, Coverage, ImpressionAUC, ImpressionMRR, ImpressionNDCG
-from turborec.ranking import Shown
+from turborec.ranking import Shown, Tally
 from turborec.sources.mind import Config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -148,6 +151,26 @@ def test_impressions_are_compared_by_users_with_all_they_were_shown(store, tmp_p
     with pytest.raises(UserError, match=r"impression_auc .* the users has the mean"):  # the file of another run
         shutil.copy(*(Path(run) / "evaluation/test/sasrec/per_impression.parquet" for run in runs))
         compare(runs, Terms())
+
+
+def test_values_of_impressions_that_are_missing_are_told(store, tmp_path):
+    runs = [run_of(tmp_path / name, store, seed=seed, metrics=(ImpressionAUC(), MRR())) for name, seed in (("a", 1), ("b", 2))]
+    place = runs[1] / "evaluation/test/sasrec/per_impression.parquet"
+    table = pq.read_table(place)
+    nowhere = pa.array(np.full(len(table), np.nan))
+    pq.write_table(table.set_column(table.column_names.index("impression_auc"), "impression_auc", nowhere), place)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"b.*per_impression.parquet has no value of impression_auc"):
+            compare([str(run) for run in runs], Terms())
+        place.unlink(missing_ok=True)
+
+
+def test_impressions_in_which_everything_was_clicked_are_told(raw, store):
+    shown = Shown.of(store, "test", store.users_of("test"))
+    config = Evaluation(metrics=(ImpressionAUC(),))
+    tally = Tally.empty(targets_of(store, "test", config), 0, store.num_items, shown)
+    with pytest.raises(UserError, match="impression_auc: whoever takes part clicked everything"):
+        of_impressions(tally, replace(shown, clicked=np.ones_like(shown.clicked)), config)
 
 
 def test_nobody_was_shown_anything(store):

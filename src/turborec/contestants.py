@@ -195,6 +195,11 @@ def _read(folder: Path, model: str | None, part: Part, store: Path | None) -> Co
         raise UserError(f"{results / model / 'result.json'} cannot be read ({error}): evaluate the run again.") from error
     users, events, offsets, targets, values = _table(results / model, folder, key, store)
     own, shares = _of_impressions(results / model / "per_impression.parquet", users)
+    if (results / model / "per_user.parquet").is_file():  # without pyarrow no values of impressions are written
+        asked = [name for name in told["masked"] if name.startswith("impression_")]
+        if lacking := [name for name in asked if not shares.get(name, np.zeros(1)).any()]:
+            place = results / model / "per_impression.parquet"
+            raise UserError(f"{place} has no value of {', '.join(lacking)}, and result.json has: evaluate the run again.")
     values = {history: values[history] | own for history in HISTORIES}
     origin = (folder.name, folder, model, recipe, card)
     found = Contestant(*origin, users, events, offsets, targets, values, shares, _commit(folder))

@@ -313,7 +313,13 @@ def _of_impressions(tally: Tally, shown: Shown | None, config: Evaluation) -> di
         )
     cuts = [metric.k for metric in config.of_impressions if isinstance(metric, ImpressionNDCG)]
     found = impressions.values(tally.scores, shown.clicked, shown.offsets, cuts)
-    return {metric.name: found[metric.name.removeprefix("impression_")] for metric in config.of_impressions}
+    values = {metric.name: found[metric.name.removeprefix("impression_")] for metric in config.of_impressions}
+    if nowhere := [name for name, of_each in values.items() if np.isnan(of_each).all()]:
+        raise UserError(
+            f"{', '.join(nowhere)}: whoever takes part clicked everything that was shown, so nothing is ranked. Choose another "
+            "part or split, or leave it out of evaluation.metrics."
+        )
+    return values
 
 
 def protocol(store_card: Mapping[str, Any], config: Evaluation, part: Part, max_length: int, users: int) -> dict[str, Any]:

@@ -30,7 +30,8 @@ def resampled_means(values: Float64, resamples: int = RESAMPLES, seed: int = 0, 
     if shares is not None and (shares != 1).any():
         sums = resampled_means(np.concatenate([values * shares, shares], axis=1), resamples, seed)
         parts, wholes = np.split(sums, 2, axis=1)
-        ratios: Float64 = parts / wholes
+        with np.errstate(invalid="ignore"):
+            ratios: Float64 = parts / wholes  # NaN where a sample has nobody with a value
         return ratios
     generator = np.random.default_rng(seed)
     means = np.empty((resamples, values.shape[1]))
@@ -47,7 +48,8 @@ def resampled_means(values: Float64, resamples: int = RESAMPLES, seed: int = 0, 
 
 def percentile_intervals(means: Float64, level: float = LEVEL) -> tuple[Float64, Float64]:
     """Between which bounds the middle share `level` of the resampled means lies: [R, C] -> two [C]."""
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    bounds = [(1 - level) / 2, (1 + level) / 2]
+    low, high = (np.nanquantile if np.isnan(means).any() else np.quantile)(means, bounds, axis=0)
     return low, high
 
 
@@ -57,7 +59,7 @@ def p_values(differences: Float64) -> Float64:
     Twice the share of resamples on the other side of 0, the sample itself counted as one of them (Davison and Hinkley,
     1997, section 4.2), so that none is below 2 / (R + 1).
     """
-    resamples = len(differences)
+    resamples = np.count_nonzero(~np.isnan(differences), axis=0)
     not_above, not_below = (1 + np.count_nonzero(side, axis=0) for side in (differences <= 0, differences >= 0))
     smaller: Float64 = np.minimum(not_above, not_below)
     values: Float64 = np.minimum(1.0, 2 * smaller / (resamples + 1))
