@@ -38,16 +38,16 @@ def test_users_are_drawn_with_all_they_have():
     generator = np.random.default_rng(1)
     of_user = [generator.normal(size=(count, 2)) for count in generator.integers(0, 5, 30)]
     means = np.asarray([rows.mean(axis=0) if len(rows) else (0, 0) for rows in of_user])
-    shares = np.tile([[len(rows)] for rows in of_user], 2)
+    counts = np.tile([[len(rows)] for rows in of_user], 2)
     drawn = np.random.default_rng(5).integers(0, 30, (200, 30))
     plain = [np.concatenate([of_user[user] for user in users]).mean(axis=0) for users in drawn]
-    np.testing.assert_allclose(resampled_means(means, 200, seed=5, shares=shares.astype(float)), plain, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(resampled_means(means, 200, seed=5, counts=counts.astype(float)), plain, rtol=0, atol=1e-13)
     np.testing.assert_array_equal(resampled_means(means, 200, 5, np.ones((30, 2))), resampled_means(means, 200, 5))
 
 
 def test_samples_of_nobody_with_a_value_say_nothing():
-    values, shares = np.array([[1.0], [3.0], *[[0.0]] * 8]), np.array([[1.0], [1.0], *[[0.0]] * 8])
-    means = resampled_means(values, 400, seed=2, shares=shares)
+    values, counts = np.array([[1.0], [3.0], *[[0.0]] * 8]), np.array([[1.0], [1.0], *[[0.0]] * 8])
+    means = resampled_means(values, 400, seed=2, counts=counts)
     there = means[np.isfinite(means)]
     assert 250 < len(there) < 400
     (low,), (high,) = percentile_intervals(means)

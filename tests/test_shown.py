@@ -159,10 +159,14 @@ def test_values_of_impressions_that_are_missing_are_told(store, tmp_path):
     table = pq.read_table(place)
     nowhere = pa.array(np.full(len(table), np.nan))
     pq.write_table(table.set_column(table.column_names.index("impression_auc"), "impression_auc", nowhere), place)
-    for _ in range(2):
-        with pytest.raises(UserError, match=r"b.*per_impression.parquet has no value of impression_auc"):
-            compare([str(run) for run in runs], Terms())
-        place.unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"b.*per_impression.parquet has no value of impression_auc.* evaluate the run again"):
+        compare([str(run) for run in runs], Terms())
+    pq.write_table(table.drop_columns("impression_auc"), place)
+    with pytest.raises(UserError, match=r"b.*per_impression.parquet cannot be read .*impression_auc.* evaluate the run again"):
+        compare([str(run) for run in runs], Terms())
+    place.unlink()
+    with pytest.raises(UserError, match=r"b.*per_impression.parquet cannot be read .*FileNotFound.* evaluate the run again"):
+        compare([str(run) for run in runs], Terms())
 
 
 def test_impressions_in_which_everything_was_clicked_are_told(raw, store):

@@ -162,7 +162,7 @@ def slices_of(
         found += by_popularity
         if not any(name.startswith(COLD) for _, name, _ in by_popularity):
             remarks.append("There are no cold items: every target has training events.")
-    counted = one.share(metric) > 0
+    counted = one.count_of(metric) > 0
     found = [(topic, name, rows[counted[rows]]) for topic, name, rows in found]
     few = [f"{topic}, {name} ({len(rows)})" for topic, name, rows in found if len(rows) < FEWEST_USERS]
     if few:
@@ -220,8 +220,8 @@ def differences(
     pairs = [(metric, one) for metric in metrics for one in contestants[1:]]
     base = contestants[0]
     columns = [one.values[history][metric][rows] - base.values[history][metric][rows] for metric, one in pairs]
-    shares = np.stack([base.share(metric)[rows] for metric, _ in pairs], axis=1)
-    means = resampled_means(np.stack(columns, axis=1), terms.resamples, terms.seed, shares)
+    counts = np.stack([base.count_of(metric)[rows] for metric, _ in pairs], axis=1)
+    means = resampled_means(np.stack(columns, axis=1), terms.resamples, terms.seed, counts)
     p = p_values(means)
     values = [(one.mean(history, metric, rows), base.mean(history, metric, rows)) for metric, one in pairs]
     bounds = np.stack([*percentile_intervals(means), p, p], axis=1).tolist()
@@ -245,7 +245,7 @@ def _corrected_slices(slices: list[Slice]) -> list[Slice]:
 
 def _method(contestants: Sequence[Contestant], metrics: list[str], terms: Terms) -> str:
     count = len(metrics) * (len(contestants) - 1)
-    several = " with all that they were shown" * any(metric in contestants[0].shares for metric in metrics)
+    several = " with all that they were shown" * any(metric in contestants[0].counts for metric in metrics)
     return (
         f"Differences are paired by user, with {LEVEL:.0%} percentile intervals from {terms.resamples:,} bootstrap resamples "
         f"of the {len(contestants[0].users):,} users{several}. p is two-sided and from the same resamples; by Holm's method it "

@@ -40,7 +40,7 @@ class Contestant:
     offsets: Int64  # [U + 1] into the targets
     targets: list[str]  # [P] raw ids
     values: dict[History, dict[str, Float64]]  # [U] by name of the metric
-    shares: dict[str, Float64] = field(default_factory=dict)  # [U] of metrics that are means over something else than users
+    counts: dict[str, Float64] = field(default_factory=dict)  # [U] of metrics that are means over something else than users
     commit: str | None = None  # of the code that trained it, where that is known
     members: tuple["Contestant", ...] = ()  # the runs of other seeds that it is the average of
 
@@ -49,13 +49,13 @@ class Contestant:
         """The seed of the run."""
         return int(self.recipe["seed"])
 
-    def share(self, metric: str) -> Float64:
+    def count_of(self, metric: str) -> Float64:
         """Of how many each user's value is the mean: [U], of impressions where these are what the metric averages, else 1."""
-        return self.shares.get(metric, np.ones(len(self.users)))
+        return self.counts.get(metric, np.ones(len(self.users)))
 
     def mean(self, history: History, metric: str, rows: Int64 | slice = slice(None)) -> float:
         """The value of all users, or of those in `rows`."""
-        return float(np.average(self.values[history][metric][rows], weights=self.share(metric)[rows]))
+        return float(np.average(self.values[history][metric][rows], weights=self.count_of(metric)[rows]))
 
 
 def read_all(names: Sequence[str], part: Part, store: Path | None = None, history: History | None = None) -> list[Contestant]:
@@ -194,15 +194,10 @@ def _read(folder: Path, model: str | None, part: Part, store: Path | None) -> Co
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{results / model / 'result.json'} cannot be read ({error}): evaluate the run again.") from error
     users, events, offsets, targets, values = _table(results / model, folder, key, store)
-    own, shares = _of_impressions(results / model / "per_impression.parquet", users)
-    if (results / model / "per_user.parquet").is_file():  # without pyarrow no values of impressions are written
-        asked = [name for name in told["masked"] if name.startswith("impression_")]
-        if lacking := [name for name in asked if not shares.get(name, np.zeros(1)).any()]:
-            place = results / model / "per_impression.parquet"
-            raise UserError(f"{place} has no value of {', '.join(lacking)}, and result.json has: evaluate the run again.")
+    own, counts = _of_impressions(results / model, [name for name in told["masked"] if name.startswith("impression_")], users)
     values = {history: values[history] | own for history in HISTORIES}
     origin = (folder.name, folder, model, recipe, card)
-    found = Contestant(*origin, users, events, offsets, targets, values, shares, _commit(folder))
+    found = Contestant(*origin, users, events, offsets, targets, values, counts, _commit(folder))
     _require_agreement(results / model, found, told)
     return found
 
@@ -262,10 +257,11 @@ def _from_parquet(path: Path) -> _Table:
         raise UserError(f"{path} cannot be read ({error}): evaluate the run again.") from error
 
 
-def _of_impressions(path: Path, users: list[str]) -> tuple[dict[str, Float64], dict[str, Float64]]:
+def _of_impressions(place: Path, names: list[str], users: list[str]) -> tuple[dict[str, Float64], dict[str, Float64]]:
     """Each user's mean over impressions, by metric, and of how many it is one: two times [U]; 0 of 0 where there is none."""
-    if not path.is_file():
+    if not names or not (place / "per_user.parquet").is_file():  # a bare machine writes no impressions
         return {}, {}
+    path = place / "per_impression.parquet"
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -273,17 +269,17 @@ def _of_impressions(path: Path, users: list[str]) -> tuple[dict[str, Float64], d
         table = parquet.read_table(path)
         row_of = {user: row for row, user in enumerate(users)}
         rows = np.asarray([row_of[user] for user in table["user"].to_pylist()], dtype=np.int64)
-        columns = {
-            name: table[name].to_numpy().astype(np.float64) for name in table.column_names if name.startswith("impression_")
-        }
+        columns = {name: table[name].to_numpy().astype(np.float64) for name in names}
     except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error!r}): evaluate the run again.") from error
-    means, shares = {}, {}
+    means, counts = {}, {}
     for name, values in columns.items():
         there = np.isfinite(values)
-        shares[name] = np.bincount(rows[there], minlength=len(users)).astype(np.float64)
-        means[name] = np.bincount(rows[there], values[there], minlength=len(users)) / np.maximum(shares[name], 1)
-    return means, shares
+        if not there.any():
+            raise UserError(f"{path} has no value of {name}, and result.json has: evaluate the run again.")
+        counts[name] = np.bincount(rows[there], minlength=len(users)).astype(np.float64)
+        means[name] = np.bincount(rows[there], values[there], minlength=len(users)) / np.maximum(counts[name], 1)
+    return means, counts
 
 
 def _metric_names(columns: Sequence[str], history: History) -> list[str]:
@@ -344,15 +340,15 @@ def _aligned(first: Contestant, other: Contestant) -> Contestant:
         )
     order = np.asarray([rows[user] for user in first.users])
     values: dict[History, dict[str, Float64]] = {h: {n: v[order] for n, v in other.values[h].items()} for h in HISTORIES}
-    shares = {name: share[order] for name, share in other.shares.items()}
+    counts = {name: count[order] for name, count in other.counts.items()}
     other = replace(other, users=first.users, events=first.events, offsets=first.offsets, targets=first.targets)
-    return _shown_the_same(first, replace(other, values=values, shares=shares))
+    return _shown_the_same(first, replace(other, values=values, counts=counts))
 
 
 def _shown_the_same(first: Contestant, other: Contestant) -> Contestant:
     """`other`; a UserError where the two count other impressions."""
-    for name in first.shares.keys() & other.shares.keys():
-        if not np.array_equal(first.shares[name], other.shares[name]):
+    for name in first.counts.keys() & other.counts.keys():
+        if not np.array_equal(first.counts[name], other.counts[name]):
             raise UserError(f"{first.name} and {other.name} count different impressions in {name}. Evaluate both runs again.")
     return other
 

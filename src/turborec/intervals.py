@@ -19,16 +19,16 @@ CHUNK_BYTES = 32 * 2**20
 """Of the weights held at a time: one integer for each user and resample."""
 
 
-def resampled_means(values: Float64, resamples: int = RESAMPLES, seed: int = 0, shares: Float64 | None = None) -> Float64:
+def resampled_means(values: Float64, resamples: int = RESAMPLES, seed: int = 0, counts: Float64 | None = None) -> Float64:
     """Means of the columns in samples of U users drawn with replacement: [U, C] -> [R, C].
 
-    `shares` [U, C] says of how many each value is the mean, one where None. All columns see the same samples, so differences
+    `counts` [U, C] says of how many each value is the mean, one where None. All columns see the same samples, so differences
     between them are paired. How often each user is drawn is a row of weights; the means are the product of weights and
     values, as many rows at a time as `CHUNK_BYTES` allows.
     """
     users = len(values)
-    if shares is not None and (shares != 1).any():
-        sums = resampled_means(np.concatenate([values * shares, shares], axis=1), resamples, seed)
+    if counts is not None and (counts != 1).any():
+        sums = resampled_means(np.concatenate([values * counts, counts], axis=1), resamples, seed)
         parts, wholes = np.split(sums, 2, axis=1)
         with np.errstate(invalid="ignore"):
             ratios: Float64 = parts / wholes  # NaN where a sample has nobody with a value

@@ -143,8 +143,8 @@ def _table(everybody: list[contestants.Contestant], history: History, folder: Pa
     """A row for each metric: its name, and value, low and high of each model; a list metric has no interval."""
     names = contestants.metrics_of(everybody, history)
     columns = np.stack([one.values[history][name] for name in names for one in everybody], axis=1)
-    shares = np.stack([one.share(name) for name in names for one in everybody], axis=1)
-    drawn = resampled_means(columns, RESAMPLES, shares=shares)
+    counts = np.stack([one.count_of(name) for name in names for one in everybody], axis=1)
+    drawn = resampled_means(columns, RESAMPLES, counts=counts)
     low, high = (side.reshape(len(names), -1) for side in percentile_intervals(drawn))
     means = np.asarray([[one.mean(history, name) for one in everybody] for name in names])
     rows = [
